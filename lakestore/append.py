@@ -1,0 +1,208 @@
+"""Append: coerce, drop duplicates, journal, acknowledge.
+
+Order of effects: frame in the journal, batches in the buffer, fdatasync, visible, acknowledged.
+The commit point is the fdatasync (level `disk`), the write (`os`) or the buffer (`memory`).
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lakestore.buffer import Buffer
+from lakestore.coerce import to_batches
+from lakestore.errors import InvalidInputError
+from lakestore.idhash import Hashes, IdIndex, hash_batch, identities, repeated
+from lakestore.schema import TableSchema
+from lakestore.settings import Settings
+from lakestore.snapshot import GenerationId
+
+Level = Literal["memory", "os", "disk"]
+LEVELS = ("memory", "os", "disk")
+_REBUILD_ROWS = 4_000_000
+
+
+@dataclass(frozen=True)
+class Position:
+    """A place in a journal; `lake.wait` makes everything before it durable."""
+
+    table: str
+    generation: GenerationId
+    offset: int
+
+
+@dataclass(frozen=True)
+class Ack:
+    """What an append promises: `rows` accepted at `level`, `duplicates` known already.
+
+    `position` is None when there was nothing to write.
+    """
+
+    rows: int
+    duplicates: int
+    level: Level
+    position: Position | None
+
+
+class Appender:
+    """Accepts events of one table; any number of threads may call it."""
+
+    def __init__(
+        self,
+        table: str,
+        schema: TableSchema,
+        buffer: Buffer,
+        settings: Settings,
+        find_published: Callable[[pa.Array], pa.Table],
+        on_append: Callable[[], None],
+    ) -> None:
+        self._table = table
+        self._schema = schema
+        self._buffer = buffer
+        self._settings = settings
+        self._find_published = find_published
+        self._on_append = on_append
+        self._known = IdIndex()  # guarded by buffer.lock
+
+    def append(self, data: Any, producer: str | None, seq: int | None, level: str) -> Ack:
+        """Accept a batch whole, or raise and accept nothing.
+
+        Raises:
+            SchemaError, InvalidInputError: the batch does not fit.
+            BackpressureError: the buffer stayed full.
+            StorageError: the disk refused.
+        """
+        level = check_level(level)
+        _check_producer(producer, seq)
+        batches = to_batches(data, self._schema)
+        if not batches:
+            return Ack(0, 0, level, None)
+        rows = sum(batch.num_rows for batch in batches)
+        hashes = self._hashes(batches)
+        buffer = self._buffer
+        with buffer.lock:
+            if (
+                producer is not None
+                and seq is not None
+                and seq <= buffer.producers.get(producer, -1)
+            ):
+                fresh = []
+            else:
+                buffer.wait_for_room(self._settings.buffer_bytes, self._settings.append_timeout_s)
+                fresh, hashes = self._drop_duplicates(batches, hashes)
+            if fresh:
+                generation, end = buffer.append(fresh, producer, seq, queue=level == "memory")
+                for part in hashes:
+                    self._known.add(part)
+                if level != "disk":
+                    buffer.publish(generation, end)
+        accepted = sum(batch.num_rows for batch in fresh)
+        if not fresh:
+            # Its rows are known, but are they durable? Whoever sent them first may still wait.
+            self.sync_all(level)
+            return Ack(0, rows, level, None)
+        if level == "disk":
+            buffer.sync(generation, end)
+        self._on_append()
+        position = Position(self._table, generation.id, end)
+        return Ack(accepted, rows - accepted, level, position)
+
+    def sync_all(self, level: Level) -> None:
+        """Bring everything accepted so far to `level`."""
+        if level == "memory":
+            return
+        self._buffer.sync_all()
+
+    def learn(self, hashes: Hashes) -> None:
+        """Take hashes of rows that are published, or recovered."""
+        with self._buffer.lock:
+            self._known.add(hashes)
+
+    def forget_sealed(self, unsealed: Callable[[], Hashes]) -> None:
+        """Shrink the index to unsealed rows, once sealed ones make up most of it."""
+        if len(self._known) < _REBUILD_ROWS:
+            return
+        published = unsealed()
+        with self._buffer.lock:
+            index = IdIndex()
+            index.add(published)
+            for part in self._hashes(self._buffer.all_batches()):
+                index.add(part)
+            self._known = index
+
+    def _hashes(self, batches: list[pa.RecordBatch]) -> list[Hashes]:
+        if self._schema.dedup == "none":
+            return []
+        return [hash_batch(batch, self._schema) for batch in batches]
+
+    def _drop_duplicates(
+        self, batches: list[pa.RecordBatch], hashes: list[Hashes]
+    ) -> tuple[list[pa.RecordBatch], list[Hashes]]:
+        """The rows not seen before, and their hashes. Hashes only nominate; ids decide."""
+        if not hashes:
+            return batches, hashes
+        every = hashes[0] if len(hashes) == 1 else np.concatenate(hashes)
+        suspect = self._known.contains(every) | repeated(every)
+        if not suspect.any():
+            return batches, hashes
+        borders = np.cumsum([len(part) for part in hashes])[:-1]
+        return self._decide(batches, hashes, np.split(suspect, borders))
+
+    def _decide(
+        self,
+        batches: list[pa.RecordBatch],
+        hashes: list[Hashes],
+        suspects: list[npt.NDArray[np.bool_]],
+    ) -> tuple[list[pa.RecordBatch], list[Hashes]]:
+        """Compare suspects' ids with those held and published, and among themselves."""
+        schema = self._schema
+        wanted = pa.concat_arrays(
+            [
+                b.column(schema.event_id).filter(pa.array(m))
+                for b, m in zip(batches, suspects, strict=True)
+            ]
+        )
+        known: set[object] = set()
+        for held in self._buffer.all_batches():
+            hit = pc.is_in(held.column(schema.event_id), value_set=wanted)
+            if hit.true_count:
+                known.update(identities(held.filter(hit), schema))
+        known.update(identities(self._find_published(wanted), schema))
+        fresh, fresh_hashes = [], []
+        for batch, part, mask in zip(batches, hashes, suspects, strict=True):
+            keep = np.ones(batch.num_rows, dtype=np.bool_)
+            rows = np.flatnonzero(mask)
+            for row, identity in zip(
+                rows, identities(batch.filter(pa.array(mask)), schema), strict=True
+            ):
+                keep[row] = identity not in known
+                known.add(identity)
+            if keep.all():
+                fresh.append(batch)
+                fresh_hashes.append(part)
+            elif keep.any():
+                fresh.append(batch.filter(pa.array(keep)))
+                fresh_hashes.append(part[keep])
+        return fresh, fresh_hashes
+
+
+def check_level(level: str) -> Level:
+    """`level`, when it is a level of acknowledgement; raises `InvalidInputError`."""
+    if level not in LEVELS:
+        raise InvalidInputError(f"level {level!r} is none of {', '.join(LEVELS)}")
+    return level  # type: ignore[return-value]
+
+
+def _check_producer(producer: str | None, seq: int | None) -> None:
+    if (producer is None) != (seq is None):
+        raise InvalidInputError("producer and seq go together: pass both or neither")
+    if producer is None:
+        return
+    if not isinstance(producer, str) or not producer or len(producer.encode()) > 512:
+        raise InvalidInputError("producer must be 1 to 512 bytes of text")
+    if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**63:
+        raise InvalidInputError(f"seq {seq!r} is not an integer from 0 to 2**63 - 1")

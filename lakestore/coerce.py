@@ -1,0 +1,376 @@
+"""Whatever a caller appends → record batches of the table's schema, or an error that says where.
+
+Accepted: anything with the Arrow PyCapsule interface (pyarrow, Polars, pandas, DuckDB), a Polars
+LazyFrame, a pyarrow dataset or scanner, one event as a mapping, or an iterable of mappings.
+Casts are safe ones only: numbers that keep their value, text to times and decimals, times to
+other units and zones. A time without a zone is UTC.
+"""
+
+import os
+from collections.abc import Iterable, Mapping
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lakestore import quoting
+from lakestore.columns import Column, check_unique, plain_type
+from lakestore.errors import InvalidInputError, SchemaError
+from lakestore.schema import TableSchema
+from lakestore.settings import MIB
+
+MIN_TIME = datetime(1678, 1, 1, tzinfo=UTC)
+MAX_TIME = datetime(2262, 1, 1, tzinfo=UTC)
+"""Event times that a 64-bit count of nanoseconds can hold, so that every engine can read them."""
+
+FRAME_ROWS = 65_536
+FRAME_BYTES = 16 * MIB
+_MIN_US = int(MIN_TIME.timestamp()) * 1_000_000
+_MAX_US = int(MAX_TIME.timestamp()) * 1_000_000
+
+
+def to_batches(data: Any, schema: TableSchema) -> list[pa.RecordBatch]:
+    """All of `data` as record batches of the table's schema; empty when there are no rows.
+
+    A batch has at most 65,536 rows and about 16 MiB, the size of a journal frame.
+
+    Raises:
+        SchemaError: a column is unknown, missing, doubled or of another type; a value does not
+            fit, is null where it must not be, or is no possible time. Names row, column, value.
+        InvalidInputError: `data` is nothing that events come in.
+    """
+    table = _to_table(data, schema)
+    check_unique(table.schema.names, "the batch")
+    for name in table.schema.names:
+        if name not in schema.names:
+            raise SchemaError(f"unknown column {name!r}; the table has {', '.join(schema.names)}")
+    _validate(table)
+    if table.schema.names != list(schema.names) or table.schema.types != schema.arrow.types:
+        table = _derived(table, schema)
+        table = pa.table(
+            [_column(table, column, schema) for column in schema.columns], schema=schema.arrow
+        )
+    elif not table.schema.equals(schema.arrow):
+        table = pa.table(_filled(table, schema), schema=schema.arrow)
+    _check_required(table, schema)
+    _check_times(table.column(schema.event_time), schema)
+    return _frames(table)
+
+
+def _frames(table: pa.Table) -> list[pa.RecordBatch]:
+    if table.num_rows == 0:
+        return []
+    rows = max(1, min(FRAME_ROWS, FRAME_BYTES * table.num_rows // max(1, table.nbytes)))
+    chunks = table.column(0).num_chunks
+    if chunks > 1 and table.num_rows < chunks * rows // 2:
+        table = table.combine_chunks()  # or ten thousand tiny chunks would be as many frames
+    return [batch for batch in table.to_batches(max_chunksize=rows) if batch.num_rows]
+
+
+def _to_table(data: Any, schema: TableSchema | None) -> pa.Table:
+    if isinstance(data, pa.Table):
+        return data
+    if isinstance(data, pa.RecordBatch):
+        return pa.Table.from_batches([data])
+    if isinstance(data, pa.StructArray | pa.ChunkedArray):
+        raise InvalidInputError("events come as a table, not as one array")
+    if schema is not None and isinstance(data, Mapping):
+        return _from_mappings([data], schema)
+    if hasattr(data, "collect") and hasattr(data, "collect_schema"):  # a Polars LazyFrame
+        data = data.collect()
+    if hasattr(data, "__arrow_c_stream__"):
+        return pa.RecordBatchReader.from_stream(data).read_all()
+    if hasattr(data, "__arrow_c_array__"):
+        return pa.Table.from_batches([pa.record_batch(data)])
+    if hasattr(data, "to_table"):  # a pyarrow dataset or scanner
+        return data.to_table()
+    if schema is not None and isinstance(data, Iterable) and not isinstance(data, str | bytes):
+        return _from_mappings(data, schema)
+    raise InvalidInputError(
+        f"cannot append {type(data).__name__}: pass Arrow data (pyarrow, Polars, pandas, DuckDB), "
+        "a mapping, or an iterable of mappings"
+    )
+
+
+def _from_mappings(rows: Iterable[Any], schema: TableSchema) -> pa.Table:
+    events = list(rows)
+    known = set(schema.names)
+    names: dict[str, None] = {}
+    for index, event in enumerate(events):
+        if not isinstance(event, Mapping):
+            raise InvalidInputError(f"row {index} is {type(event).__name__}, not a mapping")
+        if event.keys() - names.keys():
+            names.update(dict.fromkeys(event))
+            unknown = [str(name) for name in event if name not in known]
+            if unknown:
+                raise SchemaError(
+                    f"row {index}: unknown column {unknown[0]!r}; "
+                    f"the table has {', '.join(schema.names)}"
+                )
+    if events and not names:
+        raise SchemaError(f"row 0 is empty; the table requires {schema.event_time!r}")
+    columns = {}
+    for name in names:
+        values = [event.get(name) for event in events]
+        columns[name] = _from_values(values, name, schema.column(name).arrow_type)
+    return pa.table(columns)
+
+
+def _from_values(values: list[Any], name: str, target: pa.DataType) -> pa.Array:
+    """Python values as an Arrow array: of the target's type, or else as Arrow infers them."""
+    if pa.types.is_string(target):
+        values = [str(v) if isinstance(v, UUID) else v for v in values]
+    inferred = _must_infer(values, target)
+    error: Exception | None = None
+    for arrow in (None,) if inferred else (target, None):
+        try:
+            return pa.array(values, type=arrow)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as problem:
+            error = problem
+    for row, value in enumerate(values):  # one by one, to name the culprit
+        try:
+            pa.array([value], type=target)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError) as problem:
+            raise SchemaError(_mismatch(row, name, value, target)) from problem
+    raise SchemaError(f"column {name!r}: its values have no common type: {error}") from error
+
+
+def _must_infer(values: list[Any], target: pa.DataType) -> bool:
+    """Whether Arrow, told the target, would change a value in silence: 1.5 to 1, True to 1."""
+    types, kinds = pa.types, {type(v) for v in values}
+    if types.is_boolean(target):
+        return bool(kinds - {bool, type(None)})
+    if types.is_temporal(target):
+        return bool(kinds & {int, float, bool})
+    if types.is_integer(target):
+        return bool(kinds - {int, type(None)})
+    if types.is_floating(target) or types.is_decimal(target):
+        return bool in kinds
+    return types.is_struct(target) or types.is_list(target)
+
+
+def _validate(table: pa.Table) -> None:
+    """Check foreign Arrow data in full: unchecked, damaged data crashes the process."""
+    try:
+        table.validate(full=True)
+    except pa.ArrowException as error:
+        for name, column in zip(table.schema.names, table.columns, strict=True):
+            try:
+                column.validate(full=True)
+            except pa.ArrowException as problem:
+                raise SchemaError(
+                    f"column {name!r} is not valid Arrow data: {problem}"
+                ) from problem
+        raise SchemaError(f"the batch is not valid Arrow data: {error}") from error
+
+
+def _derived(table: pa.Table, schema: TableSchema) -> pa.Table:
+    """The table with the columns that the schema derives, where the input lacks them."""
+    missing = {n: e for n, e in schema.document.derived.items() if n not in table.schema.names}
+    if not missing or table.num_rows == 0:
+        return table
+    exprs = ", ".join(f"({sql}) AS {quoting.identifier(name)}" for name, sql in missing.items())
+    with duckdb.connect(config={"python_enable_replacements": False}) as con:
+        con.execute("SET GLOBAL TimeZone = 'UTC'")
+        con.register("batch", table)
+        try:
+            made = con.sql(f"SELECT {exprs} FROM batch").to_arrow_table()
+        except duckdb.Error as error:
+            reason = str(error).strip().split("\n", 1)[0]
+            raise SchemaError(
+                f"cannot derive {', '.join(missing)} from this batch: {reason}"
+            ) from error
+    for name in made.schema.names:
+        table = table.append_column(name, made.column(name))
+    return table
+
+
+def _column(table: pa.Table, column: Column, schema: TableSchema) -> pa.ChunkedArray | pa.Array:
+    """One column of the table's schema: made, filled or cast."""
+    if column.name in table.schema.names:
+        values = table.column(column.name)
+        if not values.type.equals(column.arrow_type):
+            values = _cast(values, column)
+        return _fill(values, column)
+    if schema.made_id and column.name == schema.event_id:
+        return make_ids(table.num_rows)
+    if column.default is not None:
+        return pa.repeat(pa.scalar(column.default, column.arrow_type), table.num_rows)
+    if not column.nullable and table.num_rows:
+        raise SchemaError(f"column {column.name!r} is missing; it is required and has no default")
+    return pa.nulls(table.num_rows, column.arrow_type)
+
+
+def _filled(table: pa.Table, schema: TableSchema) -> list[pa.ChunkedArray]:
+    return [_fill(v, c) for v, c in zip(table.columns, schema.columns, strict=True)]
+
+
+def _fill(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
+    if column.nullable or column.default is None or not values.null_count:
+        return values
+    return pc.fill_null(values, pa.scalar(column.default, column.arrow_type))
+
+
+def _cast(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
+    if _may_cast(plain_type(values.type), column.arrow_type):
+        try:
+            return _cast_all(values, column.arrow_type)
+        except pa.ArrowException as error:
+            row = _first_failure(values, column.arrow_type)
+            value = values[row].as_py()
+            raise SchemaError(
+                _mismatch(row, column.name, value, column.arrow_type, column.sql_type)
+            ) from error
+    row = next((i for i, v in enumerate(values) if v.is_valid), None)
+    if row is None:
+        return pa.chunked_array([pa.nulls(len(values), column.arrow_type)])
+    raise SchemaError(
+        _mismatch(row, column.name, values[row].as_py(), column.arrow_type, column.sql_type)
+    )
+
+
+def _cast_all(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
+    source = plain_type(values.type)
+    if not values.type.equals(source) and not pa.types.is_timestamp(values.type):
+        values = pc.cast(values, source)
+    if pa.types.is_timestamp(target) and pa.types.is_string(source):
+        try:
+            return _parse_times(values, target)
+        except pa.ArrowException:  # digits beyond microseconds are cut, as DuckDB cuts them
+            cut = pc.replace_substring_regex(values, r"(\.\d{6})\d+", r"\1")
+            return _parse_times(cut, target)
+    if pa.types.is_decimal(target) and pa.types.is_floating(source):
+        values = pc.cast(values, pa.float64())
+    return pc.cast(values, target, safe=True)
+
+
+def _parse_times(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
+    """ISO 8601 text as times; without a zone it is UTC."""
+    zoned = pc.match_substring_regex(values, r"(?:[Zz]|[+-]\d{2}:?\d{2})$")
+    if pc.all(zoned, min_count=0).as_py():
+        return pc.cast(pc.cast(values, pa.timestamp(target.unit, "UTC")), target)
+    if not pc.any(zoned, min_count=0).as_py():
+        return pc.cast(pc.cast(values, pa.timestamp(target.unit)), target)
+    with_zone = pc.if_else(zoned, values, pc.binary_join_element_wise(values, "Z", ""))
+    return pc.cast(pc.cast(with_zone, pa.timestamp(target.unit, "UTC")), target)
+
+
+def _may_cast(source: pa.DataType, target: pa.DataType) -> bool:
+    """Whether values of one type may become another's, if each of them fits."""
+    types = pa.types
+    if source.equals(target) or types.is_null(source):
+        return True
+    if types.is_integer(target) or types.is_floating(target):
+        return bool(
+            types.is_integer(source) or types.is_floating(source) or types.is_decimal(source)
+        )
+    if types.is_decimal(target):
+        return bool(
+            types.is_integer(source)
+            or types.is_floating(source)
+            or types.is_decimal(source)
+            or types.is_string(source)
+        )
+    if types.is_timestamp(target):
+        return bool(types.is_timestamp(source) or types.is_date(source) or types.is_string(source))
+    if types.is_date(target) or types.is_time(target):
+        return bool(types.is_string(source) or source.id == target.id)
+    if types.is_struct(target) and types.is_struct(source):
+        have = {source.field(i).name: source.field(i).type for i in range(source.num_fields)}
+        want = {target.field(i).name: target.field(i).type for i in range(target.num_fields)}
+        return have.keys() <= want.keys() and all(_may_cast(have[n], want[n]) for n in have)
+    if types.is_map(target):
+        return bool(types.is_map(source)) and (
+            _may_cast(source.key_type, target.key_type)
+            and _may_cast(source.item_type, target.item_type)
+        )
+    if types.is_list(target):
+        return bool(types.is_list(source)) and _may_cast(source.value_type, target.value_type)
+    return False
+
+
+def _first_failure(values: pa.ChunkedArray, target: pa.DataType) -> int:
+    """Index of the first value that does not cast, by bisection."""
+    low, high = 0, len(values)
+    while high - low > 1:
+        middle = (low + high) // 2
+        try:
+            _cast_all(values.slice(low, middle - low), target)
+            low = middle
+        except pa.ArrowException:
+            high = middle
+    return low
+
+
+def _mismatch(
+    row: int, name: str, value: Any, target: pa.DataType | None, sql_type: str | None = None
+) -> str:
+    shown = repr(value)
+    shown = shown if len(shown) <= 80 else shown[:77] + "…"
+    return f"row {row}: column {name!r}: {shown} does not fit {sql_type or target}"
+
+
+def _check_required(table: pa.Table, schema: TableSchema) -> None:
+    for column, values in zip(schema.columns, table.columns, strict=True):
+        if not column.nullable and values.null_count:
+            row = pc.index(pc.is_null(values), True).as_py()
+            raise SchemaError(f"row {row}: column {column.name!r} is null, and it is required")
+
+
+def _check_times(times: pa.ChunkedArray, schema: TableSchema) -> None:
+    if len(times) == 0:
+        return
+    span = pc.min_max(pc.cast(times, pa.int64())).as_py()
+    if span["min"] >= _MIN_US and span["max"] < _MAX_US:
+        return
+    micros = pc.cast(times, pa.int64()).to_numpy()
+    row = int(np.flatnonzero((micros < _MIN_US) | (micros >= _MAX_US))[0])
+    raise SchemaError(
+        f"row {row}: column {schema.event_time!r}: {micros[row]} µs since 1970 is not between "
+        f"the years {MIN_TIME.year} and {MAX_TIME.year}; "
+        "were seconds, milliseconds or nanoseconds taken for microseconds?"
+    )
+
+
+def make_ids(rows: int) -> pa.Array:
+    """So many new UUIDv7 as text, ascending: 48 bits of time, then random bits that count up.
+
+    Source: RFC 9562, section 5.7 and method 2 of section 6.2 (monotonic random).
+    """
+    millis = int(datetime.now(UTC).timestamp() * 1000)
+    raw = np.zeros((rows, 16), dtype=np.uint8)
+    raw[:, 0:6] = np.frombuffer(millis.to_bytes(6, "big"), dtype=np.uint8)
+    raw[:, 6:8] = np.frombuffer(os.urandom(2), dtype=np.uint8)
+    start = int.from_bytes(os.urandom(8), "big") >> 3  # leaves room to count without wrapping
+    counter = np.uint64(start) + np.arange(rows, dtype=np.uint64)
+    raw[:, 8:16] = counter.astype(">u8").view(np.uint8).reshape(rows, 8)
+    raw[:, 6] = (raw[:, 6] & 0x0F) | 0x70
+    raw[:, 8] = (raw[:, 8] & 0x3F) | 0x80
+    digits = np.frombuffer(raw.tobytes().hex().encode(), dtype="S1").reshape(rows, 32)
+    text = np.full((rows, 36), b"-", dtype="S1")
+    for at, start_digit, count in ((0, 0, 8), (9, 8, 4), (14, 12, 4), (19, 16, 4), (24, 20, 12)):
+        text[:, at : at + count] = digits[:, start_digit : start_digit + count]
+    offsets = np.arange(rows + 1, dtype=np.int32) * 36
+    return pa.Array.from_buffers(
+        pa.string(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(text.tobytes())]
+    )
+
+
+def infer(data: Any) -> pa.Schema:
+    """The Arrow schema of a first batch, in any form that can be appended.
+
+    Raises:
+        InvalidInputError: `data` is nothing that events come in.
+    """
+    if isinstance(data, Mapping):
+        data = [data]
+    if isinstance(data, list | tuple):
+        try:
+            return pa.Table.from_pylist(list(data)).schema
+        except (pa.ArrowException, TypeError, AttributeError) as error:
+            raise SchemaError(f"no schema can be inferred: {error}") from error
+    return _to_table(data, None).schema

@@ -1,0 +1,95 @@
+"""Hashes of the ids in published files: who might hold a duplicate, without reading the file.
+
+Each cold file has a cache beside the site's catalog: its id hashes, sorted, 8 bytes a row, mapped
+into memory. A cache that is missing, damaged or of another hash version is made again from the
+file. Segments are read when first asked for; they live too briefly for a cache on disk.
+"""
+
+import os
+import threading
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.parquet as pq
+import xxhash
+
+from lakestore.idhash import HASH_VERSION, Hashes, hash_batch, in_sorted
+from lakestore.schema import TableSchema
+from lakestore.storage.local import make_folder
+
+_MAGIC = b"LKIDS1\0\0"
+
+
+class FileIds:
+    """Sorted id hashes of a table's files, by file name."""
+
+    def __init__(self, folder: Path, schema: TableSchema) -> None:
+        self._folder = folder
+        self._schema = schema
+        self._lock = threading.Lock()  # guards _known
+        self._known: dict[str, Hashes] = {}
+        self.checked: set[str] = set()
+        """Segments whose ids the appender knows: what it accepts is no duplicate of theirs."""
+
+    def contains(self, name: str, path: str, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        """For each hash, whether the file may hold its id."""
+        run = self._load(name, path)
+        return in_sorted(run, hashes) if len(run) else np.zeros(len(hashes), dtype=np.bool_)
+
+    def remember(self, name: str, hashes: Hashes) -> None:
+        """Keep the hashes of a cold file just written."""
+        self._store(name, np.sort(hashes))
+
+    def forget(self, name: str) -> None:
+        """Let a file's hashes go, because the file goes."""
+        with self._lock:
+            self._known.pop(name, None)
+            self.checked.discard(name)
+        self._path(name).unlink(missing_ok=True)
+
+    def _load(self, name: str, path: str) -> Hashes:
+        with self._lock:
+            known = self._known.get(name)
+        if known is None:
+            known = self._mapped(name)
+            if known is None:
+                known = np.sort(read_hashes(path, self._schema))
+                if "/" in name:  # a cold file; segments have no folder
+                    self._store(name, known)
+            with self._lock:
+                self._known[name] = known
+        return known
+
+    def _path(self, name: str) -> Path:
+        return self._folder / (name.replace("/", "-") + ".ids")
+
+    def _store(self, name: str, ordered: Hashes) -> None:
+        """A cache: no fsync, because a damaged one is noticed by its checksum."""
+        make_folder(self._folder)
+        path = self._path(name)
+        staged = path.with_suffix(f".{os.getpid()}")
+        digest = xxhash.xxh3_64_digest(HASH_VERSION.encode() + ordered.tobytes())
+        staged.write_bytes(_MAGIC + digest + ordered.tobytes())
+        staged.replace(path)
+
+    def _mapped(self, name: str) -> Hashes | None:
+        try:
+            raw = np.memmap(self._path(name), dtype=np.uint64, mode="r")
+        except (OSError, ValueError):
+            return None
+        if len(raw) < 2 or raw[:1].tobytes() != _MAGIC:
+            return None
+        hasher = xxhash.xxh3_64(HASH_VERSION.encode())
+        hasher.update(raw[2:])
+        return raw[2:] if hasher.digest() == raw[1:2].tobytes() else None
+
+
+def read_hashes(path: str | Path, schema: TableSchema) -> Hashes:
+    """Id hashes of a Parquet file's rows, in file order; reads two columns."""
+    columns = [schema.event_id, schema.event_time]
+    parts: list[Hashes] = []
+    with pq.ParquetFile(path, page_checksum_verification=True) as file:
+        for batch in file.iter_batches(batch_size=131_072, columns=columns):
+            parts.append(hash_batch(batch, schema))
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)

@@ -1,0 +1,206 @@
+"""Flush: buffered generations → one hot segment; and merge: neighbouring segments → one.
+
+Order of effects: rotate, drop duplicates, stage and check the files, then in one catalog
+transaction link them to their names and list them. That transaction is the commit point, and it
+gives the segment its number, so segments are numbered in the order they become visible. A crash
+before it leaves staged files, which are swept, and journals, which are flushed again.
+"""
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from lakestore import hot, quoting
+from lakestore.buffer import Generation
+from lakestore.context import TableContext
+from lakestore.idhash import hash_batch, identities, repeated
+from lakestore.settings import Settings
+from lakestore.snapshot import GenerationId, Segment, TableState
+from lakestore.storage.local import make_folder
+
+_ROWS_MAX = 1 << 20
+"""A segment takes no more rows than this, unless one generation alone has more."""
+
+
+def is_due(rows: int, bytes: int, age_s: float, settings: Settings) -> bool:
+    """Whether buffered rows are worth a flush now. Pure."""
+    return rows > 0 and (
+        rows >= settings.flush_rows
+        or bytes >= settings.flush_bytes
+        or age_s >= settings.flush_age_s
+    )
+
+
+def flush(table: TableContext) -> list[Segment]:
+    """Publish everything buffered as hot segments; the caller holds `table.maintaining`.
+
+    Raises:
+        StorageError: the disk refused; the rows stay buffered and journaled.
+    """
+    assert table.buffer is not None
+    generations = table.buffer.rotate()
+    segments = []
+    for group in _groups(generations):
+        segment = _flush_group(table, group)
+        table.buffer.retire([g.id for g in group])
+        if segment is not None:
+            segments.append(segment)
+    return segments
+
+
+def _groups(generations: Sequence[Generation]) -> list[list[Generation]]:
+    groups: list[list[Generation]] = []
+    rows = 0
+    for generation in generations:
+        if not groups or rows + generation.rows > _ROWS_MAX:
+            groups.append([])
+            rows = 0
+        groups[-1].append(generation)
+        rows += generation.rows
+    return groups
+
+
+def _flush_group(table: TableContext, group: Sequence[Generation]) -> Segment | None:
+    while True:
+        state = table.state()
+        fresh = [g for g in group if g.id not in state.flushed]
+        batches = [batch for g in fresh for batch in g.batches]
+        rows = pa.Table.from_batches(batches, schema=table.schema.arrow)
+        rows = drop_duplicates(table, rows, state)
+        covers = [g.id for g in fresh]
+        marks = {producer: seq for g in fresh for _, producer, seq, _ in g.marks}
+        if rows.num_rows == 0:
+            if covers:
+                with table.catalog.commit() as commit:
+                    commit.add_flushed(table.entry.id, covers)
+            return None
+        rows = hot.sort_rows(rows, table.schema)
+        staged = _stage(table, rows, covers, marks)
+        segment = _commit(table, staged, covers, marks, state)
+        if segment is not None:
+            table.file_ids.checked.add(segment.name)
+            return segment
+        staged.discard()  # somebody flushed meanwhile: look for duplicates in that too
+
+
+def _stage(
+    table: TableContext, rows: pa.Table, covers: Sequence[GenerationId], marks: dict[str, int]
+) -> hot.StagedSegment:
+    footer = table.footer(
+        tier="hot", covers=[[g.writer, g.number] for g in covers], producers=marks
+    )
+    big = rows.num_rows >= table.settings.segment_duckdb_rows
+    engine = table.engine if big else None
+    return hot.stage(table.staging, uuid4().hex, table.schema, rows, footer, engine)
+
+
+def _commit(
+    table: TableContext,
+    staged: hot.StagedSegment,
+    covers: Sequence[GenerationId],
+    marks: dict[str, int],
+    state: TableState,
+) -> Segment | None:
+    """Publish and list a segment; None when another segment came first."""
+    newest = max((s.last for s in state.segments), default=state.sealed_through)
+    make_folder(table.hot_folder)
+    with table.catalog.commit() as commit:
+        number = commit.last_segment(table.entry.id) + 1
+        if number - 1 > newest or commit.flushed(table.entry.id) & set(covers):
+            return None
+        name, has_duckdb = hot.publish(staged, table.hot_folder, number, number)
+        segment = Segment(number, number, name, staged.info, has_duckdb, commit.now)
+        commit.add_segment(table.entry.id, segment, covers, marks)
+    return segment
+
+
+def drop_duplicates(table: TableContext, rows: pa.Table, state: TableState) -> pa.Table:
+    """The rows without those whose id a published file holds, or an earlier row.
+
+    Hashes nominate, ids decide; files are chosen by their times in scope `day`.
+    """
+    schema = table.schema
+    if schema.dedup == "none" or rows.num_rows == 0:
+        return rows
+    hashes = hash_batch(rows, schema)
+    twice = repeated(hashes)
+    order = np.argsort(hashes)
+    suspects = twice.copy()
+    known: set[object] = set()
+    for name, path in _files_to_ask(table, rows, state):
+        hit = np.zeros(rows.num_rows, dtype=np.bool_)
+        hit[order] = table.file_ids.contains(name, path, hashes[order])
+        if hit.any():
+            suspects |= hit
+            known |= _published(table, path, rows.filter(pa.array(hit)))
+    if not suspects.any():
+        return rows
+    return rows.filter(pa.array(_first_of_each(rows, suspects, known, table)))
+
+
+def _files_to_ask(table: TableContext, rows: pa.Table, state: TableState) -> list[tuple[str, str]]:
+    """Published files that may hold an id of these rows, as (name, path)."""
+    times = rows.column(table.schema.event_time)
+    checked = table.file_ids.checked
+    asked = [(s.name, str(table.segment_path(s))) for s in state.hot if s.name not in checked]
+    if table.schema.dedup == "table":
+        return asked + [(f.name, table.cold_url(f)) for f in state.cold]
+    present = {str(day) for day in np.unique(np.asarray(times).astype("datetime64[D]"))}
+    return asked + [(f.name, table.cold_url(f)) for f in state.cold if f.day.isoformat() in present]
+
+
+def _published(table: TableContext, path: str, suspects: pa.Table) -> set[object]:
+    """What identifies the events of a file that have the ids of `suspects`."""
+    schema = table.schema
+    cursor = table.engine.cursor()
+    try:
+        cursor.register("suspects", suspects.select([schema.event_id]))
+        found = cursor.sql(
+            f"SELECT {quoting.identifiers([schema.event_id, schema.event_time])} "
+            f"FROM read_parquet({quoting.literals([path])}, hive_partitioning = false) "
+            f"SEMI JOIN suspects USING ({quoting.identifier(schema.event_id)})"
+        ).to_arrow_table()
+    finally:
+        cursor.close()
+    return set(identities(found, schema))
+
+
+def _first_of_each(
+    rows: pa.Table, suspects: npt.NDArray[np.bool_], known: set[object], table: TableContext
+) -> npt.NDArray[np.bool_]:
+    keep = np.ones(rows.num_rows, dtype=np.bool_)
+    suspected = identities(rows.filter(pa.array(suspects)), table.schema)
+    for row, identity in zip(np.flatnonzero(suspects), suspected, strict=True):
+        keep[row] = identity not in known
+        known.add(identity)
+    return keep
+
+
+def merge(table: TableContext) -> Segment | None:
+    """Merge neighbours when there are too many; the caller holds `table.maintaining`.
+
+    Raises:
+        ConflictError: one of them was sealed meanwhile.
+        StorageError: the disk refused; the segments stay as they are.
+    """
+    chosen = hot.choose_merge(table.state().hot, table.settings.segments_max)
+    if not chosen:
+        return None
+    parts = [pq.read_table(table.segment_path(s), page_checksum_verification=True) for s in chosen]
+    rows = hot.sort_rows(pa.concat_tables(parts).cast(table.schema.arrow), table.schema)
+    footer = table.footer(tier="hot", replaces=[s.name for s in chosen])
+    staged = hot.stage(table.staging, uuid4().hex, table.schema, rows, footer, table.engine)
+    first, last = chosen[0].first, chosen[-1].last
+    with table.catalog.commit() as commit:
+        name, has_duckdb = hot.publish(staged, table.hot_folder, first, last)
+        segment = Segment(first, last, name, staged.info, has_duckdb, chosen[0].committed_at)
+        commit.replace_segments(table.entry.id, chosen, segment)
+    if all(s.name in table.file_ids.checked for s in chosen):
+        table.file_ids.checked.add(name)
+    for old in chosen:
+        table.file_ids.forget(old.name)
+    return segment

@@ -1,0 +1,142 @@
+"""Hot segments: build one from sorted rows, publish it, take it away.
+
+A segment is a Parquet file, which is the truth and which any engine reads, and beside it a
+DuckDB file with the same rows, which is the fast path in this process and may be missing.
+"""
+
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from lakestore import datafile, quoting
+from lakestore.engine import Engine
+from lakestore.errors import CorruptionError, StorageError
+from lakestore.layout import SegmentName
+from lakestore.schema import TableSchema
+from lakestore.snapshot import FileInfo, Segment
+from lakestore.storage.local import fsync_file, publish_new, storage_error
+
+EVENTS = "events"
+"""Name of the table in a segment's DuckDB file."""
+
+
+@dataclass(frozen=True)
+class StagedSegment:
+    """A segment that is written and checked, but has no number and no final name yet."""
+
+    parquet: Path
+    duckdb: Path | None
+    info: FileInfo
+
+    def discard(self) -> None:
+        """Remove what is still staged."""
+        self.parquet.unlink(missing_ok=True)
+        if self.duckdb is not None:
+            self.duckdb.unlink(missing_ok=True)
+
+
+def sort_rows(rows: pa.Table, schema: TableSchema) -> pa.Table:
+    """The rows in the table's sort order."""
+    return rows.combine_chunks().sort_by([(name, "ascending") for name in schema.sort])
+
+
+def stage(
+    staging: Path,
+    stem: str,
+    schema: TableSchema,
+    rows: pa.Table,
+    footer: Mapping[str, Any],
+    engine: Engine | None,
+) -> StagedSegment:
+    """Write the files of a segment under `staging`, checked and fsynced.
+
+    Args:
+        stem: a file name that nobody else stages under.
+        rows: sorted.
+        engine: builds the DuckDB file; None for a segment that does without.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    parquet = staging / f"{stem}.parquet"
+    try:
+        info = datafile.write(parquet, schema, rows.to_batches(), footer, codec="snappy")
+        fsync_file(parquet)
+    except OSError as error:
+        parquet.unlink(missing_ok=True)
+        raise storage_error(f"cannot write segment {str(parquet)!r}", error) from error
+    if engine is None:
+        return StagedSegment(parquet, None, info)
+    target = staging / f"{stem}.duckdb"
+    try:
+        build_duckdb(engine, parquet, target, info.rows)
+        fsync_file(target)
+    except (duckdb.Error, StorageError, CorruptionError, OSError):
+        # The Parquet file answers every query too, only slower.
+        target.unlink(missing_ok=True)
+        return StagedSegment(parquet, None, info)
+    return StagedSegment(parquet, target, info)
+
+
+def build_duckdb(engine: Engine, parquet: Path, target: Path, rows: int) -> None:
+    """Make a segment's DuckDB file from its Parquet file: one bulk CREATE TABLE AS, nothing else.
+
+    Raises:
+        CorruptionError: the file does not hold `rows` rows.
+    """
+    source = quoting.literals([str(parquet)])
+
+    def fill(cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
+        cursor.execute(
+            f"CREATE TABLE {alias}.{EVENTS} AS "
+            f"FROM read_parquet({source}, hive_partitioning = false)"
+        )
+        found = cursor.execute(f"SELECT count(*) FROM {alias}.{EVENTS}").fetchall()[0][0]
+        if found != rows:
+            raise CorruptionError(f"{str(target)!r} holds {found} rows, not {rows}")
+
+    engine.build(target, fill)
+
+
+def publish(staged: StagedSegment, folder: Path, first: int, last: int) -> tuple[str, bool]:
+    """Give a staged segment its final name; returns the name, and whether DuckDB has it too."""
+    name = str(SegmentName(first, last, staged.info.sha256[:12]))
+    publish_new(staged.parquet, folder / name)
+    if staged.duckdb is None:
+        return name, False
+    try:
+        publish_new(staged.duckdb, duckdb_path(folder, name))
+    except StorageError:
+        return name, False
+    return name, True
+
+
+def duckdb_path(folder: Path, name: str) -> Path:
+    """The DuckDB file beside a segment's Parquet file."""
+    return folder / name.replace(".parquet", ".duckdb")
+
+
+def delete(folder: Path, name: str) -> None:
+    """Remove a superseded segment's files; `vacuum` calls this."""
+    SegmentName.parse(name)
+    for path in (duckdb_path(folder, name), folder / name):
+        with suppress(FileNotFoundError):
+            path.unlink()
+
+
+def choose_merge(segments: Sequence[Segment], segments_max: int) -> Sequence[Segment]:
+    """Neighbours worth merging into one: none while there are at most `segments_max`.
+
+    Half of `segments_max` that follow each other and hold the fewest bytes together. Pure.
+    """
+    if len(segments) <= segments_max:
+        return ()
+    width = max(2, segments_max // 2)
+    starts = range(len(segments) - width + 1)
+    best = min(starts, key=lambda i: sum(s.info.bytes for s in segments[i : i + width]))
+    return segments[best : best + width]

@@ -1,0 +1,598 @@
+"""An open lake: tables, queries over them, and their upkeep."""
+
+from __future__ import annotations
+
+import atexit
+import json
+import os
+import sys
+import threading
+import uuid
+import weakref
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from types import FrameType, TracebackType
+from typing import Any, Literal, Self
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from lakestore import coerce, schema, shell
+from lakestore.append import Appender, Position, check_level
+from lakestore.buffer import Buffer
+from lakestore.catalog import Catalog, TableEntry
+from lakestore.clock import Clock, SystemClock
+from lakestore.cold.parquet import ParquetCold
+from lakestore.context import TableContext
+from lakestore.engine import engine
+from lakestore.errors import (
+    ClosedError,
+    CorruptionError,
+    FormatTooNewError,
+    InvalidInputError,
+    NotFoundError,
+)
+from lakestore.fileids import FileIds, read_hashes
+from lakestore.idhash import Hashes, hash_batch
+from lakestore.journal import JournalHeader, JournalReader, JournalWriter
+from lakestore.layout import LAKE_FILE, SiteLayout, check_table_name, parse_journal_name, schema_key
+from lakestore.query.plan import Parameters
+from lakestore.query.result import Result
+from lakestore.query.run import Explanation, Queries, mentioned
+from lakestore.quoting import identifier, identifiers
+from lakestore.schema import TableSchema
+from lakestore.settings import Settings
+from lakestore.snapshot import GenerationId
+from lakestore.status import Status, table_status
+from lakestore.storage.local import LocalStorage, make_folder, storage_error
+from lakestore.table import Table
+from lakestore.tail import JournalTails
+from lakestore.upkeep import Report, Upkeep
+from lakestore.writers import WriterLock, sweep_staging, take_over_dead
+
+FORMAT = 1
+
+
+def open(
+    root: str | os.PathLike[str],
+    *,
+    local: str | os.PathLike[str] | None = None,
+    mode: Literal["rw", "r"] = "rw",
+    upkeep: Literal["auto", "manual"] = "auto",
+    settings: Settings | dict[str, object] | None = None,
+    clock: Clock | None = None,
+) -> Lake:
+    """Open the lake in the folder `root`; in mode `rw` a new one is made when there is none.
+
+    Args:
+        root: a folder.
+        local: where this host keeps journals, hot segments and the catalog; default
+            `<root>/_site`.
+        mode: `rw` to write too, `r` to read only.
+        upkeep: `auto` flushes, seals and vacuums in a thread; `manual` leaves it to the caller's
+            `flush()`, `seal()` and `maintain()`.
+        settings: numbers that differ from the defaults.
+        clock: the time, for tests.
+
+    Raises:
+        InvalidInputError: `root` is a file, or an argument is none of those above.
+        NotFoundError: mode `r`, and there is no lake.
+        FormatTooNewError: a newer lakestore wrote the lake.
+        CorruptionError: bytes of the lake break a promise.
+    """
+    if mode not in ("rw", "r"):
+        raise InvalidInputError(f"mode {mode!r} is neither 'rw' nor 'r'")
+    if upkeep not in ("auto", "manual"):
+        raise InvalidInputError(f"upkeep {upkeep!r} is neither 'auto' nor 'manual'")
+    if "://" in str(root):
+        raise InvalidInputError(f"{str(root)!r}: a lake is a folder of this machine")
+    return Lake(
+        Path(root).absolute(),
+        Path(local).absolute() if local is not None else None,
+        mode,
+        upkeep,
+        Settings.of(settings),
+        clock or SystemClock(),
+    )
+
+
+class Lake:
+    """An open lake; made by `lakestore.open`, and a context manager."""
+
+    def __init__(
+        self,
+        root: Path,
+        local: Path | None,
+        mode: Literal["rw", "r"],
+        upkeep: Literal["auto", "manual"],
+        settings: Settings,
+        clock: Clock,
+    ) -> None:
+        self.root = str(root)
+        self.mode = mode
+        self._pid = os.getpid()
+        self._closed = False
+        self._settings = settings
+        self._clock = clock
+        self._auto = upkeep == "auto" and mode == "rw"
+        self._visibility = threading.Lock()
+        self._opening = threading.RLock()  # guards _tables and _known_version
+        self._tables: dict[int, Table] = {}
+        self._known_version = -1
+        self._recovered_rows = 0
+        self._storage = LocalStorage(root)
+        lake_id = _lake_id(self._storage, root, create=mode == "rw")
+        self._site = SiteLayout(local or root / "_site")
+        create = None
+        if mode == "rw":
+            make_folder(self._site.local)
+            create = (lake_id, uuid.uuid4().hex[:8])
+        self._catalog = Catalog(self._site.catalog, clock, create=create)
+        if self._catalog.lake != lake_id:
+            raise CorruptionError(
+                f"{str(self._site.catalog)!r} belongs to lake {self._catalog.lake}, "
+                f"and {self.root!r} is lake {lake_id}: pass the right local= folder"
+            )
+        self._engine = engine(settings.memory_bytes)
+        self._queries = Queries(self._catalog, self._engine, self._visibility)
+        self._lock: WriterLock | None = None
+        self._dead: list[WriterLock] = []
+        if mode == "rw":
+            self._lock = WriterLock.create(self._site.writers)
+            make_folder(self._site.staging_of(self._lock.name))
+            self._dead = take_over_dead(self._site, _writers_with_journals(self._site))
+            sweep_staging(self._site, self._dead)
+        self._upkeep = Upkeep(
+            self._contexts,
+            self._catalog,
+            self._site,
+            self._storage,
+            self._engine,
+            self._queries.in_use,
+            self._lock.name if self._lock else "",
+            settings,
+            clock,
+        )
+        self._refresh()
+        if mode == "rw":
+            self._upkeep.publish()
+        if self._auto:
+            self._upkeep.start()
+        _open_lakes.add(self)
+
+    def create_table(
+        self,
+        name: str,
+        schema: Any,
+        *,
+        cold: str = "parquet",
+        exist_ok: bool = False,
+        **roles: Any,
+    ) -> Table:
+        """Create a table.
+
+        Args:
+            name: a letter, then at most 62 letters, digits or underscores.
+            schema: the name of a shipped schema (`llm_usage`), the path of a document (`.toml`),
+                a `TableSchema`, a `pa.Schema`, or a first batch whose columns are taken. The
+                batch itself is not appended.
+            cold: format of sealed files; `parquet`.
+            exist_ok: return the table of that name if there is one, whatever its schema.
+            roles: for a `pa.Schema` or a batch: `event_time=` (required), `event_id=`, and any
+                other key of a schema document, such as `sort=` or `dedup=`.
+
+        Raises:
+            InvalidInputError: the name is taken or not allowed.
+            SchemaError: the schema is wrong; says where.
+        """
+        self._check_open(write=True)
+        check_table_name(name)
+        if cold != "parquet":
+            raise InvalidInputError(f"cold format {cold!r} is not known; use 'parquet'")
+        if exist_ok and name in self:
+            return self[name]
+        resolved = _schema_of(schema, roles)
+        with self._opening:
+            with self._catalog.commit() as commit:
+                entry = commit.add_table(name, cold, resolved.text)
+                context = self._context(entry, resolved)
+                shell.write_empty(context)
+                staged = context.staging / f"{uuid.uuid4().hex}.toml"
+                staged.write_text(resolved.text, encoding="utf-8")
+                self._storage.put_new(schema_key(entry.folder, 1), staged)
+            table = self._open_table(entry, context)
+        self._upkeep.publish()
+        return table
+
+    def drop_table(self, name: str) -> None:
+        """Unlist a table; its files are deleted by `vacuum` after the grace.
+
+        Raises:
+            NotFoundError: there is no such table.
+        """
+        self._check_open(write=True)
+        table = self[name]
+        with table._context.maintaining, self._opening:
+            with self._catalog.commit() as commit:
+                commit.drop_table(table._context.entry.id)
+            self._tables.pop(table._context.entry.id, None)
+            if table._context.buffer is not None:
+                table._context.buffer.close()
+        self._upkeep.publish()
+
+    def __getitem__(self, name: str) -> Table:
+        """The table of that name; raises `NotFoundError`."""
+        self._check_open()
+        self._refresh()
+        for table in self._tables.values():
+            if table.name == name:
+                return table
+        known = ", ".join(t.name for t in self._tables.values()) or "none yet"
+        raise NotFoundError(f"no table {name!r} in {self.root!r}; its tables: {known}")
+
+    def __contains__(self, name: object) -> bool:
+        """Whether there is a table of that name."""
+        return name in self.tables()
+
+    def __iter__(self) -> Iterator[str]:
+        """Names of the tables."""
+        return iter(self.tables())
+
+    def tables(self) -> list[str]:
+        """Names of the tables, in order."""
+        self._check_open()
+        self._refresh()
+        return sorted(table.name for table in self._tables.values())
+
+    def sql(self, query: str, params: Parameters = None) -> Result:
+        """Run one statement that reads, over every tier of the tables it names, as of now.
+
+        The caller's own data can be joined by its variable's name: Arrow, Polars, pandas, or a
+        DuckDB relation.
+
+        Args:
+            query: DuckDB SQL; `$name` or `?` where a parameter goes.
+            params: a mapping for `$name`, a sequence for `?`.
+
+        Raises:
+            InvalidInputError: wrong SQL, or a statement that does not read.
+            NotFoundError: no such table.
+            StorageError: a file cannot be read.
+        """
+        self._check_open()
+        self._refresh()
+        frames = self._frames(query, sys._getframe(1))
+        return self._queries.sql(query, params, self._contexts(), frames)
+
+    def explain(self, query: str, params: Parameters = None) -> Explanation:
+        """Which files of which tier `sql` would read, and which planning spares it."""
+        self._check_open()
+        self._refresh()
+        frames = self._frames(query, sys._getframe(1))
+        return self._queries.explain(query, params, self._contexts(), frames)
+
+    def connect(self) -> duckdb.DuckDBPyConnection:
+        """A DuckDB connection of your own with a view of each table as of now: the open door.
+
+        It runs anything that DuckDB runs, and shares nothing with the lake but its files.
+        """
+        self._check_open()
+        self._refresh()
+        return self._queries.connect(self._contexts())
+
+    def wait(self, position: Position | None, level: str = "disk") -> None:
+        """Return once everything up to an `Ack.position` is durable at `level`.
+
+        Raises:
+            StorageError: the disk refused; the rows were not made durable.
+        """
+        self._check_open(write=True)
+        wanted = check_level(level)
+        if position is None or wanted == "memory":
+            return
+        buffer = self[position.table]._context.buffer
+        assert buffer is not None
+        generation = buffer.find(position.generation)
+        if generation is not None:  # else a segment holds it
+            buffer.sync(generation, position.offset)
+
+    def flush(self) -> int:
+        """Flush every table; returns the rows published."""
+        self._check_open(write=True)
+        return sum(self._upkeep.flush(context) for context in self._contexts())
+
+    def seal(self) -> int:
+        """Seal every table; returns the rows moved."""
+        self._check_open(write=True)
+        return sum(self._upkeep.seal(context) for context in self._contexts())
+
+    def maintain(self) -> Report:
+        """Do every maintenance job that is due, once: flush, merge, seal, vacuum."""
+        self._check_open(write=True)
+        self._upkeep.problem = None
+        return self._upkeep.round()
+
+    def status(self) -> Status:
+        """Rows, bytes, files and lag of every tier of every table."""
+        self._check_open()
+        self._refresh()
+        tables = []
+        for context in self._contexts():
+            rows = size = 0
+            for pinned in context.tails.pin({context.writer}, self._held(context)):
+                rows += sum(batch.num_rows for batch in pinned.batches)
+                size += sum(batch.nbytes for batch in pinned.batches)
+            if context.buffer is not None:
+                rows, size = rows + context.buffer.rows, size + context.buffer.bytes
+            tables.append(table_status(context, rows, size))
+        return Status(
+            self.root,
+            self._catalog.lake,
+            self.mode,
+            tuple(tables),
+            self._recovered_rows,
+            len(self._catalog.garbage()),
+            self._upkeep.problem,
+        )
+
+    def close(self) -> None:
+        """Close the lake; with upkeep `auto`, what is buffered is flushed first."""
+        if self._closed:
+            return
+        self._closed = True
+        _open_lakes.discard(self)
+        if self._pid != os.getpid():
+            return
+        self._upkeep.stop()
+        try:
+            for context in self._contexts():
+                if context.buffer is not None:
+                    context.buffer.sync_all()
+                    if self._auto:
+                        self._upkeep.flush(context)
+            if self._auto:
+                self._upkeep.vacuum(dry_run=False)
+        finally:
+            self._release()
+
+    def _release(self) -> None:
+        empty = True
+        for context in self._contexts():
+            if context.buffer is not None:
+                empty = empty and not context.buffer.ids
+                context.buffer.close()
+        left = _writers_with_journals(self._site)
+        for lock in [*self._dead, *([self._lock] if self._lock else [])]:
+            lock.release(forget=lock.name not in left)
+        if self._lock is not None:
+            with_staged = self._site.staging_of(self._lock.name)
+            if with_staged.is_dir() and not any(with_staged.iterdir()):
+                with_staged.rmdir()
+        self._catalog.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<lakestore lake at {self.root!r}, mode {self.mode!r}>"
+
+    def _check_open(self, *, write: bool = False) -> None:
+        if self._pid != os.getpid():
+            raise ClosedError("this lake was opened before a fork: open it again in this process")
+        if self._closed:
+            raise ClosedError(f"the lake at {self.root!r} is closed: open it again")
+        if write and self.mode == "r":
+            raise InvalidInputError('the lake is open with mode="r": reopen it to write')
+
+    def _contexts(self) -> list[TableContext]:
+        with self._opening:
+            return [table._context for table in self._tables.values()]
+
+    def _held(self, context: TableContext) -> frozenset[GenerationId]:
+        held = context.buffer.ids if context.buffer else frozenset()
+        return context.state().flushed | held
+
+    def _frames(self, query: str, caller: FrameType | None) -> Mapping[str, Any]:
+        """The caller's variables that the query may mean: those that hold rows."""
+        if caller is None:
+            return {}
+        names = mentioned(query)
+        tables = {table.name.casefold() for table in self._tables.values()}
+        frames = {}
+        for scope in (caller.f_globals, caller.f_locals):
+            for name, value in scope.items():
+                if name.casefold() in names - tables and _holds_rows(value):
+                    frames[name] = value
+        return frames
+
+    def _refresh(self) -> None:
+        """Open tables that another process created, and let go those it dropped."""
+        with self._opening:
+            version = self._catalog.version()
+            if version == self._known_version:
+                return
+            entries = {entry.id: entry for entry in self._catalog.tables()}
+            for entry in entries.values():
+                if entry.id not in self._tables:
+                    resolved = TableSchema.from_toml(entry.schema_text, f"schema of {entry.name!r}")
+                    self._open_table(entry, self._context(entry, resolved))
+            for gone in self._tables.keys() - entries.keys():
+                del self._tables[gone]
+            self._known_version = version
+
+    def _context(self, entry: TableEntry, resolved: TableSchema) -> TableContext:
+        writer = self._lock.name if self._lock is not None else ""
+
+        def open_journal(number: int) -> JournalWriter:
+            header = JournalHeader(
+                self._catalog.lake,
+                entry.name,
+                GenerationId(writer, number),
+                entry.schema_version,
+                resolved.arrow,
+            )
+            return JournalWriter(self._site.writer(entry.folder, writer), header)
+
+        buffer = None
+        if self.mode == "rw":
+            buffer = Buffer(open_journal, self._visibility, entry.schema_version)
+        return TableContext(
+            entry=entry,
+            schema=resolved,
+            site=self._site,
+            storage=self._storage,
+            catalog=self._catalog,
+            cold=ParquetCold(self._catalog, entry.id),
+            buffer=buffer,
+            tails=JournalTails(self._site, entry.folder),
+            file_ids=FileIds(self._site.ids(entry.folder), resolved),
+            engine=self._engine,
+            settings=self._settings,
+            clock=self._clock,
+            writer=writer,
+        )
+
+    def _open_table(self, entry: TableEntry, context: TableContext) -> Table:
+        appender = None
+        if context.buffer is not None:
+            appender = Appender(
+                entry.name,
+                context.schema,
+                context.buffer,
+                self._settings,
+                lambda ids: _published_ids(self._queries, context, ids),
+                self._after_append,
+            )
+            self._recover(context, appender)
+        table = Table(self, context, appender)
+        self._tables[entry.id] = table
+        return table
+
+    def _after_append(self) -> None:
+        if self._auto:
+            for context in self._contexts():
+                buffer = context.buffer
+                if buffer is not None and (
+                    buffer.rows >= self._settings.flush_rows
+                    or buffer.bytes >= self._settings.flush_bytes
+                ):
+                    self._upkeep.wake()
+
+    def _recover(self, context: TableContext, appender: Appender) -> None:
+        """Take what dead writers left, and learn what is unsealed."""
+        buffer = context.buffer
+        assert buffer is not None
+        state = context.state()
+        buffer.producers.update(self._catalog.producers(context.entry.id))
+        for lock in self._dead:
+            folder = self._site.writer(context.entry.folder, lock.name)
+            for number in _journals(folder):
+                id = GenerationId(lock.name, number)
+                if id in state.flushed:
+                    continue
+                reader = JournalReader(folder / f"{number:06d}.journal")
+                entries = reader.read()
+                if reader.header is not None and reader.header.lake != self._catalog.lake:
+                    raise CorruptionError(f"journal {str(reader.path)!r} is of another lake")
+                buffer.adopt(id, context.entry.schema_version, entries)
+                self._recovered_rows += sum(b.num_rows for e in entries for b in e.batches)
+        if context.schema.dedup != "none":
+            appender.learn(_unsealed_hashes(context))
+            for batch in buffer.all_batches():
+                appender.learn(hash_batch(batch, context.schema))
+
+
+_open_lakes: weakref.WeakSet[Lake] = weakref.WeakSet()
+
+
+@atexit.register
+def _close_all() -> None:
+    """Close what the caller did not, before DuckDB and the threads go."""
+    for lake in list(_open_lakes):
+        lake.close()
+
+
+def _lake_id(storage: LocalStorage, root: Path, *, create: bool) -> str:
+    """The uuid in `lakestore.json`, which is created with the lake."""
+    if root.exists() and not root.is_dir():
+        raise InvalidInputError(f"{str(root)!r} is a file; a lake is a folder")
+    if storage.size(LAKE_FILE) is None:
+        if not create:
+            raise NotFoundError(f"no lake at {str(root)!r}: open it with mode='rw' to make one")
+        facts = {"format": FORMAT, "lake": str(uuid.uuid4())}
+        try:
+            make_folder(root)
+            staged = root / f".{uuid.uuid4().hex}.tmp"
+            staged.write_text(json.dumps(facts) + "\n")
+        except OSError as error:
+            raise storage_error(f"cannot make a lake at {str(root)!r}", error) from error
+        storage.put_new(LAKE_FILE, staged)
+        staged.unlink(missing_ok=True)
+    try:
+        facts = json.loads(storage.read(LAKE_FILE))
+        version, lake = int(facts["format"]), str(facts["lake"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptionError(f"{str(root / LAKE_FILE)!r} is damaged: {error!r}") from error
+    if version > FORMAT:
+        raise FormatTooNewError(
+            f"the lake at {str(root)!r} has format {version}, this lakestore reads {FORMAT}: "
+            "upgrade lakestore"
+        )
+    return lake
+
+
+def _schema_of(source: Any, roles: dict[str, Any]) -> TableSchema:
+    roles = {name: value for name, value in roles.items() if value is not None}
+    if isinstance(source, TableSchema | pa.Schema | str | Path):
+        return schema.load(source, roles)
+    return schema.load(coerce.infer(source), roles)
+
+
+def _holds_rows(value: Any) -> bool:
+    return (
+        hasattr(value, "__arrow_c_stream__")
+        or hasattr(value, "__arrow_c_array__")
+        or isinstance(value, duckdb.DuckDBPyRelation)
+        or (hasattr(value, "collect") and hasattr(value, "collect_schema"))
+    ) and not isinstance(value, type)
+
+
+def _journals(folder: Path) -> list[int]:
+    if not folder.is_dir():
+        return []
+    numbers = (parse_journal_name(path.name) for path in folder.iterdir())
+    return sorted(number for number in numbers if number is not None)
+
+
+def _writers_with_journals(site: SiteLayout) -> set[str]:
+    """Writers that left a journal file for any table."""
+    journals = site.local / "journal"
+    return {path.parent.name for path in journals.glob("*/*/*.journal")}
+
+
+def _unsealed_hashes(context: TableContext) -> Hashes:
+    parts = [
+        read_hashes(context.segment_path(segment), context.schema)
+        for segment in context.state().hot
+    ]
+    return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+
+def _published_ids(queries: Queries, context: TableContext, ids: pa.Array) -> pa.Table:
+    """Id and event time of published events that have one of these ids."""
+    event_id, event_time = context.schema.event_id, context.schema.event_time
+    statement = (
+        f"SELECT {identifiers([event_id, event_time])} FROM {identifier(context.entry.name)} "
+        f"SEMI JOIN lakestore_wanted USING ({identifier(event_id)})"
+    )
+    wanted = pa.table({event_id: ids})
+    return queries.sql(statement, None, [context], {"lakestore_wanted": wanted}).to_arrow()

@@ -1,0 +1,154 @@
+"""Every name on disk, built here and parsed back here; nothing else knows one.
+
+    <root>/lakestore.json  lake.duckdb
+    <root>/tables/<table>/schema/0001.toml  0001.parquet
+    <root>/tables/<table>/data/day=2026-11-22/<site>-<first>-<last>-<part>-<sha12>.parquet
+    <local>/catalog.sqlite
+    <local>/writers/<writer>
+    <local>/journal/<table>/<writer>/000017.journal
+    <local>/hot/<table>/<first>-<last>-<sha12>.parquet  .duckdb
+    <local>/ids/<table>/<cold file>.ids
+    <local>/staging/<writer>/
+
+A name that does not parse is a `CorruptionError`, never a default.
+"""
+
+import re
+from dataclasses import dataclass
+from datetime import date
+from pathlib import Path
+
+from lakestore.errors import CorruptionError, InvalidInputError
+
+LAKE_FILE = "lakestore.json"
+VIEWS_FILE = "lake.duckdb"
+TABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+WRITER_NAME = re.compile(r"[0-9a-f]{16}")
+_JOURNAL = re.compile(r"(\d{6,})\.journal")
+_SEGMENT = re.compile(r"(\d{6,})-(\d{6,})-([0-9a-f]{12})\.parquet")
+_DAY = re.compile(r"day=(\d{4}-\d{2}-\d{2})")
+_COLD = re.compile(r"([0-9a-f]{8})-(\d{6,})-(\d{6,})-(\d{4,})-([0-9a-f]{12})\.parquet")
+
+
+def check_table_name(name: str) -> str:
+    """`name`, when it can name a table.
+
+    Raises:
+        InvalidInputError: it is not a letter followed by at most 62 letters, digits or `_`.
+    """
+    if not isinstance(name, str) or not TABLE_NAME.fullmatch(name):
+        shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "…"
+        raise InvalidInputError(
+            f"table name {shown} is not allowed: "
+            "use a letter, then at most 62 letters, digits or underscores"
+        )
+    return name
+
+
+@dataclass(frozen=True)
+class SegmentName:
+    """Name of one hot segment: the numbers it covers and the head of its sha256."""
+
+    first: int
+    last: int
+    sha12: str
+
+    def __str__(self) -> str:
+        return f"{self.first:06d}-{self.last:06d}-{self.sha12}.parquet"
+
+    @classmethod
+    def parse(cls, name: str) -> "SegmentName":
+        """The inverse of `str`; raises `CorruptionError`."""
+        match = _SEGMENT.fullmatch(name)
+        if match is None:
+            raise CorruptionError(f"{name!r} is not the name of a hot segment")
+        return cls(int(match[1]), int(match[2]), match[3])
+
+
+@dataclass(frozen=True)
+class ColdName:
+    """Name of one cold file, relative to its table's `data` folder."""
+
+    day: date
+    site: str
+    first: int
+    last: int
+    part: int
+    sha12: str
+
+    def __str__(self) -> str:
+        return (
+            f"day={self.day.isoformat()}/"
+            f"{self.site}-{self.first:06d}-{self.last:06d}-{self.part:04d}-{self.sha12}.parquet"
+        )
+
+    @classmethod
+    def parse(cls, name: str) -> "ColdName":
+        """The inverse of `str`; raises `CorruptionError`."""
+        folder, _, file = name.partition("/")
+        day, match = _DAY.fullmatch(folder), _COLD.fullmatch(file)
+        if day is None or match is None:
+            raise CorruptionError(f"{name!r} is not the name of a cold file")
+        try:
+            parsed = date.fromisoformat(day[1])
+        except ValueError as error:
+            raise CorruptionError(f"{name!r} names no day") from error
+        return cls(parsed, match[1], int(match[2]), int(match[3]), int(match[4]), match[5])
+
+
+def journal_name(generation: int) -> str:
+    """File name of a journal generation."""
+    return f"{generation:06d}.journal"
+
+
+def parse_journal_name(name: str) -> int | None:
+    """The generation, or None when `name` is not a journal (the lock file, say)."""
+    match = _JOURNAL.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+@dataclass(frozen=True)
+class SiteLayout:
+    """Folders of one site: the local state of one host."""
+
+    local: Path
+
+    @property
+    def catalog(self) -> Path:
+        """The SQLite catalog."""
+        return self.local / "catalog.sqlite"
+
+    @property
+    def writers(self) -> Path:
+        """Folder of the writers' locks."""
+        return self.local / "writers"
+
+    def staging_of(self, writer: str) -> Path:
+        """Files that a writer has not yet published; swept when it is dead."""
+        return self.local / "staging" / writer
+
+    def journals(self, table: str) -> Path:
+        """Folder of a table's writers."""
+        return self.local / "journal" / table
+
+    def writer(self, table: str, writer: str) -> Path:
+        """Folder of one writer's journals."""
+        return self.journals(table) / writer
+
+    def hot(self, table: str) -> Path:
+        """Folder of a table's segments."""
+        return self.local / "hot" / table
+
+    def ids(self, table: str) -> Path:
+        """Folder of cached id hashes of cold files."""
+        return self.local / "ids" / table
+
+
+def schema_key(table: str, version: int, suffix: str = "toml") -> str:
+    """Key of a schema version's document, or (suffix `parquet`) of its zero-row file."""
+    return f"tables/{table}/schema/{version:04d}.{suffix}"
+
+
+def data_prefix(table: str) -> str:
+    """Key prefix of a table's cold files."""
+    return f"tables/{table}/data/"

@@ -1,0 +1,109 @@
+"""Pin a snapshot: the rows of several tables as of one instant.
+
+The hot side first, then the published side, then drop from the hot side what was published in
+between. The other order could miss rows. All buffers of a lake are pinned under one lock, so a
+row that was acknowledged before another, in any table, is never missing beside it.
+"""
+
+import threading
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pyarrow as pa
+
+from lakestore.buffer import Pinned
+from lakestore.catalog import Catalog
+from lakestore.context import TableContext
+from lakestore.snapshot import ColdFile, Segment, TableState
+
+
+@dataclass(frozen=True)
+class TablePin:
+    """One table's part of a snapshot."""
+
+    table: TableContext
+    buffered: pa.Table
+    segments: tuple[Segment, ...]
+    cold: tuple[ColdFile, ...]
+
+
+class FilesInUse:
+    """Names of published files that running queries of this process read; `vacuum` asks."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()  # guards _users
+        self._users: Counter[str] = Counter()
+
+    def __contains__(self, name: object) -> bool:
+        with self._lock:
+            return self._users[str(name)] > 0
+
+    def add(self, names: Sequence[str]) -> None:
+        """Count one more user of each."""
+        with self._lock:
+            self._users.update(names)
+
+    def remove(self, names: Sequence[str]) -> None:
+        """Count one user less of each."""
+        with self._lock:
+            self._users.subtract(names)
+            self._users += Counter()  # drops those nobody uses
+
+
+def pin(
+    tables: Sequence[TableContext], catalog: Catalog, visibility: threading.Lock
+) -> list[TablePin]:
+    """The rows of `tables` as of now.
+
+    Raises:
+        StorageError, CorruptionError: the catalog or another writer's journal cannot be read.
+    """
+    ids = [table.entry.id for table in tables]
+    states = catalog.states(ids)
+    while True:
+        before = states
+        pinned = _pin_unflushed(tables, before, visibility)
+        states = catalog.states(ids)
+        if not any(_grew(pinned[id], before[id], states[id]) for id in ids):
+            break
+        # An open generation was flushed in between, perhaps with rows newer than those pinned
+        # of other tables: only a new pin is one instant.
+    result = []
+    for table in tables:
+        state = states[table.entry.id]
+        held = [p for p in pinned[table.entry.id] if p.id not in state.flushed]
+        batches = [batch for p in held for batch in p.batches]
+        result.append(
+            TablePin(
+                table,
+                pa.Table.from_batches(batches, schema=table.schema.arrow),
+                state.hot,
+                state.cold,
+            )
+        )
+    return result
+
+
+def _pin_unflushed(
+    tables: Sequence[TableContext],
+    states: dict[int, TableState],
+    visibility: threading.Lock,
+) -> dict[int, list[Pinned]]:
+    pinned: dict[int, list[Pinned]] = {}
+    with visibility:
+        for table in tables:
+            pinned[table.entry.id] = list(table.buffer.pin()) if table.buffer else []
+    for table in tables:
+        held = table.buffer.ids if table.buffer else frozenset()
+        others = table.tails.pin({table.writer}, states[table.entry.id].flushed | held)
+        pinned[table.entry.id] += others
+    return pinned
+
+
+def _grew(pinned: Sequence[Pinned], before: TableState, after: TableState) -> bool:
+    """Whether a generation that was still open when pinned has been flushed since."""
+    if before is after:
+        return False
+    new = after.flushed - before.flushed
+    return any(not p.closed and p.id in new for p in pinned)

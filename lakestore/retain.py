@@ -1,0 +1,83 @@
+"""Vacuum: the only thing that deletes. It deletes what nothing names any more, after a grace.
+
+Order of effects: the file goes first, then its line in the catalog. A crash between the two
+leaves a line for a file that is gone, and the next vacuum strikes it off. Deleting outside any
+lock is safe, because names are never used twice: nobody can be creating what is deleted here.
+"""
+
+import shutil
+from collections.abc import Container, Sequence
+from dataclasses import dataclass
+
+from lakestore import hot
+from lakestore.catalog import Catalog, Garbage
+from lakestore.layout import SiteLayout, journal_name
+from lakestore.storage import Storage
+
+
+@dataclass(frozen=True)
+class Vacuumed:
+    """What a vacuum deleted, or would: file names by kind."""
+
+    journals: tuple[str, ...]
+    segments: tuple[str, ...]
+    dry_run: bool
+
+    def __len__(self) -> int:
+        return len(self.journals) + len(self.segments)
+
+
+def choose(
+    garbage: Sequence[Garbage], now: float, grace_s: float, in_use: Container[str]
+) -> list[Garbage]:
+    """What may be deleted. Pure.
+
+    Journals go at once: only this site reads them, and a reader that misses one finds its rows
+    in a segment. Other files wait out the grace, and queries that still read them.
+    """
+    return [
+        g
+        for g in garbage
+        if g.kind == "journal" or (now - g.since >= grace_s and g.name not in in_use)
+    ]
+
+
+def vacuum(
+    catalog: Catalog,
+    site: SiteLayout,
+    storage: Storage,
+    chosen: Sequence[Garbage],
+    *,
+    dry_run: bool,
+) -> Vacuumed:
+    """Delete superseded files, or say which would go.
+
+    Raises:
+        StorageError: the disk refused; what is gone is struck off at the next vacuum.
+    """
+    if not dry_run:
+        for item in chosen:
+            _delete(item, site, storage)
+        if chosen:
+            with catalog.commit() as commit:
+                for item in chosen:
+                    commit.forget(item)
+    return Vacuumed(
+        tuple(g.name for g in chosen if g.kind == "journal"),
+        tuple(g.name for g in chosen if g.kind != "journal"),
+        dry_run,
+    )
+
+
+def _delete(item: Garbage, site: SiteLayout, storage: Storage) -> None:
+    if item.kind == "journal":
+        writer, number = item.name.split("/")
+        folder = site.writer(item.folder, writer)
+        (folder / journal_name(int(number))).unlink(missing_ok=True)
+    elif item.kind == "segment":
+        hot.delete(site.hot(item.folder), item.name)
+    elif item.kind == "table":
+        for key in list(storage.list(f"tables/{item.folder}/")):
+            storage.delete(key)
+        for folder in (site.hot(item.folder), site.ids(item.folder), site.journals(item.folder)):
+            shutil.rmtree(folder, ignore_errors=True)

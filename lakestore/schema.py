@@ -1,0 +1,325 @@
+"""What a table's events look like: a document in TOML, and the value it becomes.
+
+Types are DuckDB SQL types and DuckDB itself resolves them, so there is no parser here. A type is
+accepted when it has one meaning in every tier: in Arrow, in a DuckDB file and in Parquet.
+UUID and JSON are kept as text, which is what every other engine reads; SQL sees VARCHAR.
+"""
+
+import json
+import tomllib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Literal, Self
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from lakestore import columns as column_types
+from lakestore.columns import Column
+from lakestore.errors import InvalidInputError, NotFoundError, SchemaError
+
+SCHEMA_FORMAT = 1
+MADE_ID = "event_id"
+"""Name of the id column that is added when a table has no natural id."""
+
+_TIME_TYPES = (pa.timestamp("us", "UTC"), pa.timestamp("us"))
+Dedup = Literal["day", "table", "none"]
+Policy = Literal["full", "preview", "hash", "none"]
+
+
+class Rollup(BaseModel):
+    """Partial aggregates kept per file: one `[[rollups]]` of a schema document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    every: str = Field("1h", description="bucket width, a DuckDB interval such as '1h'")
+    by: tuple[str, ...] = ()
+    sums: tuple[str, ...] = ()
+    max: tuple[str, ...] = ()
+    histograms: tuple[str, ...] = ()
+
+
+class TableDocument(BaseModel):
+    """A schema document, as written: the roles of columns, then the columns."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    format: Literal[1] = Field(SCHEMA_FORMAT, description="version of this document's format")
+    description: str = ""
+    event_time: str = Field(description="TIMESTAMPTZ or TIMESTAMP column; its UTC date is the day")
+    event_id: str | None = Field(
+        None, description="column that identifies an event; without it, ids are made (UUIDv7)"
+    )
+    sort: tuple[str, ...] = Field((), description="default: event_time, event_id")
+    partition: Literal["day"] = "day"
+    dedup: Dedup = Field(
+        "day", description="one row per id and day, per id in the table, or no check"
+    )
+    retention: str | None = Field(None, description="a DuckDB interval, such as '90 days'")
+    bloom: tuple[str, ...] = Field((), description="more id columns that get bloom filters")
+    facets: tuple[str, ...] = Field((), description="columns offered as filter menus")
+    columns: dict[str, str] = Field(
+        min_length=1, description="column → DuckDB type, then optionally NOT NULL and DEFAULT"
+    )
+    derived: dict[str, str] = Field(
+        default_factory=dict,
+        description="column → SQL over the input's columns, used when the input lacks the column",
+    )
+    payload: dict[str, Policy] = Field(
+        default_factory=dict, description="heavy columns, and what is kept of each"
+    )
+    rollups: tuple[Rollup, ...] = ()
+
+
+@dataclass(frozen=True)
+class TableSchema:
+    """A table's columns and their roles, resolved: every type known, every role checked."""
+
+    document: TableDocument
+    columns: tuple[Column, ...]
+    made_id: bool
+    event_id: str
+    event_time: str
+    sort: tuple[str, ...]
+    dedup: Dedup
+    text: str = field(repr=False)
+
+    @classmethod
+    def from_toml(cls, text: str, source: str = "schema document") -> Self:
+        """The schema that a TOML document declares.
+
+        Raises:
+            SchemaError: not TOML, an unknown key, a type DuckDB does not know, a role that
+                names no column.
+        """
+        try:
+            data = tomllib.loads(text)
+        except tomllib.TOMLDecodeError as error:
+            raise SchemaError(f"{source}: not TOML: {error}") from error
+        return cls.from_document(data, text, source)
+
+    @classmethod
+    def from_document(
+        cls, data: Mapping[str, Any], text: str | None = None, source: str = "schema document"
+    ) -> Self:
+        """The schema that a parsed document declares; raises as `from_toml`."""
+        try:
+            document = TableDocument.model_validate(data)
+        except ValidationError as error:
+            raise SchemaError(f"{source}: {_explain(error)}") from error
+        made_id = document.event_id is None
+        declared = dict(document.columns)
+        if made_id:
+            if MADE_ID in declared:
+                raise SchemaError(
+                    f"{source}: a column {MADE_ID!r} exists but has no role: "
+                    f'set event_id = "{MADE_ID}", or rename it so that ids can be made'
+                )
+            declared = {MADE_ID: "VARCHAR not null", **declared}
+        columns = column_types.resolve(declared, source)
+        schema = cls(
+            document=document,
+            columns=columns,
+            made_id=made_id,
+            event_id=document.event_id or MADE_ID,
+            event_time=document.event_time,
+            sort=document.sort or (document.event_time, document.event_id or MADE_ID),
+            dedup="none" if made_id else document.dedup,
+            text=text if text is not None else to_toml(document),
+        )
+        _check_roles(schema, source)
+        return schema._with_required_roles()
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> Self:
+        """The schema in a TOML file; raises `NotFoundError`, or as `from_toml`."""
+        try:
+            text = Path(path).read_text(encoding="utf-8")
+        except FileNotFoundError as error:
+            raise NotFoundError(f"no schema document at {str(path)!r}") from error
+        except (OSError, UnicodeDecodeError) as error:
+            raise SchemaError(f"{str(path)!r} cannot be read as text: {error}") from error
+        return cls.from_toml(text, str(path))
+
+    @classmethod
+    def shipped(cls, name: str) -> Self:
+        """A schema that comes with lakestore, such as `llm_usage`; raises `NotFoundError`."""
+        for folder in _SHIPPED:
+            if (folder / f"{name}.toml").is_file():
+                return cls.from_file(folder / f"{name}.toml")
+        known = sorted({path.stem for folder in _SHIPPED for path in folder.glob("*.toml")})
+        raise NotFoundError(
+            f"no schema named {name!r}; shipped are {', '.join(known)}; a file ends in .toml"
+        )
+
+    @classmethod
+    def from_arrow(
+        cls,
+        schema: pa.Schema,
+        *,
+        event_time: str,
+        event_id: str | None = None,
+        **roles: Any,
+    ) -> Self:
+        """A schema for the columns of an Arrow schema.
+
+        Strings lose their encoding (dictionary, view, large), times become microseconds, and
+        zones become UTC: what an append of the same data can be cast to.
+
+        Args:
+            schema: names and types of the columns.
+            event_time: the column with the event time, a timestamp.
+            event_id: the column with the id; without it, ids are made.
+            roles: any other key of a schema document, such as `sort` or `dedup`.
+        """
+        column_types.check_unique(schema.names, "the Arrow schema")
+        if event_id is not None:
+            roles["event_id"] = event_id
+        declared = column_types.declare(schema)
+        return cls.from_document({"event_time": event_time, **roles, "columns": declared})
+
+    def _with_required_roles(self) -> Self:
+        required = (self.event_id, self.event_time)
+        columns = tuple(
+            replace(column, nullable=column.nullable and column.name not in required)
+            for column in self.columns
+        )
+        return replace(self, columns=columns)
+
+    @cached_property
+    def arrow(self) -> pa.Schema:
+        """The Arrow schema of every tier: names, types, nullability, SQL types as metadata."""
+        return pa.schema(
+            pa.field(c.name, c.arrow_type, c.nullable, {"sql_type": c.sql_type})
+            for c in self.columns
+        )
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """Column names, in order."""
+        return tuple(c.name for c in self.columns)
+
+    def column(self, name: str) -> Column:
+        """The column of that name; raises `NotFoundError`."""
+        for column in self.columns:
+            if column.name == name:
+                return column
+        raise NotFoundError(f"no column {name!r}; the table has {', '.join(self.names)}")
+
+    @cached_property
+    def bloom(self) -> tuple[str, ...]:
+        """Columns that get bloom filters in cold files: the id, and those declared."""
+        return tuple(dict.fromkeys((self.event_id, *self.document.bloom)))
+
+
+def to_toml(document: TableDocument) -> str:
+    """A document as TOML text: the inverse of reading it."""
+    data = document.model_dump(exclude_defaults=True)
+    data = {"format": document.format, **data}
+    tables = {key: data.pop(key) for key in ("columns", "derived", "payload") if key in data}
+    rollups = data.pop("rollups", ())
+    lines = [f"{key} = {_toml_value(value)}" for key, value in data.items()]
+    for name, table in tables.items():
+        lines += ["", f"[{name}]"]
+        lines += [f"{json.dumps(key)} = {_toml_value(value)}" for key, value in table.items()]
+    for rollup in rollups:
+        lines += ["", "[[rollups]]"]
+        lines += [f"{key} = {_toml_value(value)}" for key, value in rollup.items()]
+    return "\n".join(lines) + "\n"
+
+
+def json_schema() -> dict[str, Any]:
+    """JSON Schema of the document format, for editors; shipped as `schemas/table.schema.json`."""
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        **TableDocument.model_json_schema(),
+        "title": "lakestore table schema, format 1",
+    }
+
+
+_SHIPPED = (
+    Path(__file__).parent / "schemas",  # in an installed package
+    Path(__file__).parent.parent / "schemas",  # in a checkout
+)
+
+
+def _toml_value(value: object) -> str:
+    if isinstance(value, tuple | list):
+        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
+    # TOML's basic strings are JSON's, but for DEL, which TOML wants escaped.
+    return json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")
+
+
+def _explain(error: ValidationError) -> str:
+    """The first problem of a document, with its key."""
+    problem = error.errors()[0]
+    key = ".".join(str(part) for part in problem["loc"])
+    if problem["type"] == "extra_forbidden":
+        known = ", ".join(TableDocument.model_fields)
+        return f"unknown key {key!r}; known keys are {known}"
+    if problem["type"] == "missing":
+        return f"key {key!r} is missing"
+    return f"key {key!r}: {problem['msg']} (got {problem['input']!r})"
+
+
+def _check_roles(schema: TableSchema, source: str) -> None:
+    """Every role names a column that can play it."""
+    document, names = schema.document, schema.names
+    roles: dict[str, Sequence[str]] = {
+        "event_time": (schema.event_time,),
+        "event_id": (schema.event_id,),
+        "sort": schema.sort,
+        "bloom": document.bloom,
+        "facets": document.facets,
+        "derived": tuple(document.derived),
+        "payload": tuple(document.payload),
+    }
+    for rollup in document.rollups:
+        where = f"rollups.{rollup.name}"
+        roles[where] = (*rollup.by, *rollup.sums, *rollup.max, *rollup.histograms)
+        _check_interval(rollup.every, f"{source}: {where}.every")
+    for role, columns in roles.items():
+        for name in columns:
+            if name not in names:
+                raise SchemaError(
+                    f"{source}: {role} names {name!r}, which is no column; "
+                    f"columns are {', '.join(names)}"
+                )
+    if schema.column(schema.event_time).arrow_type not in _TIME_TYPES:
+        raise SchemaError(
+            f"{source}: event_time {schema.event_time!r} is "
+            f"{schema.column(schema.event_time).sql_type}; it must be TIMESTAMPTZ or TIMESTAMP"
+        )
+    for name in (schema.event_id, *schema.sort, *document.bloom):
+        if pa.types.is_nested(schema.column(name).arrow_type):
+            raise SchemaError(f"{source}: nested column {name!r} cannot be an id or sort column")
+    if document.retention is not None:
+        _check_interval(document.retention, f"{source}: retention")
+
+
+def _check_interval(text: str, where: str) -> None:
+    if not column_types.is_positive_interval(text):
+        raise SchemaError(f"{where}: {text!r} is not a positive interval such as '90 days'")
+
+
+def load(source: "TableSchema | pa.Schema | str | Path", roles: Mapping[str, Any]) -> TableSchema:
+    """A schema from whatever `create_table` was given.
+
+    A string names a shipped schema, or is the path of a document when it ends in `.toml`.
+    """
+    if isinstance(source, TableSchema | str | Path) and roles:
+        raise InvalidInputError(
+            f"{', '.join(roles)}: a schema document already says its roles; edit it there"
+        )
+    if isinstance(source, TableSchema):
+        return source
+    if isinstance(source, pa.Schema):
+        if "event_time" not in roles:
+            raise SchemaError("event_time= must name the column that holds the event time")
+        return TableSchema.from_arrow(source, **roles)
+    if isinstance(source, Path) or source.endswith(".toml"):
+        return TableSchema.from_file(source)
+    return TableSchema.shipped(source)

@@ -1,0 +1,173 @@
+"""Seal: hot segments → cold files, in segment order.
+
+Order of effects: check the segments' bytes, write one sorted file a day (more when it grows past
+the target size), check each, publish it, then commit. The commit lists the files and moves
+`sealed_through`, so at no instant is a row in both tiers or in neither. A crash before it leaves
+files that nothing names; the next seal writes the same rows under names of their own.
+"""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from datetime import date, timedelta
+from uuid import uuid4
+
+import numpy as np
+import pyarrow as pa
+
+from lakestore import datafile, quoting
+from lakestore.context import TableContext
+from lakestore.errors import CorruptionError, StorageError
+from lakestore.fileids import read_hashes
+from lakestore.idhash import Hashes, days, hash_batch, id_sum
+from lakestore.layout import ColdName
+from lakestore.settings import MIB, Settings
+from lakestore.snapshot import ColdFile, Segment
+from lakestore.storage.local import storage_error
+
+_BATCH_ROWS = 65_536
+_SEAL_BYTES_MAX = 512 * MIB
+_EPOCH = date(1970, 1, 1)
+
+
+def is_due(hot_bytes: int, oldest_age_s: float, settings: Settings) -> bool:
+    """Whether the hot tier is worth sealing now. Pure."""
+    return hot_bytes > 0 and (
+        hot_bytes >= settings.seal_bytes or oldest_age_s >= settings.seal_age_s
+    )
+
+
+def choose(segments: Sequence[Segment]) -> Sequence[Segment]:
+    """The oldest segments, as many as one seal should take: at least one, then up to 512 MiB."""
+    total = 0
+    for count, segment in enumerate(segments):
+        total += segment.info.bytes
+        if count and total > _SEAL_BYTES_MAX:
+            return segments[:count]
+    return segments
+
+
+def seal(table: TableContext) -> list[ColdFile]:
+    """Seal every hot segment; the caller holds `table.maintaining`.
+
+    Raises:
+        ConflictError: another process sealed meanwhile; its result stands.
+        CorruptionError: a segment's bytes are not those that were published.
+        StorageError: the disk refused; nothing more was committed.
+    """
+    files: list[ColdFile] = []
+    while segments := choose(table.state().hot):
+        files += _seal_some(table, segments)
+    return files
+
+
+def _seal_some(table: TableContext, segments: Sequence[Segment]) -> list[ColdFile]:
+    for segment in segments:
+        _check(table, segment)
+    first, last = segments[0].first, segments[-1].last
+    written = list(_write_files(table, segments, first, last))
+    expected = sum(s.info.rows for s in segments)
+    found = sum(w.info.rows for w in written)
+    ids = [read_hashes(table.segment_path(s), table.schema) for s in segments]
+    if found != expected or _total(ids) != _total([w.hashes for w in written]):
+        raise CorruptionError(
+            f"sealing segments {first} to {last} gave {found:,} rows of {expected:,}; "
+            "nothing was committed"
+        )
+    files = [_publish(table, w, first, last, part) for part, w in enumerate(written)]
+    table.cold.publish(segments, files, last)
+    for file, one in zip(files, written, strict=True):
+        table.file_ids.remember(file.name, one.hashes)
+    for segment in segments:
+        table.file_ids.forget(segment.name)
+    return files
+
+
+@dataclass(frozen=True)
+class _Written:
+    day: date
+    stem: str
+    info: datafile.FileInfo
+    hashes: Hashes
+
+
+def _check(table: TableContext, segment: Segment) -> None:
+    path = table.segment_path(segment)
+    try:
+        intact = datafile.sha256(path) == segment.info.sha256
+    except OSError as error:
+        raise CorruptionError(f"segment {str(path)!r} cannot be read: {error}") from error
+    if not intact:
+        raise CorruptionError(
+            f"segment {str(path)!r} is not what was published; keep it and run `lakestore verify`"
+        )
+
+
+def _write_files(
+    table: TableContext, segments: Sequence[Segment], first: int, last: int
+) -> Iterator[_Written]:
+    """Write the rows of the segments, sorted within each day, to staged files."""
+    footer = table.footer(tier="cold", first=first, last=last)
+    writer: datafile.DataFileWriter | None = None
+    stem, day, hashes = "", 0, []
+
+    def finish() -> Iterator[_Written]:
+        if writer is not None:
+            info = writer.close()
+            yield _Written(_EPOCH + timedelta(days=day), stem, info, np.concatenate(hashes))
+
+    try:
+        for number, batch in _by_day(table, segments):
+            full = writer is not None and writer.bytes >= table.settings.cold_file_bytes
+            if writer is None or number != day or full:
+                yield from finish()
+                stem, day, hashes = uuid4().hex, number, []
+                path = table.staging / f"{stem}.parquet"
+                writer = datafile.DataFileWriter(path, table.schema, footer, bloom=True)
+            writer.write(batch)
+            hashes.append(hash_batch(batch, table.schema))
+        yield from finish()
+    except OSError as error:
+        raise storage_error("cannot write cold files", error) from error
+
+
+def _by_day(
+    table: TableContext, segments: Sequence[Segment]
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Rows of the segments by day, then in sort order: (day number, rows of that day alone)."""
+    schema = table.schema
+    paths = quoting.literals(str(table.segment_path(s)) for s in segments)
+    day = f"epoch_us({quoting.identifier(schema.event_time)}) // 86400000000"
+    order = quoting.identifiers(schema.sort)
+    if schema.sort[0] != schema.event_time:
+        order = f"{day}, {order}"
+    cursor = table.engine.cursor()
+    try:
+        reader = cursor.sql(
+            f"SELECT {quoting.identifiers(schema.names)} "
+            f"FROM read_parquet({paths}, hive_partitioning = false) ORDER BY {order}"
+        ).to_arrow_reader(_BATCH_ROWS)
+        for batch in reader:
+            rows = pa.Table.from_batches([batch]).cast(schema.arrow).to_batches()[0]
+            numbers = days(rows.column(schema.event_time))
+            borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), rows.num_rows]
+            for start, end in itertools.pairwise(borders):
+                yield int(numbers[start]), rows.slice(start, end - start)
+    finally:
+        cursor.close()
+
+
+def _publish(table: TableContext, written: _Written, first: int, last: int, part: int) -> ColdFile:
+    info = written.info
+    site = table.catalog.site
+    name = str(ColdName(written.day, site, first, last, part, info.sha256[:12]))
+    file = ColdFile(name, written.day, first, last, table.entry.schema_version, info)
+    staged = table.staging / f"{written.stem}.parquet"
+    key = table.cold_key(file)
+    if not table.storage.put_new(key, staged) and table.storage.size(key) != info.bytes:
+        raise StorageError(f"{key!r} exists and has another size; nothing was committed")
+    return file
+
+
+def _total(parts: Sequence[Hashes]) -> int:
+    return sum(id_sum(part) for part in parts) % 2**64

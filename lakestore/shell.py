@@ -1,0 +1,90 @@
+"""`lake.duckdb`: views for any DuckDB shell, with explicit lists of Parquet files.
+
+It is made anew after each publish and put in place by a rename, so a shell sees exactly one
+snapshot: two globs over a changing lake doubled rows in every read that was tried. Only Parquet
+is listed, hot and cold: `read_duckdb()` gave NULL for the fields of structs (DuckDB 1.5).
+"""
+
+import fcntl
+import os
+from collections.abc import Sequence
+from datetime import UTC
+from pathlib import Path
+from uuid import uuid4
+
+import duckdb
+
+from lakestore import datafile, quoting
+from lakestore.catalog import Catalog
+from lakestore.context import TableContext
+from lakestore.engine import Engine
+from lakestore.layout import VIEWS_FILE, SiteLayout, schema_key
+from lakestore.snapshot import TableState
+from lakestore.storage import Storage
+
+
+def publish(
+    tables: Sequence[TableContext],
+    catalog: Catalog,
+    site: SiteLayout,
+    storage: Storage,
+    engine: Engine,
+    staging: Path,
+) -> None:
+    """Make `lake.duckdb` show what is published now.
+
+    Raises:
+        StorageError: the disk refused; the older file stands.
+    """
+    lock = os.open(site.local / "views.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        # One at a time, and the catalog is read inside: else an older view could come last.
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        states = catalog.states([table.entry.id for table in tables])
+        staged = staging / f"views-{uuid4().hex}.duckdb"
+
+        def fill(cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
+            for table in tables:
+                view = f"{alias}.{quoting.identifier(table.entry.name)}"
+                cursor.execute(f"CREATE VIEW {view} AS {_view(table, states[table.entry.id])}")
+            cursor.execute(f"CREATE VIEW {alias}._lake AS {_facts(tables, states)}")
+
+        try:
+            engine.build(staged, fill)
+            storage.replace(VIEWS_FILE, staged)
+        finally:
+            staged.unlink(missing_ok=True)
+    finally:
+        os.close(lock)
+
+
+def _view(table: TableContext, state: TableState) -> str:
+    entry = table.entry
+    paths = [table.storage.url(schema_key(entry.folder, entry.schema_version, "parquet"))]
+    paths += [table.cold_url(file) for file in state.cold]
+    paths += [str(table.segment_path(segment).absolute()) for segment in state.hot]
+    return (
+        f"SELECT {quoting.identifiers(table.schema.names)} "
+        f"FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false)"
+    )
+
+
+def _facts(tables: Sequence[TableContext], states: dict[int, TableState]) -> str:
+    """Generation, rows and publish time as literals: what this very file shows."""
+    rows, version = 0, 0
+    for state in states.values():
+        version = max(version, state.version)
+        rows += sum(f.info.rows for f in state.cold) + sum(s.info.rows for s in state.hot)
+    now = tables[0].clock.now().astimezone(UTC).isoformat() if tables else "1970-01-01T00:00:00Z"
+    return (
+        f"SELECT {version}::BIGINT AS generation, {rows}::BIGINT AS n_rows, "
+        f"TIMESTAMPTZ {quoting.literal(now)} AS published_at"
+    )
+
+
+def write_empty(table: TableContext) -> None:
+    """Publish the zero-row file that keeps the view of an empty table well-formed."""
+    staged = table.staging / f"{uuid4().hex}.parquet"
+    datafile.write(staged, table.schema, (), table.footer(tier="schema"))
+    key = schema_key(table.entry.folder, table.entry.schema_version, "parquet")
+    table.storage.put_new(key, staged)

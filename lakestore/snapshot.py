@@ -1,0 +1,80 @@
+"""What a query sees, as values: segments, cold files, and the two together."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from datetime import date, datetime
+
+
+@dataclass(frozen=True)
+class ColumnRange:
+    """Least and greatest value of a column in a file, as SQL text, and how many are null.
+
+    `low` and `high` are None when the file does not know them, or holds only nulls.
+    """
+
+    low: str | None
+    high: str | None
+    nulls: int
+
+
+@dataclass(frozen=True)
+class FileInfo:
+    """What one Parquet file holds, measured when it was written.
+
+    `id_sum` is the sum of the id hashes modulo 2**64: equal rows have equal sums in one process.
+    """
+
+    rows: int
+    bytes: int
+    sha256: str
+    min_time: datetime
+    max_time: datetime
+    ranges: Mapping[str, ColumnRange] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, order=True)
+class GenerationId:
+    """One journal file: whose, and which."""
+
+    writer: str
+    number: int
+
+
+@dataclass(frozen=True)
+class Segment:
+    """One immutable unit of the hot tier; it covers the segment numbers first..last."""
+
+    first: int
+    last: int
+    name: str
+    info: FileInfo
+    has_duckdb: bool
+    committed_at: datetime
+
+
+@dataclass(frozen=True)
+class ColdFile:
+    """One cold file; it holds rows of the segments first..last."""
+
+    name: str
+    day: date
+    first: int
+    last: int
+    schema_version: int
+    info: FileInfo
+
+
+@dataclass(frozen=True)
+class TableState:
+    """What the catalog says of one table at one version: the published part of a snapshot."""
+
+    version: int
+    sealed_through: int
+    segments: tuple[Segment, ...]
+    cold: tuple[ColdFile, ...]
+    flushed: frozenset[GenerationId]
+
+    @property
+    def hot(self) -> tuple[Segment, ...]:
+        """Segments that are not sealed yet, in order."""
+        return tuple(s for s in self.segments if s.last > self.sealed_through)

@@ -1,0 +1,101 @@
+"""How a lake is: rows, bytes and files of each tier, and how far behind each is."""
+
+from dataclasses import asdict, dataclass
+from datetime import datetime
+from typing import Any
+
+from lakestore.context import TableContext
+
+
+@dataclass(frozen=True)
+class TierStatus:
+    """One tier of one table; `lag_s` is the age of its oldest row that should move on."""
+
+    tier: str
+    rows: int
+    bytes: int
+    files: int
+    lag_s: float | None
+
+
+@dataclass(frozen=True)
+class TableStatus:
+    """One table: its tiers, and the event times it spans."""
+
+    name: str
+    rows: int
+    tiers: tuple[TierStatus, ...]
+    sealed_through: int
+    first_event: datetime | None
+    last_event: datetime | None
+
+
+@dataclass(frozen=True)
+class Status:
+    """A lake: its tables, superseded files that wait for `vacuum`, the last upkeep problem."""
+
+    root: str
+    lake: str
+    mode: str
+    tables: tuple[TableStatus, ...]
+    recovered_rows: int
+    superseded_files: int
+    problem: str | None
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain dictionaries and lists; times as ISO text."""
+        data = asdict(self)
+        for table in data["tables"]:
+            for key in ("first_event", "last_event"):
+                table[key] = table[key].isoformat() if table[key] else None
+        return data
+
+    def __str__(self) -> str:
+        lines = [f"{self.root} ({self.mode})"]
+        for table in self.tables:
+            lines.append(f"{table.name}: {table.rows:,} rows")
+            lines += [
+                f"  {t.tier:6} {t.rows:>12,} rows {t.bytes:>14,} bytes {t.files:>6,} files"
+                for t in table.tiers
+            ]
+        if self.problem:
+            lines.append(f"upkeep: {self.problem}")
+        return "\n".join(lines)
+
+
+def table_status(table: TableContext, unflushed_rows: int, unflushed_bytes: int) -> TableStatus:
+    """The status of one table, from its catalog state and what is not flushed yet."""
+    state = table.state()
+    now = table.clock.now()
+    began = table.buffer.began if table.buffer else None
+    oldest = min((s.committed_at for s in state.hot), default=None)
+    journals = len(table.buffer.ids) if table.buffer else 0
+    hot_rows = sum(s.info.rows for s in state.hot)
+    cold_rows = sum(f.info.rows for f in state.cold)
+    infos = [*(s.info for s in state.hot), *(f.info for f in state.cold)]
+    return TableStatus(
+        table.entry.name,
+        unflushed_rows + hot_rows + cold_rows,
+        (
+            TierStatus(
+                "buffer",
+                unflushed_rows,
+                unflushed_bytes,
+                journals,
+                None if began is None else table.clock.monotonic() - began,
+            ),
+            TierStatus(
+                "hot",
+                hot_rows,
+                sum(s.info.bytes for s in state.hot),
+                len(state.hot),
+                None if oldest is None else (now - oldest).total_seconds(),
+            ),
+            TierStatus(
+                "cold", cold_rows, sum(f.info.bytes for f in state.cold), len(state.cold), None
+            ),
+        ),
+        state.sealed_through,
+        min((i.min_time for i in infos), default=None),
+        max((i.max_time for i in infos), default=None),
+    )

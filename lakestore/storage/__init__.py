@@ -1,0 +1,44 @@
+"""Where published bytes live: a handful of verbs, so that a backend is small enough to read."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+
+class Storage(Protocol):
+    """Immutable objects under keys such as `tables/usage/data/…`; no verb overwrites."""
+
+    def put_new(self, key: str, source: Path) -> bool:
+        """Publish the staged file `source` as `key`, durably and all at once.
+
+        Returns:
+            False when the key existed already; the object there is untouched.
+
+        Raises:
+            StorageError: the bytes may or may not have arrived; nothing was acknowledged.
+        """
+        ...
+
+    def replace(self, key: str, source: Path) -> None:
+        """Put a cache such as `lake.duckdb` in place of its older version, all at once."""
+        ...
+
+    def read(self, key: str) -> bytes:
+        """The whole object; raises `NotFoundError`."""
+        ...
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the object, or None when there is none."""
+        ...
+
+    def delete(self, key: str) -> None:
+        """Remove the object; nothing happens when there is none. Only `vacuum` calls this."""
+        ...
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys below `prefix`: to find candidates for deletion, never to decide what is live."""
+        ...
+
+    def url(self, key: str) -> str:
+        """What DuckDB and other engines open."""
+        ...

@@ -1,0 +1,136 @@
+"""Durable publication on a local file system: fsync, link, fsync of the folder.
+
+`link` and not `rename`, because rename overwrites. A new folder is itself made durable by an
+fsync of its parent; without it a power loss can take the folder and everything in it.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from lakestore.errors import InvalidInputError, NotFoundError, StorageError
+
+
+def fsync_file(path: Path) -> None:
+    """Make the bytes of a finished file durable."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def fsync_folder(path: Path) -> None:
+    """Make the names in a folder durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def make_folder(path: Path) -> Path:
+    """Create a folder and its parents, each durable in its parent; returns `path`."""
+    if not path.is_dir():
+        make_folder(path.parent)
+        try:
+            path.mkdir()
+        except FileExistsError:
+            if not path.is_dir():
+                raise
+        fsync_folder(path.parent)
+    return path
+
+
+def publish_new(source: Path, target: Path) -> bool:
+    """Link a staged file to its final name, durably, and drop the staged name.
+
+    Returns:
+        False when `target` existed; it is untouched.
+
+    Raises:
+        StorageError: the disk is full, read-only or failing.
+    """
+    try:
+        make_folder(target.parent)
+        fsync_file(source)
+        try:
+            os.link(source, target)
+            created = True
+        except FileExistsError:
+            created = False
+        fsync_folder(target.parent)
+        source.unlink()
+    except OSError as error:
+        raise storage_error(f"cannot publish {str(target)!r}", error) from error
+    return created
+
+
+def storage_error(what: str, error: OSError) -> StorageError:
+    """A `StorageError` that says what failed and what helps."""
+    advice = {
+        errno.ENOSPC: "make room, then retry",
+        errno.EDQUOT: "make room, then retry",
+        errno.EROFS: 'the file system is read-only: open with mode="r"',
+        errno.EACCES: "check who owns the folder",
+        errno.EMFILE: "raise the limit of open files",
+    }.get(error.errno or 0, "nothing was acknowledged; retry once the disk works")
+    return StorageError(f"{what}: {error.strerror or error}; {advice}")
+
+
+class LocalStorage:
+    """`Storage` on a folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+
+    def path(self, key: str) -> Path:
+        """Where `key` is; raises `InvalidInputError` when it would leave the root."""
+        parts = key.split("/")
+        if key.startswith("/") or any(part in ("", ".", "..") or "\0" in part for part in parts):
+            raise InvalidInputError(f"{key!r} is not a key below the lake's root")
+        return self.root.joinpath(*parts)
+
+    def put_new(self, key: str, source: Path) -> bool:
+        """Publish `source` as `key`; False when the key existed."""
+        return publish_new(source, self.path(key))
+
+    def replace(self, key: str, source: Path) -> None:
+        """Put a cache in place of its older version."""
+        target = self.path(key)
+        try:
+            fsync_file(source)
+            os.replace(source, target)
+            fsync_folder(target.parent)
+        except OSError as error:
+            raise storage_error(f"cannot replace {str(target)!r}", error) from error
+
+    def read(self, key: str) -> bytes:
+        """The whole object."""
+        try:
+            return self.path(key).read_bytes()
+        except FileNotFoundError as error:
+            raise NotFoundError(f"no object {key!r} in {str(self.root)!r}") from error
+
+    def size(self, key: str) -> int | None:
+        """Bytes of the object, or None."""
+        try:
+            return self.path(key).stat().st_size
+        except FileNotFoundError:
+            return None
+
+    def delete(self, key: str) -> None:
+        """Remove the object, if it is there."""
+        self.path(key).unlink(missing_ok=True)
+
+    def list(self, prefix: str) -> Iterator[str]:
+        """Keys below `prefix`, in order."""
+        folder = self.root / prefix
+        for path in sorted(folder.rglob("*")):
+            if path.is_file():
+                yield path.relative_to(self.root).as_posix()
+
+    def url(self, key: str) -> str:
+        """The absolute path."""
+        return str(self.path(key))

@@ -1,0 +1,78 @@
+"""Who writes: each process that opens a lake for writing is one writer, alive while it is locked.
+
+The kernel lets the lock (`flock`) go when the process ends, however it ends. Whoever can take a
+writer's lock may take over its journals and sweep its staged files.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+from pathlib import Path
+
+from lakestore.layout import WRITER_NAME, SiteLayout
+from lakestore.storage.local import make_folder
+
+
+class WriterLock:
+    """The lock of one writer; held until `release`, or the end of the process."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self.name = path.name
+        self._path = path
+        self._descriptor = descriptor
+
+    @classmethod
+    def create(cls, folder: Path) -> "WriterLock":
+        """A lock for a new writer, whose name nobody used before."""
+        make_folder(folder)
+        while True:
+            lock = cls.take(folder / secrets.token_hex(8))
+            if lock is not None:
+                return lock
+
+    @classmethod
+    def take(cls, path: Path) -> "WriterLock | None":
+        """The lock of a writer, or None while that writer lives."""
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            if os.fstat(descriptor).st_nlink:  # else its last holder has just removed it
+                return cls(path, descriptor)
+        except BlockingIOError:
+            pass
+        os.close(descriptor)
+        return None
+
+    def release(self, *, forget: bool) -> None:
+        """Let go; `forget` when the writer has left nothing to recover."""
+        if forget:
+            self._path.unlink(missing_ok=True)
+        os.close(self._descriptor)
+
+    def abandon(self) -> None:
+        """Close the descriptor that a forked child inherited; the parent keeps the lock."""
+        os.close(self._descriptor)
+
+
+def take_over_dead(site: SiteLayout, journals: set[str]) -> list[WriterLock]:
+    """Locks of every dead writer that left something: `journals` names writers with journals."""
+    make_folder(site.writers)
+    names = {path.name for path in site.writers.iterdir()} | journals
+    locks = [
+        WriterLock.take(site.writers / name)
+        for name in sorted(names)
+        if WRITER_NAME.fullmatch(name)
+    ]
+    return [lock for lock in locks if lock is not None]
+
+
+def sweep_staging(site: SiteLayout, dead: list[WriterLock]) -> int:
+    """Delete what dead writers had staged; returns the number of files."""
+    count = 0
+    for lock in dead:
+        folder = site.staging_of(lock.name)
+        if folder.is_dir():
+            count += sum(1 for _ in folder.iterdir())
+            shutil.rmtree(folder)
+    return count
