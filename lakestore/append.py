@@ -90,7 +90,7 @@ class Appender:
                 and seq is not None
                 and seq <= buffer.producers.get(producer, -1)
             ):
-                fresh = []
+                fresh: list[pa.RecordBatch] = []
             else:
                 buffer.wait_for_room(self._settings.buffer_bytes, self._settings.append_timeout_s)
                 fresh, hashes = self._drop_duplicates(batches, hashes)

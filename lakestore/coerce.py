@@ -150,7 +150,7 @@ def _must_infer(values: list[Any], target: pa.DataType) -> bool:
         return bool(kinds - {int, type(None)})
     if types.is_floating(target) or types.is_decimal(target):
         return bool in kinds
-    return types.is_struct(target) or types.is_list(target)
+    return bool(types.is_struct(target) or types.is_list(target))
 
 
 def _validate(table: pa.Table) -> None:
@@ -225,11 +225,11 @@ def _cast(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
             raise SchemaError(
                 _mismatch(row, column.name, value, column.arrow_type, column.sql_type)
             ) from error
-    row = next((i for i, v in enumerate(values) if v.is_valid), None)
-    if row is None:
+    bad = next((i for i, v in enumerate(values) if v.is_valid), None)
+    if bad is None:
         return pa.chunked_array([pa.nulls(len(values), column.arrow_type)])
     raise SchemaError(
-        _mismatch(row, column.name, values[row].as_py(), column.arrow_type, column.sql_type)
+        _mismatch(bad, column.name, values[bad].as_py(), column.arrow_type, column.sql_type)
     )
 
 

@@ -81,7 +81,7 @@ class FileIds:
         if len(raw) < 2 or raw[:1].tobytes() != _MAGIC:
             return None
         hasher = xxhash.xxh3_64(HASH_VERSION.encode())
-        hasher.update(raw[2:])
+        hasher.update(raw[2:].data)
         return raw[2:] if hasher.digest() == raw[1:2].tobytes() else None
 
 

@@ -106,4 +106,5 @@ def in_sorted(run: Hashes, probes: Hashes) -> npt.NDArray[np.bool_]:
     """For each of `probes`, whether the sorted `run` holds it."""
     at = np.searchsorted(run, probes)
     at[at == len(run)] = 0
-    return run[at] == probes
+    same: npt.NDArray[np.bool_] = run[at] == probes
+    return same

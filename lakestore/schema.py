@@ -20,7 +20,6 @@ from lakestore import columns as column_types
 from lakestore.columns import Column
 from lakestore.errors import InvalidInputError, NotFoundError, SchemaError
 
-SCHEMA_FORMAT = 1
 MADE_ID = "event_id"
 """Name of the id column that is added when a table has no natural id."""
 
@@ -47,7 +46,7 @@ class TableDocument(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = Field(SCHEMA_FORMAT, description="version of this document's format")
+    format: Literal[1] = Field(1, description="version of this document's format")
     description: str = ""
     event_time: str = Field(description="TIMESTAMPTZ or TIMESTAMP column; its UTC date is the day")
     event_id: str | None = Field(

@@ -22,7 +22,7 @@ from lakestore.fileids import read_hashes
 from lakestore.idhash import Hashes, days, hash_batch, id_sum
 from lakestore.layout import ColdName
 from lakestore.settings import MIB, Settings
-from lakestore.snapshot import ColdFile, Segment
+from lakestore.snapshot import ColdFile, FileInfo, Segment
 from lakestore.storage.local import storage_error
 
 _BATCH_ROWS = 65_536
@@ -87,7 +87,7 @@ def _seal_some(table: TableContext, segments: Sequence[Segment]) -> list[ColdFil
 class _Written:
     day: date
     stem: str
-    info: datafile.FileInfo
+    info: FileInfo
     hashes: Hashes
 
 
@@ -109,7 +109,8 @@ def _write_files(
     """Write the rows of the segments, sorted within each day, to staged files."""
     footer = table.footer(tier="cold", first=first, last=last)
     writer: datafile.DataFileWriter | None = None
-    stem, day, hashes = "", 0, []
+    stem, day = "", 0
+    hashes: list[Hashes] = []
 
     def finish() -> Iterator[_Written]:
         if writer is not None:

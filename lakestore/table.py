@@ -88,7 +88,8 @@ class Table:
     def scan(self) -> pl.LazyFrame:
         """A Polars LazyFrame over every tier as of now; filters and columns are pushed down."""
         self._lake._check_open()
-        return self._lake._queries.relation(self._context).pl(lazy=True)
+        frame: pl.LazyFrame = self._lake._queries.relation(self._context).pl(lazy=True)
+        return frame
 
     def to_arrow(
         self,

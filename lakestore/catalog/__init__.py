@@ -194,7 +194,7 @@ class Catalog:
             t.producers.c.table_id == table_id
         )
         with self._begin("DEFERRED") as con:
-            return dict(con.execute(query))
+            return {row.producer: row.seq for row in con.execute(query)}
 
     def garbage(self) -> list[Garbage]:
         """Every superseded file not yet deleted."""
@@ -267,7 +267,9 @@ class Commit:
         result = self._con.execute(
             t.tables.insert(), values | {"last_segment": 0, "created_at": self.now.timestamp()}
         )
-        table_id = result.inserted_primary_key[0]
+        key = result.inserted_primary_key
+        assert key is not None
+        table_id = int(key[0])
         self._con.execute(
             t.schemas.insert(), {"table_id": table_id, "version": 1, "text": schema_text}
         )

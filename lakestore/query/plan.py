@@ -185,7 +185,7 @@ def file_test(text: str, columns: Sequence[str]) -> str | None:
     return _test(tree, columns)
 
 
-def _test(node: exp.Expression, columns: Sequence[str]) -> str | None:
+def _test(node: exp.Expr, columns: Sequence[str]) -> str | None:
     node = node.unnest()
     if isinstance(node, exp.And):
         parts = [p for p in (_test(node.left, columns), _test(node.right, columns)) if p]
@@ -208,9 +208,9 @@ def _test(node: exp.Expression, columns: Sequence[str]) -> str | None:
 
 
 def _compare(
-    column: exp.Expression,
-    operator: type[exp.Expression],
-    value: exp.Expression,
+    column: exp.Expr,
+    operator: type[exp.Binary],
+    value: exp.Expr,
     columns: Sequence[str],
 ) -> str | None:
     index = _index(column, columns)
@@ -228,13 +228,13 @@ def _compare(
     return f"filled_{index} AND coalesce({test}, true)"
 
 
-def _index(node: exp.Expression, columns: Sequence[str]) -> int | None:
+def _index(node: exp.Expr, columns: Sequence[str]) -> int | None:
     if isinstance(node, exp.Column) and not node.table and node.name in columns:
         return columns.index(node.name)
     return None
 
 
-def _is_constant(node: exp.Expression) -> bool:
+def _is_constant(node: exp.Expr) -> bool:
     allowed = (
         exp.Literal,
         exp.Cast,

@@ -82,7 +82,7 @@ class Result:
             "<tr>" + "".join(f"<td>{html.escape(str(v))}</td>" for v in row.values()) + "</tr>"
             for row in shown
         )
-        note = f"<caption>{len(self):,} rows × {len(self.columns)} columns</caption>"
+        note = f"<caption>{len(self):,} rows, {len(self.columns)} columns</caption>"
         return f"<table>{note}<thead><tr>{head}</tr></thead><tbody>{body}</tbody></table>"
 
     def _text(self, rows: int) -> str:
