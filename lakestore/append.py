@@ -58,7 +58,7 @@ class Appender:
         buffer: Buffer,
         settings: Settings,
         find_published: Callable[[pa.Array], pa.Table],
-        on_append: Callable[[], None],
+        on_append: Callable[[Buffer], None],
     ) -> None:
         self._table = table
         self._schema = schema
@@ -107,7 +107,7 @@ class Appender:
             return Ack(0, rows, level, None)
         if level == "disk":
             buffer.sync(generation, end)
-        self._on_append()
+        self._on_append(buffer)
         position = Position(self._table, generation.id, end)
         return Ack(accepted, rows - accepted, level, position)
 
@@ -146,9 +146,11 @@ class Appender:
         if not hashes:
             return batches, hashes
         every = hashes[0] if len(hashes) == 1 else np.concatenate(hashes)
-        suspect = self._known.contains(every) | repeated(every)
-        if not suspect.any():
+        suspects = np.concatenate((self._known.find(every), repeated(every)))
+        if len(suspects) == 0:
             return batches, hashes
+        suspect = np.zeros(len(every), dtype=np.bool_)
+        suspect[suspects] = True
         borders = np.cumsum([len(part) for part in hashes])[:-1]
         return self._decide(batches, hashes, np.split(suspect, borders))
 

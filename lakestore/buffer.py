@@ -9,13 +9,13 @@ they are acknowledged, in journal order. Two locks, always taken in this order:
 """
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
 import pyarrow as pa
 
+from lakestore.clock import Clock
 from lakestore.errors import BackpressureError, StorageError
 from lakestore.journal import Entry, JournalWriter
 from lakestore.snapshot import GenerationId
@@ -42,12 +42,12 @@ class Generation:
     closed: bool = False
 
     def add(self, batches: Sequence[pa.RecordBatch], end: int) -> None:
-        """Take rows that the journal holds up to `end`."""
+        """Take rows that the journal holds up to `end`; its bytes are about Arrow's own."""
+        self.bytes += end - (self.ends[-1] if self.ends else 0)
         for batch in batches:
             self.batches.append(batch)
             self.ends.append(end)
             self.rows += batch.num_rows
-            self.bytes += batch.nbytes
 
 
 @dataclass(frozen=True)
@@ -67,14 +67,17 @@ class Buffer:
         open_journal: Callable[[int], JournalWriter],
         visibility: threading.Lock,
         schema_version: int,
+        clock: Clock,
     ) -> None:
         self.lock = threading.RLock()
         self.visibility = visibility
         self._room = threading.Condition(self.lock)
         self._open_journal = open_journal
         self._schema_version = schema_version
+        self._clock = clock
         self._numbers = 0
         self._generations: list[Generation] = []  # guarded by visibility, changed under lock too
+        self._adopted: set[tuple[str, int]] = set()
         self.producers: dict[str, int] = {}  # guarded by lock: the highest seq accepted of each
 
     def append(
@@ -102,14 +105,15 @@ class Buffer:
 
     def adopt(self, id: GenerationId, schema_version: int, entries: Sequence[Entry]) -> None:
         """Hold the rows of a dead writer's journal, visible at once."""
-        generation = Generation(id, schema_version, None, time.monotonic(), closed=True)
+        generation = Generation(id, schema_version, None, self._clock.monotonic(), closed=True)
         for entry in entries:
             if entry.producer is not None and entry.seq is not None:
-                known = self.producers.get(entry.producer, -1)
-                if entry.seq <= known:
+                if (entry.producer, entry.seq) in self._adopted:
                     continue  # written again after an fsync that failed: already held
+                self._adopted.add((entry.producer, entry.seq))
+                known = self.producers.get(entry.producer, -1)
                 generation.marks.append((entry.end, entry.producer, entry.seq, known))
-                self.producers[entry.producer] = entry.seq
+                self.producers[entry.producer] = max(known, entry.seq)
             generation.add(entry.batches, entry.end)
         generation.visible = len(generation.batches)
         with self.lock, self.visibility:
@@ -247,7 +251,7 @@ class Buffer:
             self._fail(last)
         self._numbers += 1
         journal = self._open_journal(self._numbers)
-        fresh = Generation(journal.id, self._schema_version, journal, time.monotonic())
+        fresh = Generation(journal.id, self._schema_version, journal, self._clock.monotonic())
         with self.visibility:
             self._generations.append(fresh)
         return fresh
@@ -260,7 +264,7 @@ class Buffer:
                 end = generation.ends[kept - 1] if kept else 0
                 del generation.batches[kept:], generation.ends[kept:]
                 generation.rows = sum(b.num_rows for b in generation.batches)
-                generation.bytes = sum(b.nbytes for b in generation.batches)
+                generation.bytes = end
                 generation.closed = True
             while generation.marks and generation.marks[-1][0] > end:
                 _, producer, _, before = generation.marks.pop()

@@ -17,7 +17,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakestore import quoting
+from lakestore import idhash, quoting
 from lakestore.columns import Column, check_unique, plain_type
 from lakestore.errors import InvalidInputError, SchemaError
 from lakestore.schema import TableSchema
@@ -29,6 +29,7 @@ MAX_TIME = datetime(2262, 1, 1, tzinfo=UTC)
 
 FRAME_ROWS = 65_536
 FRAME_BYTES = 16 * MIB
+_SMALL_ROWS = 4_096
 _MIN_US = int(MIN_TIME.timestamp()) * 1_000_000
 _MAX_US = int(MAX_TIME.timestamp()) * 1_000_000
 
@@ -43,6 +44,10 @@ def to_batches(data: Any, schema: TableSchema) -> list[pa.RecordBatch]:
             fit, is null where it must not be, or is no possible time. Names row, column, value.
         InvalidInputError: `data` is nothing that events come in.
     """
+    if isinstance(data, pa.RecordBatch) and 0 < data.num_rows <= _SMALL_ROWS:
+        batch = _as_it_is(data, schema)
+        if batch is not None:
+            return [batch]
     table = _to_table(data, schema)
     check_unique(table.schema.names, "the batch")
     for name in table.schema.names:
@@ -54,11 +59,27 @@ def to_batches(data: Any, schema: TableSchema) -> list[pa.RecordBatch]:
         table = pa.table(
             [_column(table, column, schema) for column in schema.columns], schema=schema.arrow
         )
-    elif not table.schema.equals(schema.arrow):
+    else:
         table = pa.table(_filled(table, schema), schema=schema.arrow)
     _check_required(table, schema)
     _check_times(table.column(schema.event_time), schema)
     return _frames(table)
+
+
+def _as_it_is(batch: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch | None:
+    """The batch itself when nothing about it needs a change or an error: the fast path."""
+    if not batch.schema.equals(schema.arrow):
+        return None
+    try:
+        batch.validate(full=True)
+    except pa.ArrowException:
+        return None
+    if any(batch.column(name).null_count for name in schema.required):
+        return None
+    micros = idhash.micros(batch.column(schema.event_time))
+    if micros.min() < _MIN_US or micros.max() >= _MAX_US:
+        return None
+    return batch
 
 
 def _frames(table: pa.Table) -> list[pa.RecordBatch]:

@@ -19,10 +19,17 @@ _DAY_US = 86_400_000_000
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
+def micros(times: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
+    """Event times, which are never null, as microseconds since 1970."""
+    if isinstance(times, pa.Array):
+        values: npt.NDArray[np.int64] = times.view(pa.int64()).to_numpy()
+        return values
+    return np.asarray(pc.cast(times, pa.int64()))
+
+
 def days(times: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
     """UTC day numbers (days since 1970-01-01) of event times in microseconds."""
-    micros: npt.NDArray[np.int64] = np.asarray(pc.cast(times, pa.int64()))
-    return micros // _DAY_US
+    return micros(times) // _DAY_US
 
 
 def hash_ids(
@@ -48,16 +55,13 @@ def identities(rows: pa.RecordBatch | pa.Table, schema: TableSchema) -> list[obj
     return list(zip(ids, days(rows.column(schema.event_time)).tolist(), strict=True))
 
 
-def repeated(hashes: Hashes) -> npt.NDArray[np.bool_]:
-    """For each hash, whether it is there more than once."""
-    order = np.argsort(hashes)
-    ordered = hashes[order]
-    same = ordered[1:] == ordered[:-1]
-    result = np.zeros(len(hashes), dtype=np.bool_)
-    if same.any():
-        result[order[1:][same]] = True
-        result[order[:-1][same]] = True
-    return result
+def repeated(hashes: Hashes) -> npt.NDArray[np.intp]:
+    """Indices of the hashes that are there more than once."""
+    ordered = np.sort(hashes)
+    twice = ordered[1:][ordered[1:] == ordered[:-1]]
+    if len(twice) == 0:
+        return np.empty(0, dtype=np.intp)
+    return np.flatnonzero(in_sorted(twice, hashes))
 
 
 def id_sum(hashes: Hashes) -> int:
@@ -66,14 +70,17 @@ def id_sum(hashes: Hashes) -> int:
 
 
 class IdIndex:
-    """A growing set of hashes, as sorted runs: 8 bytes a row, lookups by binary search.
+    """A growing set of hashes: 16 bytes a row or less, vectorised. One thread at a time.
 
-    Each run is at least four times as long as the next, so n hashes are in log4(n) runs and each
-    was merged as often (a log-structured merge). One thread at a time.
+    Sorted runs, each at least four times as long as the next, so n hashes are in log4(n) runs
+    and each was merged as often (a log-structured merge). Before them a map of which slots, named
+    by a hash's highest bits, hold any: it answers for seven hashes in eight that are not there.
     """
 
     def __init__(self) -> None:
         self._runs: list[Hashes] = []
+        self._bits = 16
+        self._taken = np.zeros(1 << self._bits, dtype=np.bool_)
 
     def __len__(self) -> int:
         return sum(len(run) for run in self._runs)
@@ -83,23 +90,33 @@ class IdIndex:
         if len(hashes) == 0:
             return
         run = np.sort(hashes)
+        self._taken[self._slots(run)] = True
         while self._runs and len(self._runs[-1]) < 4 * len(run):
             run = np.concatenate((self._runs.pop(), run))
             run.sort()
         self._runs.append(run)
+        if len(self) * 8 > len(self._taken):
+            self._grow()
 
-    def contains(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
-        """For each hash, whether it is in the set."""
-        found = np.zeros(len(hashes), dtype=np.bool_)
-        if not self._runs or len(hashes) == 0:
-            return found
-        order = np.argsort(hashes)  # sorted probes stay in the cache: a third of the time
-        probes = hashes[order]
+    def find(self, hashes: Hashes) -> npt.NDArray[np.intp]:
+        """Indices of the hashes that are in the set."""
+        maybe = np.flatnonzero(self._taken[self._slots(hashes)])
+        if len(maybe) == 0:
+            return maybe
+        probes = hashes[maybe]
+        found = np.zeros(len(maybe), dtype=np.bool_)
         for run in self._runs:
             found |= in_sorted(run, probes)
-        result = np.empty_like(found)
-        result[order] = found
-        return result
+        return maybe[found]
+
+    def _slots(self, hashes: Hashes) -> npt.NDArray[np.intp]:
+        return (hashes >> np.uint64(64 - self._bits)).astype(np.intp)
+
+    def _grow(self) -> None:
+        self._bits = max(self._bits, (16 * len(self) - 1).bit_length())
+        self._taken = np.zeros(1 << self._bits, dtype=np.bool_)
+        for run in self._runs:
+            self._taken[self._slots(run)] = True
 
 
 def in_sorted(run: Hashes, probes: Hashes) -> npt.NDArray[np.bool_]:

@@ -87,6 +87,12 @@ def open(
         raise InvalidInputError(f"upkeep {upkeep!r} is neither 'auto' nor 'manual'")
     if "://" in str(root):
         raise InvalidInputError(f"{str(root)!r}: a lake is a folder of this machine")
+    for folder in (root, local or ""):
+        if set(str(folder)) & set("*?["):
+            raise InvalidInputError(
+                f"{str(folder)!r}: DuckDB takes '*', '?' and '[' in a path for a pattern; "
+                "name the folder without them"
+            )
     return Lake(
         Path(root).absolute(),
         Path(local).absolute() if local is not None else None,
@@ -444,7 +450,9 @@ class Lake:
 
         buffer = None
         if self.mode == "rw":
-            buffer = Buffer(open_journal, self._visibility, entry.schema_version)
+            buffer = Buffer(
+                open_journal, self._visibility, entry.schema_version, self._clock
+            )
         return TableContext(
             entry=entry,
             schema=resolved,
@@ -477,15 +485,12 @@ class Lake:
         self._tables[entry.id] = table
         return table
 
-    def _after_append(self) -> None:
-        if self._auto:
-            for context in self._contexts():
-                buffer = context.buffer
-                if buffer is not None and (
-                    buffer.rows >= self._settings.flush_rows
-                    or buffer.bytes >= self._settings.flush_bytes
-                ):
-                    self._upkeep.wake()
+    def _after_append(self, buffer: Buffer) -> None:
+        settings = self._settings
+        if self._auto and (
+            buffer.rows >= settings.flush_rows or buffer.bytes >= settings.flush_bytes
+        ):
+            self._upkeep.wake()
 
     def _recover(self, context: TableContext, appender: Appender) -> None:
         """Take what dead writers left, and learn what is unsealed."""

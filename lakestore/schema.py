@@ -190,11 +190,20 @@ class TableSchema:
 
     @cached_property
     def arrow(self) -> pa.Schema:
-        """The Arrow schema of every tier: names, types, nullability, SQL types as metadata."""
+        """The Arrow schema of every tier: names, types, SQL types as metadata.
+
+        Every field is nullable, as those of callers' frames are: what is required is checked at
+        append, and equal schemas spare each batch a rewrap.
+        """
         return pa.schema(
-            pa.field(c.name, c.arrow_type, c.nullable, {"sql_type": c.sql_type})
+            pa.field(c.name, c.arrow_type, metadata={"sql_type": c.sql_type})
             for c in self.columns
         )
+
+    @cached_property
+    def required(self) -> tuple[str, ...]:
+        """Columns that hold no null."""
+        return tuple(c.name for c in self.columns if not c.nullable)
 
     @cached_property
     def names(self) -> tuple[str, ...]:

@@ -1,0 +1,150 @@
+"""The journal file: what a torn or damaged one gives back."""
+
+import pyarrow as pa
+import pytest
+from conftest import SCHEMA, events
+from hypothesis import given
+from hypothesis import strategies as st
+
+import lakestore as ls
+from lakestore.coerce import to_batches
+from lakestore.journal import JournalHeader, JournalReader, JournalWriter
+from lakestore.snapshot import GenerationId
+
+HEADER = JournalHeader("lake", "events", GenerationId("0123456789abcdef", 1), 1, SCHEMA.arrow)
+
+
+def batches(start: int, stop: int) -> list[pa.RecordBatch]:
+    return to_batches(events(start, stop), SCHEMA)
+
+
+@pytest.fixture
+def journal(tmp_path) -> JournalWriter:
+    return JournalWriter(tmp_path, HEADER)
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory) -> tuple[bytes, list[int]]:
+    """The bytes of a journal of three appends, the last a run of two frames; and their ends."""
+    journal = JournalWriter(tmp_path_factory.mktemp("journal"), HEADER)
+    start = journal.end
+    ends = [
+        start,
+        journal.append(batches(0, 3), None, None),
+        journal.append(batches(3, 5), "job", 7),
+        journal.append(batches(5, 6) + batches(6, 9), None, None),
+    ]
+    return journal.path.read_bytes(), ends
+
+
+def read(path) -> list[str]:
+    entries = JournalReader(path).read()
+    return [i for e in entries for b in e.batches for i in b.column("id").to_pylist()]
+
+
+def ids(stop: int) -> list[str]:
+    return [f"e{i:06d}" for i in range(stop)]
+
+
+def test_entries_come_back_as_they_were(journal):
+    end = journal.append(batches(0, 3), "job", 7)
+    journal.append(batches(3, 5), None, None)
+    entries = JournalReader(journal.path).read()
+
+    assert [(e.producer, e.seq, e.end) for e in entries] == [
+        ("job", 7, end),
+        (None, None, journal.end),
+    ]
+    assert entries[0].batches[0].equals(batches(0, 3)[0])
+    assert entries[1].batches[0].equals(batches(3, 5)[0])
+
+
+def test_a_reader_goes_on_where_it_stopped(journal):
+    reader = JournalReader(journal.path)
+    assert reader.read() == []
+    journal.append(batches(0, 3), None, None)
+    assert [b.num_rows for e in reader.read() for b in e.batches] == [3]
+    assert reader.read() == []
+    journal.append(batches(3, 4), None, None)
+    assert [b.num_rows for e in reader.read() for b in e.batches] == [1]
+    assert reader.header == HEADER
+
+
+@given(cut=st.integers(0, 10_000))
+def test_a_cut_anywhere_leaves_whole_appends(written, tmp_path_factory, cut):
+    data, ends = written
+    cut = min(cut, len(data))
+    path = tmp_path_factory.mktemp("cut") / "000001.journal"
+    path.write_bytes(data[:cut])
+
+    whole = sum(end <= cut for end in ends[1:])
+    assert read(path) == ids([0, 3, 5, 9][whole])
+
+
+@given(cut=st.integers(0, 10_000), tail=st.binary(min_size=1, max_size=40))
+def test_a_torn_tail_of_any_bytes_is_cut(written, tmp_path_factory, cut, tail):
+    data, ends = written
+    cut = max(ends[0], min(cut, len(data)))
+    path = tmp_path_factory.mktemp("torn") / "000001.journal"
+    path.write_bytes(data[:cut] + tail)
+
+    whole = sum(end <= cut for end in ends[1:])
+    assert read(path)[: [0, 3, 5, 9][whole]] == ids([0, 3, 5, 9][whole])
+
+
+@given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_a_flipped_bit_before_valid_frames_is_reported(written, tmp_path_factory, at, bit):
+    """It is never the rows after it that go, nor wrong rows that come."""
+    data, ends = written
+    at %= ends[2]  # before the last append, which stays valid
+    damaged = bytearray(data)
+    damaged[at] ^= 1 << bit
+    path = tmp_path_factory.mktemp("flip") / "000001.journal"
+    path.write_bytes(damaged)
+
+    with pytest.raises((ls.CorruptionError, ls.FormatTooNewError)):
+        read(path)
+
+
+@given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
+def test_a_flipped_bit_in_the_last_append_gives_no_wrong_row(written, tmp_path_factory, at, bit):
+    data, ends = written
+    at = ends[2] + at % (ends[3] - ends[2])
+    damaged = bytearray(data)
+    damaged[at] ^= 1 << bit
+    path = tmp_path_factory.mktemp("flip") / "000001.journal"
+    path.write_bytes(damaged)
+
+    try:
+        assert read(path) == ids(5)
+    except ls.CorruptionError:
+        pass  # the second frame of the run is valid behind the first, damaged one
+
+
+def test_a_frame_of_another_journal_is_refused(journal, tmp_path):
+    other = JournalWriter(
+        tmp_path / "other",
+        JournalHeader("lake", "events", GenerationId("0123456789abcdef", 2), 1, SCHEMA.arrow),
+    )
+    start = other.end
+    other.append(batches(0, 2), None, None)
+    journal.append(batches(2, 4), None, None)
+    with journal.path.open("ab") as file:
+        file.write(other.path.read_bytes()[start:])
+
+    with pytest.raises(ls.CorruptionError, match="holds a frame of 2"):
+        read(journal.path)
+
+
+def test_a_newer_format_is_refused(journal):
+    data = bytearray(journal.path.read_bytes())
+    data[8] = 2
+    journal.path.write_bytes(data)
+
+    with pytest.raises(ls.FormatTooNewError, match="format 2"):
+        read(journal.path)
+
+
+def test_a_name_is_never_used_twice(journal, tmp_path):
+    with pytest.raises(ls.StorageError, match="cannot start journal"):
+        JournalWriter(tmp_path, HEADER)

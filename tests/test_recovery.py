@@ -1,0 +1,363 @@
+"""Open, close, crash, reopen; and lakes that are not what they should be."""
+
+import json
+import os
+import signal
+import sqlite3
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from conftest import SCHEMA, events
+
+import lakestore as ls
+
+
+def total(lake: ls.Lake) -> tuple[int, int]:
+    row = lake.sql("SELECT count(*), count(DISTINCT id) FROM events").fetchone()
+    assert row is not None
+    return row
+
+
+WRITER = """
+import sys
+from conftest import SCHEMA, events
+import lakestore as ls
+lake = ls.open(sys.argv[1], upkeep="auto",
+               settings={"flush_rows": 60, "flush_age_s": 0.05, "seal_bytes": 20_000,
+                         "segment_duckdb_rows": 50})
+table = lake.create_table("events", SCHEMA, exist_ok=True)
+start = int(sys.argv[2])
+while True:
+    table.append(events(start, start + 10), producer="w", seq=start)
+    start += 10
+    print(start, flush=True)
+"""
+
+
+def spawn(
+    children: list[subprocess.Popen[bytes]], script: str, tmp_path: Path, *arguments: str
+) -> subprocess.Popen[bytes]:
+    path = tmp_path / "child.py"
+    path.write_text(script)
+    here = os.path.dirname(__file__)
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join([here, *sys.path])}
+    child = subprocess.Popen(
+        [sys.executable, str(path), *arguments], stdout=subprocess.PIPE, env=environment
+    )
+    children.append(child)
+    return child
+
+
+@pytest.fixture(autouse=True)
+def children() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Ends what a test started."""
+    started: list[subprocess.Popen[bytes]] = []
+    yield started
+    for child in started:
+        child.kill()
+        child.communicate()
+
+
+def test_kill_9_loses_nothing_acknowledged(open_lake, root, tmp_path, children):
+    start = 0
+    for kill_after in (1, 3, 17, 40, 71):
+        child = spawn(children, WRITER, tmp_path, str(root), str(start))
+        assert child.stdout is not None
+        acknowledged = start
+        for _ in range(kill_after):
+            acknowledged = int(child.stdout.readline())
+        child.send_signal(signal.SIGKILL)
+        acknowledged = max([acknowledged, *map(int, child.stdout.read().split(b"\n")[:-1])])
+        child.wait()
+        lake = open_lake()
+        rows, distinct = total(lake)
+        assert rows == distinct
+        assert acknowledged <= rows <= acknowledged + 10
+        assert rows % 10 == 0
+        assert lake.sql("SELECT max(id) FROM events").fetchone() == (f"e{rows - 1:06d}",)
+        # The retry that its client would send is no new row, whether or not it was acknowledged.
+        again = lake["events"].append(
+            events(rows - 10, rows), producer="w", seq=rows - 10
+        )
+        assert (again.rows, again.duplicates) == (0, 10)
+        lake.close()
+        start = rows
+
+
+def test_a_reader_sees_a_live_writers_rows(lake, table, root, open_lake):
+    table.append(events(0, 30))
+    table.flush()
+    table.append(events(30, 50))
+    reader = open_lake(mode="r")
+    assert total(reader) == (50, 50)
+    table.append(events(50, 60), level="os")
+    assert total(reader) == (60, 60)
+    table.seal()
+    assert total(reader) == (60, 60)
+    table.vacuum(dry_run=False)
+    table.append(events(60, 61))
+    assert total(reader) == (61, 61)
+    assert reader.status().tables[0].rows == 61
+    other = lake.create_table("other", SCHEMA)
+    other.append(events(0, 5))
+    assert reader.sql("SELECT count(*) FROM other").fetchone() == (5,)
+    assert reader.tables() == ["events", "other"]
+
+
+def test_a_reader_writes_nothing(lake, table, open_lake, root):
+    table.append(events(0, 30))
+    table.flush()
+    lake.close()
+    before = sorted(p for p in root.rglob("*") if "sqlite" not in p.name)
+    reader = open_lake(mode="r")
+    assert total(reader) == (30, 30)
+    for call in (
+        lambda: reader["events"].append(events(0, 1)),
+        lambda: reader["events"].flush(),
+        lambda: reader["events"].seal(),
+        lambda: reader["events"].vacuum(),
+        lambda: reader.create_table("x", SCHEMA),
+        lambda: reader.drop_table("events"),
+        lambda: reader.maintain(),
+    ):
+        with pytest.raises(ls.InvalidInputError, match="reopen it to write"):
+            call()
+    reader.close()
+    assert sorted(p for p in root.rglob("*") if "sqlite" not in p.name) == before
+
+
+def test_what_a_dead_writer_left_is_taken_over(open_lake, root, tmp_path, children):
+    child = spawn(children, WRITER, tmp_path, str(root), "0")
+    assert child.stdout is not None
+    child.stdout.readline()
+    child.kill()
+    child.wait()
+    (staging,) = (root / "_site/staging").iterdir()
+    (staging / "half.parquet").write_bytes(b"half")
+
+    lake = open_lake()
+    rows, _ = total(lake)
+    assert not staging.exists()
+    assert lake.status().recovered_rows <= rows
+    lake.flush()
+    assert total(lake) == (rows, rows)
+    lake["events"].vacuum(dry_run=False)
+    assert list((root / "_site/journal").rglob("*.journal")) == []
+    lake.close()
+    assert total(open_lake()) == (rows, rows)
+
+
+def test_damage_in_the_middle_of_a_journal_stops_the_open(open_lake, root):
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+    for start in (0, 10, 20):
+        table.append(events(start, start + 10))
+    lake.close()
+    (journal,) = (root / "_site/journal").rglob("*.journal")
+    data = bytearray(journal.read_bytes())
+    data[len(data) // 2] ^= 1
+    journal.write_bytes(data)
+
+    with pytest.raises(ls.CorruptionError, match="valid rows follow"):
+        open_lake()
+    assert journal.exists()
+
+
+def test_a_torn_tail_is_cut(open_lake, root):
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+    table.append(events(0, 10))
+    table.append(events(10, 20))
+    lake.close()
+    (journal,) = (root / "_site/journal").rglob("*.journal")
+    journal.write_bytes(journal.read_bytes()[:-5])
+
+    assert total(open_lake()) == (10, 10)
+
+
+def test_a_journal_that_was_flushed_but_not_deleted_is_not_read_again(open_lake, root):
+    lake = open_lake()
+    table = lake.create_table("made", ls.TableSchema.from_toml(
+        "event_time = 't'\n[columns]\nt = 'TIMESTAMP'"
+    ))
+    table.append([{"t": "2025-01-01"}] * 5)
+    table.flush()
+    lake.close()
+    assert len(list((root / "_site/journal").rglob("*.journal"))) == 1
+    lake = open_lake()
+    assert lake.sql("SELECT count(*) FROM made").fetchone() == (5,)
+    lake.flush()
+    assert lake.sql("SELECT count(*) FROM made").fetchone() == (5,)
+
+
+def test_a_crash_between_publishing_and_committing_a_segment(open_lake, monkeypatch):
+    from lakestore.catalog import Commit
+
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+    table.append(events(0, 30))
+    with monkeypatch.context() as patch:
+        def fail(*_):
+            raise OSError("pulled the plug")
+
+        patch.setattr(Commit, "add_segment", fail)
+        with pytest.raises(OSError, match="pulled the plug"):
+            table.flush()
+        assert total(lake) == (30, 30)
+    assert table.flush() == 30
+    assert total(lake) == (30, 30)
+
+
+def test_a_crash_between_publishing_and_committing_a_seal(open_lake, monkeypatch):
+    from lakestore.catalog import Commit
+
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+    table.append(events(0, 30))
+    with monkeypatch.context() as patch:
+        def fail(*_):
+            raise OSError("pulled the plug")
+
+        patch.setattr(Commit, "seal", fail)
+        with pytest.raises(OSError, match="pulled the plug"):
+            table.seal()
+        assert total(lake) == (30, 30)
+    assert table.seal() == 30
+    assert total(lake) == (30, 30)
+
+
+def test_a_path_that_is_a_file(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("x")
+    with pytest.raises(ls.InvalidInputError, match="is a file; a lake is a folder"):
+        ls.open(path)
+
+
+def test_no_lake_to_read(tmp_path):
+    with pytest.raises(ls.NotFoundError, match="no lake at"):
+        ls.open(tmp_path / "nothing", mode="r")
+    assert not (tmp_path / "nothing").exists()
+
+
+def test_a_newer_lake_is_refused_and_untouched(lake, table, root, open_lake):
+    lake.close()
+    facts = json.loads((root / "lakestore.json").read_text())
+    (root / "lakestore.json").write_text(json.dumps(facts | {"format": 2}))
+    with pytest.raises(ls.FormatTooNewError, match="has format 2.*upgrade lakestore"):
+        open_lake()
+    (root / "lakestore.json").write_text(json.dumps(facts))
+    with sqlite3.connect(root / "_site/catalog.sqlite") as catalog:
+        catalog.execute("UPDATE lake SET format = 2")
+    catalog.close()
+    with pytest.raises(ls.FormatTooNewError, match="has format 2.*upgrade lakestore"):
+        open_lake()
+
+
+def test_a_damaged_lake_file(lake, root, open_lake):
+    lake.close()
+    (root / "lakestore.json").write_text("{")
+    with pytest.raises(ls.CorruptionError, match="is damaged"):
+        open_lake()
+
+
+def test_a_site_of_another_lake_is_refused(lake, tmp_path, root):
+    lake.close()
+    with pytest.raises(ls.CorruptionError, match="belongs to lake"):
+        ls.open(tmp_path / "other", local=root / "_site")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"mode": "w"}, {"upkeep": "never"}, {"settings": {"flush_rows": 0}},
+     {"settings": {"flsh_rows": 1}}],
+)  # fmt: skip
+def test_wrong_options(root, options):
+    with pytest.raises(ls.InvalidInputError):
+        ls.open(root, **options)
+
+
+def test_wrong_urls_are_refused():
+    with pytest.raises(ls.InvalidInputError, match="a folder of this machine"):
+        ls.open("ftp://host/lake")
+
+
+def test_closed_handles_say_so(open_lake):
+    with open_lake() as lake:
+        table = lake.create_table("events", SCHEMA)
+        result = lake.sql("SELECT 1 AS one")
+    lake.close()
+    for call in (lake.tables, table.flush, table.scan, lambda: lake.sql("SELECT 1"),
+                 lambda: table.append([]), lambda: lake["events"]):  # fmt: skip
+        with pytest.raises(ls.ClosedError):
+            call()
+    assert result.fetchall() == [(1,)]
+
+
+def test_a_forked_child_is_told(lake, table):
+    table.append(events(0, 3))
+    read, write = os.pipe()
+    child = os.fork()
+    if child == 0:
+        try:
+            table.append(events(3, 4))
+            os.write(write, b"accepted")
+        except ls.ClosedError as error:
+            os.write(write, str(error).encode())
+        os._exit(0)
+    os.waitpid(child, 0)
+    assert b"opened before a fork" in os.read(read, 1000)
+    os.close(read)
+    os.close(write)
+    assert total(lake) == (3, 3)
+
+
+def test_tables_are_created_once(lake, table):
+    for name in ("events", "EVENTS"):
+        with pytest.raises(ls.InvalidInputError, match="table 'events' exists"):
+            lake.create_table(name, SCHEMA)
+    assert lake.create_table("events", SCHEMA, exist_ok=True) is table
+    with pytest.raises(ls.NotFoundError, match="no table 'nope'.*its tables: events"):
+        lake["nope"]
+    with pytest.raises(ls.InvalidInputError, match="cold format 'orc'"):
+        lake.create_table("x", SCHEMA, cold="orc")
+    with pytest.raises(ls.InvalidInputError, match="already says its roles"):
+        lake.create_table("x", SCHEMA, event_id="id")
+    with pytest.raises(ls.SchemaError, match="event_time= must name"):
+        lake.create_table("x", events(0, 1).schema)
+    assert lake.tables() == list(lake) == ["events"]
+    assert "events" in lake
+
+
+def test_a_schema_is_inferred_from_a_first_batch(lake):
+    by_arrow = lake.create_table("a", events(0, 3), event_time="time", event_id="id")
+    by_rows = lake.create_table("b", events(0, 3).to_pylist(), event_time="time", dedup="none")
+    assert by_arrow.append(events(0, 3)).rows == 3
+    assert by_rows.append(events(0, 3)).rows == 3
+    assert by_arrow.schema.names == tuple(events(0, 0).schema.names)
+    assert by_rows.schema.made_id
+
+
+def test_a_dropped_table_can_be_made_again(open_lake, clock, root):
+    lake = open_lake(settings={"vacuum_grace_s": 10})
+    old = lake.create_table("events", SCHEMA)
+    old.append(events(0, 30))
+    old.seal()
+    old.append(events(30, 40))
+    old.flush()
+    old.append(events(40, 45))
+    lake.drop_table("events")
+    with pytest.raises(ls.ClosedError, match="was dropped"):
+        old.append(events(0, 1))
+    new = lake.create_table("events", SCHEMA)
+    assert total(lake) == (0, 0)
+    assert new.append(events(0, 7)).rows == 7
+    new.seal()
+    clock.move(20)
+    lake.maintain()
+    assert not (root / "tables/events").exists() or not list((root / "tables/events").rglob("*.p*"))
+    assert total(lake) == (7, 7)
+    lake.close()
+    assert total(open_lake()) == (7, 7)

@@ -1,0 +1,161 @@
+"""The shape of the code: who imports whom, and which names are promised."""
+
+import ast
+from pathlib import Path
+
+import lakestore as ls
+
+PACKAGE = Path(ls.__file__).parent
+
+LEVELS: list[list[str]] = [
+    # A module imports only from levels below its own, or from its left in the same level.
+    ["errors", "clock", "settings", "quoting", "columns", "schema", "layout", "snapshot"],
+    ["storage", "storage.local", "engine", "idhash", "coerce", "datafile"],
+    ["journal", "buffer", "tail", "writers", "hot", "fileids", "catalog.tables", "catalog"],
+    ["cold", "cold.parquet", "context"],
+    ["append", "flush", "seal", "retain", "shell", "status"],
+    ["query", "query.pin", "query.plan", "query.result", "query.run"],
+    ["upkeep"],
+    ["table", "lake"],
+    ["", "demo", "cli"],
+]
+ORDER = [module for level in LEVELS for module in level]
+
+
+def modules() -> dict[str, Path]:
+    """Every module of the package by its dotted name below it; the folder `cli` is one."""
+    found = {}
+    for path in PACKAGE.rglob("*.py"):
+        parts = list(path.relative_to(PACKAGE).with_suffix("").parts)
+        if parts[-1] == "__init__":
+            parts.pop()
+        found[".".join(parts)] = path
+    return found
+
+
+def group(name: str) -> str:
+    return "cli" if name.split(".")[0] == "cli" else name
+
+
+def imports(path: Path, known: set[str]) -> set[str]:
+    """Modules of the package that a file imports, wherever in the file."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            names += [f"{node.module}.{alias.name}" for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name == "lakestore" or name.startswith("lakestore."):
+                short = name.removeprefix("lakestore").removeprefix(".")
+                if short in known:
+                    found.add(short)
+    return found
+
+
+def is_typing_only(path: Path, module: str) -> bool:
+    """Whether a file imports a module under TYPE_CHECKING alone."""
+    tree = ast.parse(path.read_text())
+    inside, outside = set(), set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.If) and ast.unparse(node.test) == "TYPE_CHECKING":
+            inside |= {id(child) for child in ast.walk(node)}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and node.module == f"lakestore.{module}":
+            (outside if id(node) not in inside else set()).add(module)
+    return module not in outside
+
+
+def test_every_module_has_a_level():
+    assert {group(name) for name in modules()} == set(ORDER)
+
+
+def test_imports_point_down():
+    known = set(modules())
+    wrong = []
+    for name, path in modules().items():
+        for imported in imports(path, known) - {""}:
+            same = group(imported) == group(name)
+            if not same and ORDER.index(group(imported)) >= ORDER.index(group(name)):
+                if not is_typing_only(path, imported):
+                    wrong.append(f"{name} imports {imported}")
+    assert wrong == []
+
+
+def test_heavy_dependencies_have_one_home():
+    homes = {"sqlalchemy": "catalog", "sqlglot": "query.plan", "xxhash": ("journal", "fileids")}
+    for dependency, home in homes.items():
+        users = {
+            name
+            for name, path in modules().items()
+            for node in ast.walk(ast.parse(path.read_text()))
+            if (isinstance(node, ast.Import) and node.names[0].name.split(".")[0] == dependency)
+            or (isinstance(node, ast.ImportFrom) and (node.module or "").startswith(dependency))
+        }
+        assert users
+        assert all(user.startswith(home) for user in users), (dependency, users)
+
+
+def test_public_names_are_the_promised_ones():
+    assert set(ls.__all__) == {
+        "open",
+        "Lake",
+        "Table",
+        "TableSchema",
+        "Settings",
+        "Ack",
+        "Position",
+        "Result",
+        "LakestoreError",
+        "InvalidInputError",
+        "SchemaError",
+        "NotFoundError",
+        "ClosedError",
+        "LockedError",
+        "ConflictError",
+        "BackpressureError",
+        "FormatTooNewError",
+        "StorageError",
+        "UnsafeStoreError",
+        "CommitUncertainError",
+        "CorruptionError",
+    }
+    assert all(hasattr(ls, name) for name in ls.__all__)
+
+
+def test_public_methods_are_the_promised_ones():
+    def public(kind: type) -> set[str]:
+        return {name for name in vars(kind) if not name.startswith("_")}
+
+    assert public(ls.Lake) == {
+        "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
+        "seal", "maintain", "status", "close",
+    }  # fmt: skip
+    assert public(ls.Table) == {
+        "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow",
+    }  # fmt: skip
+    assert public(ls.Result) == {
+        "columns", "to_arrow", "to_polars", "to_pandas", "fetchall", "fetchone", "show",
+    }  # fmt: skip
+
+
+def test_error_tree():
+    """Handlers group errors by what to do next, and old handlers keep working."""
+    assert issubclass(ls.SchemaError, ls.InvalidInputError)
+    assert issubclass(ls.InvalidInputError, ValueError)
+    assert issubclass(ls.NotFoundError, KeyError)
+    assert issubclass(ls.UnsafeStoreError, ls.StorageError)
+    assert issubclass(ls.CommitUncertainError, ls.StorageError)
+    for name in ls.__all__:
+        kind = getattr(ls, name)
+        if isinstance(kind, type) and issubclass(kind, Exception):
+            assert issubclass(kind, ls.LakestoreError)
+    assert str(ls.NotFoundError("no table 'x'")) == "no table 'x'"
+
+
+def test_no_module_promises_nothing():
+    names = {part for name in modules() for part in name.split(".")}
+    assert not names & {"util", "utils", "common", "helper", "helpers", "misc"}
