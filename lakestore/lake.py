@@ -88,10 +88,10 @@ def open(
     if "://" in str(root):
         raise InvalidInputError(f"{str(root)!r}: a lake is a folder of this machine")
     for folder in (root, local or ""):
-        if set(str(folder)) & set("*?["):
+        if set(str(folder)) & set("*?[\\"):
             raise InvalidInputError(
-                f"{str(folder)!r}: DuckDB takes '*', '?' and '[' in a path for a pattern; "
-                "name the folder without them"
+                f"{str(folder)!r}: DuckDB takes '*', '?', '[' and backslashes in a path for "
+                "something else; name the folder without them"
             )
     return Lake(
         Path(root).absolute(),

@@ -1,0 +1,64 @@
+"""The commands by name, and the one place where deliberate errors become an exit code.
+
+Exit codes: 0 it worked, 1 it failed and stderr says why, 2 the arguments are wrong.
+"""
+
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+import lakestore
+from lakestore.cli import demo, ingest, query, tables
+from lakestore.errors import LakestoreError
+
+
+class _Verbs(TyperGroup):
+    """The commands; a deliberate error of any of them is printed, without a traceback."""
+
+    def invoke(self, ctx: Any) -> Any:
+        try:
+            return super().invoke(ctx)
+        except LakestoreError as error:
+            print(f"error: {error}", file=sys.stderr)
+            raise typer.Exit(1) from error
+
+
+app = typer.Typer(
+    cls=_Verbs,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+    help="lakestore: what SQLite is to rows, for event data. A lake is a folder.",
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"lakestore {lakestore.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Say which.")
+    ] = False,
+) -> None:
+    pass
+
+
+for _verb in (
+    tables.init,
+    tables.create,
+    ingest.ingest,
+    query.sql,
+    query.shell,
+    query.tail,
+    tables.status,
+    tables.flush,
+    tables.seal,
+    demo.demo,
+):
+    app.command()(_verb)

@@ -1,0 +1,204 @@
+"""Commands that read: sql, shell, tail."""
+
+import json
+import os
+import shutil
+import sys
+import threading
+from datetime import timedelta
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import pyarrow as pa
+import typer
+
+import lakestore
+from lakestore import quoting
+from lakestore.cli.output import FORMATS, Json, LakeFolder, TableName, print_result, write_result
+from lakestore.cli.tables import open_existing
+from lakestore.clock import SystemClock
+from lakestore.errors import NotFoundError, StorageError
+from lakestore.layout import VIEWS_FILE
+from lakestore.table import Table
+
+Format = Literal["table", "csv", "json", "ndjson", "parquet"]
+_SUFFIXES = {".csv": "csv", ".json": "json", ".ndjson": "ndjson", ".jsonl": "ndjson"}
+_SUFFIXES |= {".parquet": "parquet"}
+_POLL_S = 0.5
+_LATE = timedelta(seconds=60)
+"""`tail --follow` shows events that come at most so late, by event time."""
+
+
+def sql(
+    lake: LakeFolder,
+    query: Annotated[str, typer.Argument(help="One statement that reads; $name for parameters.")],
+    param: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--param",
+            "-p",
+            metavar="NAME=VALUE",
+            help="A parameter; JSON if it is (12, true, null), else text.",
+        ),
+    ] = None,
+    form: Annotated[Format | None, typer.Option("--format", help="How to print.")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a file.")] = None,
+    rows: Annotated[int, typer.Option(min=1, help="Rows that `table` shows.")] = 40,
+    as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
+) -> None:
+    """Run one query over every tier, rows that are not flushed yet included."""
+    chosen = _format(form, output, as_json)
+    if chosen == "parquet" and output is None and sys.stdout.isatty():
+        raise typer.BadParameter("Parquet is binary: say -o FILE", param_hint="--format")
+    parameters = _parameters(param or []) or None
+    with lakestore.open(lake, mode="r") as opened:
+        result = opened.sql(query, parameters)
+    if chosen == "table":
+        text = _box(result, rows)
+        if output is None:
+            print(text)
+            return
+        try:
+            output.write_text(text + "\n", encoding="utf-8")
+        except OSError as error:
+            raise StorageError(f"cannot write {str(output)!r}: {error}") from error
+    elif output is not None:
+        write_result(result.to_arrow(), chosen, output)
+    else:
+        print_result(result.to_arrow(), chosen)
+
+
+def _box(result: lakestore.Result, rows: int) -> str:
+    """The answer as people read it; the library's own box, and how many rows it leaves out."""
+    return result._text(rows)
+
+
+def _format(form: str | None, output: Path | None, as_json: bool) -> str:
+    if as_json:
+        if form not in (None, "json"):
+            raise typer.BadParameter(f"--json and --format {form} differ", param_hint="--json")
+        return "json"
+    if form is not None:
+        return form
+    if output is None:
+        return "table"
+    if output.suffix not in _SUFFIXES:
+        raise typer.BadParameter(
+            f"{output.name!r} does not tell a format: add --format {'|'.join(FORMATS)}",
+            param_hint="--output",
+        )
+    return _SUFFIXES[output.suffix]
+
+
+def _parameters(given: list[str]) -> dict[str, Any]:
+    parameters: dict[str, Any] = {}
+    for one in given:
+        name, equals, value = one.partition("=")
+        if not equals or not name.isidentifier():
+            raise typer.BadParameter(f"{one!r} is not NAME=VALUE", param_hint="--param")
+        try:
+            parameters[name] = json.loads(value)
+        except ValueError:
+            parameters[name] = value
+    return parameters
+
+
+def shell(
+    lake: LakeFolder,
+    arguments: Annotated[
+        list[str] | None, typer.Argument(help="Passed to duckdb, after `--`.")
+    ] = None,
+) -> None:
+    """Flush, then open the `duckdb` shell on the lake, read-only."""
+    program = shutil.which("duckdb")
+    if program is None:
+        raise NotFoundError("no `duckdb` on the PATH: `pip install duckdb-cli` brings it")
+    with open_existing(lake) as opened:
+        opened.flush()
+        views = str(Path(opened.root) / VIEWS_FILE)
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os.execv(program, ["duckdb", "-readonly", views, *(arguments or [])])
+
+
+def tail(
+    lake: LakeFolder,
+    table: TableName,
+    rows: Annotated[int, typer.Option("-n", "--rows", min=0, help="How many.")] = 10,
+    follow: Annotated[bool, typer.Option("--follow", "-f", help="Go on as events come.")] = False,
+    seconds: Annotated[
+        float | None, typer.Option(min=0, help="Stop following after so long.")
+    ] = None,
+    as_json: Json = False,
+) -> None:
+    """The newest events by event time, oldest of them first; values that are null are left out."""
+    with lakestore.open(lake, mode="r") as opened:
+        source = opened[table]
+        newest = _newest(opened, source, rows)
+        _print_events(newest, source, as_json)
+        if follow:
+            _follow(opened, source, newest, as_json, seconds)
+
+
+def _newest(lake: lakestore.Lake, table: Table, rows: int) -> pa.Table:
+    time = quoting.identifier(table.schema.event_time)
+    id = quoting.identifier(table.schema.event_id)
+    statement = (
+        f"FROM (FROM {quoting.identifier(table.name)} ORDER BY {time} DESC, {id} DESC "
+        f"LIMIT {rows}) ORDER BY {time}, {id}"
+    )
+    return lake.sql(statement).to_arrow()
+
+
+def _follow(
+    lake: lakestore.Lake, table: Table, shown: pa.Table, as_json: bool, seconds: float | None
+) -> None:
+    """Print events as they appear, until `seconds` are over or somebody interrupts."""
+    time, id = table.schema.event_time, table.schema.event_id
+    order = f"ORDER BY {quoting.identifier(time)}, {quoting.identifier(id)}"
+    name = quoting.identifier(table.name)
+    last = _latest(shown, time)
+    if last is None:
+        last = _latest(_newest(lake, table, 1), time)
+    since = last - _LATE if last is not None else None
+    seen = _keys(table.to_arrow([time, id], start=since), time, id)
+    never = threading.Event()
+    clock = SystemClock()
+    end = None if seconds is None else clock.monotonic() + seconds
+    while end is None or clock.monotonic() < end:
+        condition = f"WHERE {quoting.identifier(time)} >= $since" if since is not None else ""
+        parameters = {"since": since} if since is not None else None
+        recent = lake.sql(f"FROM {name} {condition} {order}", parameters).to_arrow()
+        keys = list(zip(recent[time].to_pylist(), recent[id].to_pylist(), strict=True))
+        _print_events(recent.filter(pa.array([k not in seen for k in keys], pa.bool_())), table, as_json)
+        if keys:
+            since = keys[-1][0] - _LATE
+            seen = {key for key in keys if key[0] >= since}
+        left = _POLL_S if end is None else min(_POLL_S, end - clock.monotonic())
+        never.wait(max(left, 0.0))
+
+
+def _latest(rows: pa.Table, time: str) -> Any:
+    return rows[time][-1].as_py() if rows.num_rows else None
+
+
+def _keys(rows: pa.Table, time: str, id: str) -> set[Any]:
+    return set(zip(rows[time].to_pylist(), rows[id].to_pylist(), strict=True))
+
+
+def _print_events(rows: pa.Table, table: Table, as_json: bool) -> None:
+    if not rows.num_rows:
+        return
+    if as_json:
+        print_result(rows, "ndjson")
+        return
+    defaults = {column.name: column.default for column in table.schema.columns}
+    time = table.schema.event_time
+    for event in rows.to_pylist():
+        told = [
+            f"{name}={value}"
+            for name, value in event.items()
+            if name != time and value is not None and value != defaults[name]
+        ]
+        print(event[time].isoformat(), *told, flush=True)
+

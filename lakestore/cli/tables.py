@@ -1,0 +1,174 @@
+"""Commands that make, show and move tables: init, create, status, flush, seal."""
+
+from datetime import datetime
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+from rich.table import Table as Grid
+
+import lakestore
+from lakestore.cli.output import (
+    Json,
+    LakeFolder,
+    TableName,
+    console,
+    human_bytes,
+    print_json,
+)
+from lakestore.errors import NotFoundError
+from lakestore.layout import LAKE_FILE
+from lakestore.status import Status, TableStatus
+
+EventTime = Annotated[str | None, typer.Option(help="Column with the time of the event.")]
+EventId = Annotated[
+    str | None, typer.Option(help="Column that identifies an event; without it, ids are made.")
+]
+
+
+def open_existing(lake: str, *, upkeep: Literal["auto", "manual"] = "manual") -> lakestore.Lake:
+    """Open a lake to write, and never make one by a mistyped path.
+
+    Raises:
+        NotFoundError: there is no lake.
+    """
+    folder = Path(lake)
+    if not folder.is_file() and not (folder / LAKE_FILE).is_file():
+        raise NotFoundError(f"no lake at {lake!r}: `lakestore init` makes one")
+    return lakestore.open(lake, upkeep=upkeep)
+
+
+def init(lake: LakeFolder, as_json: Json = False) -> None:
+    """Make a lake in a folder; one that is there already stays as it is."""
+    existed = (Path(lake) / LAKE_FILE).is_file()
+    with lakestore.open(lake, upkeep="manual") as opened:
+        made = {"lake": opened.root, "id": opened.status().lake, "created": not existed}
+    if as_json:
+        print_json(made)
+    else:
+        print(f"{'a lake is there already' if existed else 'made a lake'}: {made['lake']}")
+
+
+def create(
+    lake: LakeFolder,
+    table: TableName,
+    schema: Annotated[
+        str | None, typer.Option(help="A shipped schema (llm_usage, flights), or a file.toml.")
+    ] = None,
+    like: Annotated[
+        Path | None, typer.Option(help="Take the columns of this file; its rows are not ingested.")
+    ] = None,
+    event_time: EventTime = None,
+    event_id: EventId = None,
+    sort: Annotated[list[str] | None, typer.Option(help="Sort key, in order (repeatable).")] = None,
+    dedup: Annotated[
+        Literal["day", "table", "none"] | None, typer.Option(help="Scope of one event id.")
+    ] = None,
+    null: Annotated[list[str] | None, typer.Option(help="CSV text that means null.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Create a table, and the lake if there is none."""
+    roles = {
+        "event_time": event_time,
+        "event_id": event_id,
+        "sort": tuple(sort) if sort else None,
+        "dedup": dedup,
+    }
+    if (schema is None) == (like is None):
+        raise typer.BadParameter("say one of --schema and --like", param_hint="--schema")
+    if schema is not None:
+        # A shipped schema or a document already has its roles; the library refuses others.
+        columns: object = schema
+    else:
+        from lakestore.cli.infer import schema_of_file
+
+        if event_time is None:
+            raise typer.BadParameter("--like needs --event-time COLUMN", param_hint="--event-time")
+        assert like is not None
+        columns = schema_of_file(like, event_time, null or [])
+    with lakestore.open(lake, upkeep="manual") as opened:
+        made = opened.create_table(table, columns, **roles)
+        facts = {"lake": opened.root, "table": made.name, "columns": list(made.schema.names)}
+        facts |= {"event_time": made.schema.event_time, "event_id": made.schema.event_id}
+    if as_json:
+        print_json(facts)
+    else:
+        print(f"created table {table} with {len(made.schema.names)} columns in {opened.root}")
+
+
+def status(lake: LakeFolder, as_json: Json = False) -> None:
+    """Rows, bytes, files and lag of every tier of every table."""
+    with lakestore.open(lake, mode="r") as opened:
+        found = opened.status()
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print_status(found)
+
+
+def print_status(found: Status) -> None:
+    """A lake's status, for people."""
+    out = console()
+    rows = sum(table.rows for table in found.tables)
+    out.print(f"{found.root}: {len(found.tables)} tables, {rows:,} rows", markup=False)
+    for table in found.tables:
+        out.print()
+        out.print(_tiers(table))
+    if found.recovered_rows:
+        out.print(f"recovered {found.recovered_rows:,} rows of a writer that died")
+    if found.superseded_files:
+        out.print(f"{found.superseded_files:,} superseded files wait for vacuum")
+    if found.problem:
+        out.print(f"upkeep problem: {found.problem}", markup=False)
+
+
+def _tiers(table: TableStatus) -> Grid:
+    span = "no events published yet"
+    if table.first_event is not None and table.last_event is not None:
+        span = f"{_time(table.first_event)} to {_time(table.last_event)}"
+    grid = Grid(title=f"{table.name}: {span}", title_justify="left", show_footer=True)
+    grid.add_column("tier", "total")
+    grid.add_column("rows", f"{table.rows:,}", justify="right")
+    grid.add_column("bytes", human_bytes(sum(t.bytes for t in table.tiers)), justify="right")
+    grid.add_column("files", f"{sum(t.files for t in table.tiers):,}", justify="right")
+    grid.add_column("lag", justify="right")
+    for tier in table.tiers:
+        lag = "" if tier.lag_s is None else f"{tier.lag_s:,.0f} s"
+        grid.add_row(tier.tier, f"{tier.rows:,}", human_bytes(tier.bytes), f"{tier.files:,}", lag)
+    return grid
+
+
+def _time(when: datetime) -> str:
+    return when.strftime("%Y-%m-%d %H:%M:%S") + ("Z" if when.tzinfo else "")
+
+
+def flush(
+    lake: LakeFolder,
+    table: Annotated[str | None, typer.Argument(help="One table only.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Publish buffered rows of writers that are gone as hot segments.
+
+    Rows that a running process still buffers are its own to flush.
+    """
+    with open_existing(lake) as opened:
+        rows = opened[table].flush() if table is not None else opened.flush()
+    _moved("flushed", rows, as_json)
+
+
+def seal(
+    lake: LakeFolder,
+    table: Annotated[str | None, typer.Argument(help="One table only.")] = None,
+    as_json: Json = False,
+) -> None:
+    """Flush, then move every hot segment to cold files."""
+    with open_existing(lake) as opened:
+        rows = opened[table].seal() if table is not None else opened.seal()
+    _moved("sealed", rows, as_json)
+
+
+def _moved(verb: str, rows: int, as_json: bool) -> None:
+    if as_json:
+        print_json({verb: rows})
+    else:
+        print(f"{verb} {rows:,} rows")
