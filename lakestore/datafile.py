@@ -53,13 +53,25 @@ class DataFileWriter:
         self.id_sum = 0
         self._min: datetime | None = None
         self._max: datetime | None = None
+        self._footer = json.dumps(dict(footer))
+        self._codec = codec
+        self._bloom = bloom
         self._sink = pa.OSFile(str(path), "wb")
+        self._writer: pq.ParquetWriter | None = None
+
+    def _open(self, rows: int) -> pq.ParquetWriter:
+        """The writer for row groups of at most `rows` rows, which bloom filters are made for.
+
+        Made for pyarrow's default of a million values, each would cost 10 ms however few rows
+        there are.
+        """
+        schema = self._schema
         nested = {c.name for c in schema.columns if pa.types.is_nested(c.arrow_type)}
-        filters = [n for n in schema.bloom if n not in nested] if bloom else []
-        self._writer = pq.ParquetWriter(
+        filters = schema.bloom if self._bloom else ()
+        writer = pq.ParquetWriter(
             self._sink,
             schema.arrow,
-            compression=codec,
+            compression=self._codec,
             # Ids are unique: a dictionary of them is built, overflows and is thrown away.
             use_dictionary=[n for n in schema.names if n not in schema.bloom and n not in nested],
             write_page_index=True,
@@ -67,9 +79,11 @@ class DataFileWriter:
             sorting_columns=pq.SortingColumn.from_ordering(
                 schema.arrow, [(name, "ascending") for name in schema.sort]
             ),
-            bloom_filter_options={key: {"fpp": 0.01} for key in filters} if filters else None,
+            bloom_filter_options={key: {"fpp": 0.01, "ndv": max(1, rows)} for key in filters}
+            or None,
         )
-        self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(dict(footer))})
+        writer.add_key_value_metadata({FOOTER_KEY: self._footer})
+        return writer
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows, in file order."""
@@ -98,6 +112,8 @@ class DataFileWriter:
             CorruptionError: read back, the file does not hold what was written.
         """
         self._write_row_group()
+        if self._writer is None:
+            self._writer = self._open(0)
         self._writer.close()
         self._sink.close()
         info = FileInfo(
@@ -113,7 +129,8 @@ class DataFileWriter:
 
     def abandon(self) -> None:
         """Close what is open, after a failure; the staged file stays for the sweep."""
-        self._writer.close()
+        if self._writer is not None:
+            self._writer.close()
         self._sink.close()
 
     def _hold(self, batch: pa.RecordBatch) -> None:
@@ -130,6 +147,8 @@ class DataFileWriter:
         if not self._pending:
             return
         table = pa.Table.from_batches(self._pending)
+        if self._writer is None:
+            self._writer = self._open(table.num_rows)
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.rows += table.num_rows
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0
