@@ -1,0 +1,38 @@
+"""The events that every benchmark sends: 16 columns of an LLM gateway's usage log, seeded."""
+
+from collections.abc import Iterator
+
+import pyarrow as pa
+
+import lakestore as ls
+from lakestore.demo import usage_events
+
+COLUMNS = [
+    "event_id",
+    "created_at",
+    "provider_type",
+    "protocol_family",
+    "key_id",
+    "key_name",
+    "account_name",
+    "endpoint",
+    "model",
+    "status_code",
+    "latency_ms",
+    "first_sse_write_ms",
+    "input_uncached_tokens",
+    "input_cached_tokens",
+    "output_tokens",
+    "billable_tokens",
+]
+
+
+def batches(rows: int, batch_rows: int, seed: int = 7) -> Iterator[pa.RecordBatch]:
+    """`rows` events in batches of `batch_rows`, ascending in time."""
+    for batch in usage_events(rows, seed=seed, batch_rows=batch_rows):
+        yield batch.select(COLUMNS)
+
+
+SCHEMA = ls.TableSchema.from_arrow(
+    next(batches(1, 1)).schema, event_time="created_at", event_id="event_id"
+)
