@@ -18,6 +18,7 @@ import pyarrow as pa
 from lakestore.clock import Clock
 from lakestore.errors import BackpressureError, StorageError
 from lakestore.journal import Entry, JournalWriter
+from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
 
 _TINY_BATCHES = 64
@@ -67,6 +68,7 @@ class Buffer:
         open_journal: Callable[[int], JournalWriter],
         visibility: threading.Lock,
         schema_version: int,
+        settings: Settings,
         clock: Clock,
     ) -> None:
         self.lock = threading.RLock()
@@ -74,6 +76,7 @@ class Buffer:
         self._room = threading.Condition(self.lock)
         self._open_journal = open_journal
         self._schema_version = schema_version
+        self._settings = settings
         self._clock = clock
         self._numbers = 0
         self._generations: list[Generation] = []  # guarded by visibility, changed under lock too
@@ -245,10 +248,16 @@ class Buffer:
     def _current(self) -> Generation:
         with self.visibility:
             last = self._generations[-1] if self._generations else None
-        if last is not None and not last.closed and last.journal and not last.journal.failed:
-            return last
         if last is not None and not last.closed:
-            self._fail(last)
+            assert last.journal is not None
+            if last.journal.failed:
+                self._fail(last)
+            elif last.rows < self._settings.flush_rows and last.bytes < self._settings.flush_bytes:
+                return last
+            else:  # full: a flush that lags behind then takes it in bounded pieces
+                last.journal.write_queued()
+                with self.visibility:
+                    last.closed = True
         self._numbers += 1
         journal = self._open_journal(self._numbers)
         fresh = Generation(journal.id, self._schema_version, journal, self._clock.monotonic())

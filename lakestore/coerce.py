@@ -8,6 +8,7 @@ other units and zones. A time without a zone is UTC.
 
 import os
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -381,8 +382,10 @@ def make_ids(rows: int) -> pa.Array:
     )
 
 
-def infer(data: Any) -> pa.Schema:
+def infer(data: Any, event_time: str | None = None) -> pa.Schema:
     """The Arrow schema of a first batch, in any form that can be appended.
+
+    A column `event_time` of ISO 8601 text becomes a time, as an append would read it.
 
     Raises:
         InvalidInputError: `data` is nothing that events come in.
@@ -391,7 +394,16 @@ def infer(data: Any) -> pa.Schema:
         data = [data]
     if isinstance(data, list | tuple):
         try:
-            return pa.Table.from_pylist(list(data)).schema
+            table = pa.Table.from_pylist(list(data))
         except (pa.ArrowException, TypeError, AttributeError) as error:
             raise SchemaError(f"no schema can be inferred: {error}") from error
-    return _to_table(data, None).schema
+    else:
+        table = _to_table(data, None)
+    if event_time in table.schema.names:
+        index = table.schema.get_field_index(event_time)
+        if pa.types.is_string(plain_type(table.schema.field(index).type)):
+            zoned = pa.timestamp("us", "UTC")
+            with suppress(pa.ArrowException):  # no times: from_arrow says what is wrong
+                _cast_all(table.column(index), zoned)
+                return table.schema.set(index, pa.field(event_time, zoned))
+    return table.schema

@@ -120,7 +120,9 @@ def _cumulative_traffic() -> npt.NDArray[np.float64]:
     minute = np.arange(_MINUTES)
     hour = (minute / 60) % 24
     day = minute // 1440
-    rhythm = 0.25 + np.exp(-(((hour - 10.5) / 2.6) ** 2)) + 1.2 * np.exp(-(((hour - 15.5) / 3) ** 2))
+    rhythm = (
+        0.25 + np.exp(-(((hour - 10.5) / 2.6) ** 2)) + 1.2 * np.exp(-(((hour - 15.5) / 3) ** 2))
+    )
     weekend = np.where((day % 7 == 0) | (day % 7 == 6), 0.45, 1.0)
     traffic = np.concatenate([[0.0], np.cumsum(rhythm * weekend)])
     return np.asarray(traffic / traffic[-1], dtype=np.float64)
@@ -205,5 +207,3 @@ def _ids(draw: np.random.Generator, times: npt.NDArray[np.int64]) -> pa.Array:
     return pa.Array.from_buffers(
         pa.string(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(text.tobytes())]
     )
-
-

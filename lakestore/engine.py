@@ -5,17 +5,32 @@ because a second query on a connection silently cuts an open Arrow stream short 
 """
 
 import os
+import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
 
 from lakestore import quoting
 from lakestore.errors import ClosedError, StorageError
+from lakestore.settings import MIB
 
 STORAGE_VERSION = "v1.2.0"
 """Files that DuckDB 1.4, 1.5 and 2.0 all read; 2.0's own default is refused by older shells."""
+
+
+_IDLE_MAX = 64
+_SORT_BYTES = 256 * MIB
+
+
+@dataclass
+class _Attached:
+    alias: str
+    users: int = 0
+    doomed: bool = False
 
 
 class Engine:
@@ -24,9 +39,14 @@ class Engine:
     def __init__(self, memory_bytes: int) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()  # guards _attached
-        self._attached: dict[Path, tuple[str, int]] = {}  # path → (alias, users)
+        self._attached: dict[Path, _Attached] = {}  # least recently used first
         self._serial = 0
-        self._instance = duckdb.connect(":memory:", config={"autoinstall_known_extensions": False})
+        # Left alone, an in-memory DuckDB spills into the caller's working directory.
+        spill = Path(tempfile.gettempdir()) / f"lakestore-{self._pid}"
+        self._instance = duckdb.connect(
+            ":memory:",
+            config={"autoinstall_known_extensions": False, "temp_directory": str(spill)},
+        )
         # GLOBAL, or cursors would not see them; the zone, or days would follow the machine.
         self._instance.execute("SET GLOBAL TimeZone = 'UTC'")
         self._instance.execute("SET GLOBAL python_enable_replacements = false")
@@ -44,34 +64,56 @@ class Engine:
         return self._instance.cursor()
 
     def attach(self, path: Path) -> str:
-        """Attach a segment's DuckDB file, read-only; returns its alias.
+        """The alias of a segment's DuckDB file, attached read-only; `release` when done.
+
+        A file stays attached when nobody uses it, because attaching costs 0.5 ms, until `forget`
+        or until 64 younger ones are idle too.
 
         Raises:
             StorageError: the file is missing or DuckDB cannot read it.
         """
         with self._lock:
-            alias, users = self._attached.get(path, ("", 0))
-            if not users:
+            known = self._attached.pop(path, None)
+            if known is None:
                 self._serial += 1
-                alias = f"segment_{self._serial}"
+                known = _Attached(f"segment_{self._serial}")
                 try:
-                    self.cursor().execute(
-                        f"ATTACH {quoting.literal(str(path))} AS {alias} (READ_ONLY)"
-                    )
+                    self._run(f"ATTACH {quoting.literal(str(path))} AS {known.alias} (READ_ONLY)")
                 except duckdb.Error as error:
                     raise StorageError(f"cannot attach {str(path)!r}: {error}") from error
-            self._attached[path] = (alias, users + 1)
-            return alias
+            known.users += 1
+            self._attached[path] = known  # last: the most recently used
+            return known.alias
 
-    def detach(self, path: Path) -> None:
-        """Undo one `attach`; the file is let go with the last."""
+    def release(self, path: Path) -> None:
+        """Undo one `attach`."""
         with self._lock:
-            alias, users = self._attached[path]
-            if users > 1:
-                self._attached[path] = (alias, users - 1)
-                return
-            del self._attached[path]
-            self.cursor().execute(f"DETACH {alias}")
+            known = self._attached[path]
+            known.users -= 1
+            idle = [p for p, a in self._attached.items() if not a.users]
+            for old in idle[: max(0, len(idle) - _IDLE_MAX)]:
+                self._detach(old)
+            if known.doomed and not known.users and path in self._attached:
+                self._detach(path)
+
+    def forget(self, path: Path) -> None:
+        """Detach a file that is deleted, once nobody uses it; its bytes are freed then."""
+        with self._lock:
+            known = self._attached.get(path)
+            if known is not None:
+                known.doomed = True
+                if not known.users:
+                    self._detach(path)
+
+    def _detach(self, path: Path) -> None:
+        self._run(f"DETACH {self._attached.pop(path).alias}")
+
+    def _run(self, statement: str) -> None:
+        cursor = self.cursor()
+        try:
+            cursor.execute(statement)
+        finally:
+            cursor.close()
 
     def build(self, path: Path, fill: Callable[[duckdb.DuckDBPyConnection, str], None]) -> None:
         """Write a new DuckDB file: `fill(cursor, alias)` creates what it holds.
@@ -93,6 +135,24 @@ class Engine:
                 cursor.execute(f"DETACH {alias}")
         finally:
             cursor.close()
+
+
+@contextmanager
+def sorter(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB of its own for one big sort: 256 MiB of memory, all of it given back at the end.
+
+    Args:
+        spill: a folder for what does not fit.
+    """
+    config = {
+        "memory_limit": f"{_SORT_BYTES}B",
+        "temp_directory": str(spill),
+        "autoinstall_known_extensions": False,
+        "python_enable_replacements": False,
+    }
+    with duckdb.connect(":memory:", config=config) as con:
+        con.execute("SET GLOBAL TimeZone = 'UTC'")
+        yield con
 
 
 _engine: Engine | None = None

@@ -22,7 +22,7 @@ from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId, Segment, TableState
 from lakestore.storage.local import make_folder
 
-_ROWS_MAX = 1 << 20
+_ROWS_MAX = 1 << 18
 """A segment takes no more rows than this, unless one generation alone has more."""
 
 
@@ -33,6 +33,15 @@ def is_due(rows: int, bytes: int, age_s: float, settings: Settings) -> bool:
         or bytes >= settings.flush_bytes
         or age_s >= settings.flush_age_s
     )
+
+
+def wants_duckdb(rows: int, backlog_bytes: int, settings: Settings) -> bool:
+    """Whether a segment gets a DuckDB file beside its Parquet file. Pure.
+
+    Not a small one, and not while appends outrun flushes: the file takes as long as all the rest
+    of a flush, and what arrives that fast is sealed soon.
+    """
+    return rows >= settings.segment_duckdb_rows and backlog_bytes <= settings.buffer_bytes // 2
 
 
 def flush(table: TableContext) -> list[Segment]:
@@ -95,8 +104,9 @@ def _stage(
     footer = table.footer(
         tier="hot", covers=[[g.writer, g.number] for g in covers], producers=marks
     )
-    big = rows.num_rows >= table.settings.segment_duckdb_rows
-    engine = table.engine if big else None
+    assert table.buffer is not None
+    wanted = wants_duckdb(rows.num_rows, table.buffer.bytes, table.settings)
+    engine = table.engine if wanted else None
     return hot.stage(table.staging, uuid4().hex, table.schema, rows, footer, engine)
 
 

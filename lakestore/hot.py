@@ -25,6 +25,9 @@ EVENTS = "events"
 """Name of the table in a segment's DuckDB file."""
 
 
+_MERGE_ROWS_MAX = 1 << 19
+
+
 @dataclass(frozen=True)
 class StagedSegment:
     """A segment that is written and checked, but has no number and no final name yet."""
@@ -132,11 +135,13 @@ def delete(folder: Path, name: str) -> None:
 def choose_merge(segments: Sequence[Segment], segments_max: int) -> Sequence[Segment]:
     """Neighbours worth merging into one: none while there are at most `segments_max`.
 
-    Half of `segments_max` that follow each other and hold the fewest bytes together. Pure.
+    Half of `segments_max` that follow each other and hold the fewest rows together; none when
+    those are too many to sort in memory, for then a seal is near. Pure.
     """
     if len(segments) <= segments_max:
         return ()
     width = max(2, segments_max // 2)
     starts = range(len(segments) - width + 1)
-    best = min(starts, key=lambda i: sum(s.info.bytes for s in segments[i : i + width]))
-    return segments[best : best + width]
+    rows = {i: sum(s.info.rows for s in segments[i : i + width]) for i in starts}
+    best = min(starts, key=lambda i: rows[i])
+    return segments[best : best + width] if rows[best] <= _MERGE_ROWS_MAX else ()

@@ -451,7 +451,11 @@ class Lake:
         buffer = None
         if self.mode == "rw":
             buffer = Buffer(
-                open_journal, self._visibility, entry.schema_version, self._clock
+                open_journal,
+                self._visibility,
+                entry.schema_version,
+                self._settings,
+                self._clock,
             )
         return TableContext(
             entry=entry,
@@ -519,6 +523,16 @@ class Lake:
 _open_lakes: weakref.WeakSet[Lake] = weakref.WeakSet()
 
 
+def _let_locks_go() -> None:
+    """In a forked child: the locks are the parent's, and must end with it."""
+    for lake in list(_open_lakes):
+        for lock in [*lake._dead, *([lake._lock] if lake._lock else [])]:
+            lock.abandon()
+
+
+os.register_at_fork(after_in_child=_let_locks_go)
+
+
 @atexit.register
 def _close_all() -> None:
     """Close what the caller did not, before DuckDB and the threads go."""
@@ -559,7 +573,7 @@ def _schema_of(source: Any, roles: dict[str, Any]) -> TableSchema:
     roles = {name: value for name, value in roles.items() if value is not None}
     if isinstance(source, TableSchema | pa.Schema | str | Path):
         return schema.load(source, roles)
-    return schema.load(coerce.infer(source), roles)
+    return schema.load(coerce.infer(source, roles.get("event_time")), roles)
 
 
 def _holds_rows(value: Any) -> bool:

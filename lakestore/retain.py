@@ -11,6 +11,7 @@ from dataclasses import dataclass
 
 from lakestore import hot
 from lakestore.catalog import Catalog, Garbage
+from lakestore.engine import Engine
 from lakestore.layout import SiteLayout, journal_name
 from lakestore.storage import Storage
 
@@ -46,6 +47,7 @@ def vacuum(
     catalog: Catalog,
     site: SiteLayout,
     storage: Storage,
+    engine: Engine,
     chosen: Sequence[Garbage],
     *,
     dry_run: bool,
@@ -57,7 +59,7 @@ def vacuum(
     """
     if not dry_run:
         for item in chosen:
-            _delete(item, site, storage)
+            _delete(item, site, storage, engine)
         if chosen:
             with catalog.commit() as commit:
                 for item in chosen:
@@ -69,13 +71,14 @@ def vacuum(
     )
 
 
-def _delete(item: Garbage, site: SiteLayout, storage: Storage) -> None:
+def _delete(item: Garbage, site: SiteLayout, storage: Storage, engine: Engine) -> None:
     if item.kind == "journal":
         writer, number = item.name.split("/")
         folder = site.writer(item.folder, writer)
         (folder / journal_name(int(number))).unlink(missing_ok=True)
     elif item.kind == "segment":
         hot.delete(site.hot(item.folder), item.name)
+        engine.forget(hot.duckdb_path(site.hot(item.folder), item.name))
     elif item.kind == "table":
         for key in list(storage.list(f"tables/{item.folder}/")):
             storage.delete(key)

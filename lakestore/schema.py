@@ -196,8 +196,7 @@ class TableSchema:
         append, and equal schemas spare each batch a rewrap.
         """
         return pa.schema(
-            pa.field(c.name, c.arrow_type, metadata={"sql_type": c.sql_type})
-            for c in self.columns
+            pa.field(c.name, c.arrow_type, metadata={"sql_type": c.sql_type}) for c in self.columns
         )
 
     @cached_property

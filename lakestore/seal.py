@@ -17,6 +17,7 @@ import pyarrow as pa
 
 from lakestore import datafile, quoting
 from lakestore.context import TableContext
+from lakestore.engine import sorter
 from lakestore.errors import CorruptionError, StorageError
 from lakestore.fileids import read_hashes
 from lakestore.idhash import Hashes, days, hash_batch, id_sum
@@ -142,9 +143,8 @@ def _by_day(
     order = quoting.identifiers(schema.sort)
     if schema.sort[0] != schema.event_time:
         order = f"{day}, {order}"
-    cursor = table.engine.cursor()
-    try:
-        reader = cursor.sql(
+    with sorter(table.staging / "spill") as con:
+        reader = con.sql(
             f"SELECT {quoting.identifiers(schema.names)} "
             f"FROM read_parquet({paths}, hive_partitioning = false) ORDER BY {order}"
         ).to_arrow_reader(_BATCH_ROWS)
@@ -154,8 +154,6 @@ def _by_day(
             borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), rows.num_rows]
             for start, end in itertools.pairwise(borders):
                 yield int(numbers[start]), rows.slice(start, end - start)
-    finally:
-        cursor.close()
 
 
 def _publish(table: TableContext, written: _Written, first: int, last: int, part: int) -> ColdFile:

@@ -23,10 +23,10 @@ class Settings(BaseModel):
     flush_bytes: int = Field(64 * MIB, ge=1, description="… or so many Arrow bytes")
     flush_age_s: float = Field(5.0, gt=0, description="… or the oldest row has waited so long")
     buffer_bytes: int = Field(
-        256 * MIB, ge=1, description="above this much unflushed, append waits"
+        128 * MIB, ge=1, description="above this much unflushed, append waits"
     )
     append_timeout_s: float = Field(30.0, ge=0, description="… so long, then raises")
-    segments_max: int = Field(16, ge=2, description="merge neighbours above so many segments")
+    segments_max: int = Field(32, ge=2, description="merge neighbours above so many segments")
     segment_duckdb_rows: int = Field(
         20_000, ge=0, description="smaller segments stay Parquet only: a DuckDB file costs 94 KB"
     )
@@ -37,7 +37,7 @@ class Settings(BaseModel):
         900.0, ge=0, description="superseded files live so long, for shells that still read them"
     )
     memory_bytes: int = Field(
-        512 * MIB, ge=64 * MIB, description="memory limit of DuckDB; beyond it, it spills to disk"
+        1 * GIB, ge=64 * MIB, description="DuckDB's memory for queries; beyond it, it spills"
     )
 
     @classmethod

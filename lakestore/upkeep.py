@@ -104,7 +104,9 @@ class Upkeep:
             garbage = [g for g in garbage if g.table_id == table.entry.id]
         now = self._clock.now().timestamp()
         chosen = retain.choose(garbage, now, self._settings.vacuum_grace_s, self._in_use)
-        return retain.vacuum(self._catalog, self._site, self._storage, chosen, dry_run=dry_run)
+        return retain.vacuum(
+            self._catalog, self._site, self._storage, self._engine, chosen, dry_run=dry_run
+        )
 
     def publish(self) -> None:
         """Make `lake.duckdb` show what is published."""

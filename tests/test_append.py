@@ -151,9 +151,10 @@ def test_colliding_hashes_lose_nothing(lake, table, monkeypatch):
 
 def test_producer_and_seq_are_accepted_once_for_ever(open_lake):
     lake = open_lake()
-    table = lake.create_table("made", ls.TableSchema.from_toml(
-        "event_time = 't'\n[columns]\nt = 'TIMESTAMP'\nn = 'INTEGER'"
-    ))
+    table = lake.create_table(
+        "made",
+        ls.TableSchema.from_toml("event_time = 't'\n[columns]\nt = 'TIMESTAMP'\nn = 'INTEGER'"),
+    )
     row = {"t": START, "n": 1}
 
     def send(seq: int) -> int:
@@ -248,9 +249,7 @@ def test_concurrent_appends_share_an_fsync(lake, table, monkeypatch):
 def test_rows_are_not_visible_before_they_are_durable(lake, table, monkeypatch):
     seen = []
     real = os.fdatasync
-    monkeypatch.setattr(
-        os, "fdatasync", lambda fd: (seen.append(count(lake)), real(fd))
-    )
+    monkeypatch.setattr(os, "fdatasync", lambda fd: (seen.append(count(lake)), real(fd)))
     table.append(events(0, 10))
     assert seen == [(0, 0)]
     assert count(lake) == (10, 10)
@@ -262,7 +261,8 @@ def test_eight_threads(open_lake):
 
     def send(worker: int) -> int:
         return sum(
-            table.append(events(i, i + 10)).rows for i in range(worker * 400, worker * 400 + 500, 10)
+            table.append(events(i, i + 10)).rows
+            for i in range(worker * 400, worker * 400 + 500, 10)
         )
 
     with ThreadPoolExecutor(8) as pool:
@@ -325,9 +325,7 @@ def test_short_writes_are_completed(open_lake, monkeypatch):
     lake = open_lake()
     table = lake.create_table("events", SCHEMA)
     real = os.writev
-    monkeypatch.setattr(
-        os, "writev", lambda fd, buffers: real(fd, [memoryview(buffers[0])[:1000]])
-    )
+    monkeypatch.setattr(os, "writev", lambda fd, buffers: real(fd, [memoryview(buffers[0])[:1000]]))
     table.append(events(0, 500))
     lake.close()
     assert count(open_lake()) == (500, 500)

@@ -35,8 +35,9 @@ INPUTS = {
     "pyarrow scanner": lambda t: ds.dataset(t).scanner(),
     "many tiny chunks": lambda t: pa.concat_tables(t.slice(i, 1) for i in range(len(t))),
     "a slice": lambda t: pa.concat_tables([events(900, 903), t]).slice(3),
-    "large and dictionary": lambda t: t.set_column(0, "id", t["id"].cast(pa.large_string()))
-    .set_column(4, "name", t["name"].dictionary_encode()),
+    "large and dictionary": lambda t: t.set_column(
+        0, "id", t["id"].cast(pa.large_string())
+    ).set_column(4, "name", t["name"].dictionary_encode()),
     "reordered": lambda t: t.select(t.schema.names[::-1]),
     "polars": lambda t: pl.from_arrow(t),
     "polars lazy": lambda t: pl.from_arrow(t).lazy(),
@@ -204,7 +205,7 @@ def test_an_empty_mapping_is_not_an_empty_input():
 def test_defaults_fill_what_is_missing_or_null():
     schema = ls.TableSchema.from_toml(
         "event_time = 't'\n[columns]\nt = 'TIMESTAMP'\n"
-        "a = \"BIGINT not null default 7\"\nb = \"VARCHAR default 'x'\""
+        'a = "BIGINT not null default 7"\nb = "VARCHAR default \'x\'"'
     )
     rows = coerced([{"t": TIME}, {"t": TIME, "a": None, "b": None}], schema)
 
@@ -216,7 +217,7 @@ def test_derived_columns_are_made_when_the_input_lacks_them():
     schema = ls.TableSchema.from_toml(
         "event_time = 't'\nevent_id = 'id'\n"
         "[columns]\nid = 'VARCHAR'\nt = 'TIMESTAMP'\nday = 'INTEGER'\nn = 'INTEGER'\n"
-        "[derived]\nid = \"concat_ws('-', day, n)\"\nt = \"make_timestamp(2025, 1, day, 0, 0, 0)\""
+        '[derived]\nid = "concat_ws(\'-\', day, n)"\nt = "make_timestamp(2025, 1, day, 0, 0, 0)"'
     )
     rows = coerced([{"day": 3, "n": 4}], schema)
 

@@ -1,5 +1,7 @@
 """The journal file: what a torn or damaged one gives back."""
 
+from contextlib import suppress
+
 import pyarrow as pa
 import pytest
 from conftest import SCHEMA, events
@@ -115,10 +117,8 @@ def test_a_flipped_bit_in_the_last_append_gives_no_wrong_row(written, tmp_path_f
     path = tmp_path_factory.mktemp("flip") / "000001.journal"
     path.write_bytes(damaged)
 
-    try:
+    with suppress(ls.CorruptionError):  # the run's second frame is valid behind its damaged first
         assert read(path) == ids(5)
-    except ls.CorruptionError:
-        pass  # the second frame of the run is valid behind the first, damaged one
 
 
 def test_a_frame_of_another_journal_is_refused(journal, tmp_path):

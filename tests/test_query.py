@@ -56,9 +56,7 @@ def test_the_callers_own_data(mixed):
     for name in ("arrow", "polars", "lazy", "pandas", "relation", "result"):
         query = f"SELECT count(*), min(n) FROM events JOIN wanted_{name} USING (id)"
         assert mixed.sql(query).fetchone() == (2, 1), name
-    assert all(
-        len(w) == 2 for w in (wanted_arrow, wanted_polars, wanted_pandas, wanted_relation)
-    )
+    assert all(len(w) == 2 for w in (wanted_arrow, wanted_polars, wanted_pandas, wanted_relation))
     assert wanted_lazy.collect().height == len(wanted_result) == 2
 
 
@@ -174,8 +172,11 @@ def test_connect_is_an_open_door_that_shares_nothing(mixed):
 
 
 def kept(lake: ls.Lake, condition: str, params: list | None = None) -> int:
-    cold = [t for t in lake.explain(f"SELECT * FROM events WHERE {condition}", params).tiers
-            if t.tier == "cold"]
+    cold = [
+        t
+        for t in lake.explain(f"SELECT * FROM events WHERE {condition}", params).tiers
+        if t.tier == "cold"
+    ]
     return cold[0].files_kept
 
 

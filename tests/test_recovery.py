@@ -79,9 +79,7 @@ def test_kill_9_loses_nothing_acknowledged(open_lake, root, tmp_path, children):
         assert rows % 10 == 0
         assert lake.sql("SELECT max(id) FROM events").fetchone() == (f"e{rows - 1:06d}",)
         # The retry that its client would send is no new row, whether or not it was acknowledged.
-        again = lake["events"].append(
-            events(rows - 10, rows), producer="w", seq=rows - 10
-        )
+        again = lake["events"].append(events(rows - 10, rows), producer="w", seq=rows - 10)
         assert (again.rows, again.duplicates) == (0, 10)
         lake.close()
         start = rows
@@ -180,9 +178,9 @@ def test_a_torn_tail_is_cut(open_lake, root):
 
 def test_a_journal_that_was_flushed_but_not_deleted_is_not_read_again(open_lake, root):
     lake = open_lake()
-    table = lake.create_table("made", ls.TableSchema.from_toml(
-        "event_time = 't'\n[columns]\nt = 'TIMESTAMP'"
-    ))
+    table = lake.create_table(
+        "made", ls.TableSchema.from_toml("event_time = 't'\n[columns]\nt = 'TIMESTAMP'")
+    )
     table.append([{"t": "2025-01-01"}] * 5)
     table.flush()
     lake.close()
@@ -200,6 +198,7 @@ def test_a_crash_between_publishing_and_committing_a_segment(open_lake, monkeypa
     table = lake.create_table("events", SCHEMA)
     table.append(events(0, 30))
     with monkeypatch.context() as patch:
+
         def fail(*_):
             raise OSError("pulled the plug")
 
@@ -218,6 +217,7 @@ def test_a_crash_between_publishing_and_committing_a_seal(open_lake, monkeypatch
     table = lake.create_table("events", SCHEMA)
     table.append(events(0, 30))
     with monkeypatch.context() as patch:
+
         def fail(*_):
             raise OSError("pulled the plug")
 
@@ -336,6 +336,12 @@ def test_a_schema_is_inferred_from_a_first_batch(lake):
     by_rows = lake.create_table("b", events(0, 3).to_pylist(), event_time="time", dedup="none")
     assert by_arrow.append(events(0, 3)).rows == 3
     assert by_rows.append(events(0, 3)).rows == 3
+    text = [{"id": "a", "time": "2025-01-01T00:00:00Z", "n": 1}]
+    by_text = lake.create_table("c", text, event_time="time", event_id="id")
+    assert by_text.schema.column("time").sql_type == "TIMESTAMP WITH TIME ZONE"
+    assert by_text.append(text).rows == 1
+    with pytest.raises(ls.SchemaError, match="event_time 'id' is VARCHAR"):
+        lake.create_table("d", text, event_time="id")
     assert by_arrow.schema.names == tuple(events(0, 0).schema.names)
     assert by_rows.schema.made_id
 

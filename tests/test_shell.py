@@ -103,13 +103,13 @@ def test_tables_with_awkward_names_and_columns(lake, root, duckdb_cli):
     table.append(row)
     query = 'SELECT sum("se""lect"), min("Day"), sum(low_0) FROM "select" WHERE "a.b" = 2'
     assert lake.sql(query).fetchall() == [(8, "it's", 2)]
-    assert lake.sql(query.replace('"a.b" = 2', 'low_0 = 2')).fetchall() == [(None, None, None)]
+    assert lake.sql(query.replace('"a.b" = 2', "low_0 = 2")).fetchall() == [(None, None, None)]
     table.flush()
     assert run(duckdb_cli, root, query) == [["8", "it's", "2"]]
 
 
 def test_a_lake_in_a_folder_with_an_awkward_name(tmp_path, duckdb_cli):
-    root = tmp_path / "it's a \"lake\"; {x} $y %s é"
+    root = tmp_path / 'it\'s a "lake"; {x} $y %s é'
     with ls.open(root, upkeep="manual") as lake:
         table = lake.create_table("events", SCHEMA)
         for start in (0, 30):
@@ -170,7 +170,9 @@ def test_every_read_is_exact_while_a_writer_publishes(
     assert writer.stdout.readline() == b"ready\n"
     finished = threading.Event()
     threading.Thread(target=lambda: (writer.wait(), finished.set())).start()
-    query = "SELECT count(*), count(DISTINCT id), coalesce(max(id), ''), max(n_rows) FROM events, _lake"
+    query = (
+        "SELECT count(*), count(DISTINCT id), coalesce(max(id), ''), max(n_rows) FROM events, _lake"
+    )
     reads, last = 0, 0
     while True:
         over = finished.is_set()

@@ -86,7 +86,7 @@ def test_imports_point_down():
 
 
 def test_heavy_dependencies_have_one_home():
-    homes = {"sqlalchemy": "catalog", "sqlglot": "query.plan", "xxhash": ("journal", "fileids")}
+    homes = {"sqlalchemy": "catalog", "sqlglot": "query.plan", "typer": "cli"}
     for dependency, home in homes.items():
         users = {
             name

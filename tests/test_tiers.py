@@ -263,7 +263,7 @@ def test_closing_flushes_what_is_buffered_only_with_upkeep(open_lake, root):
 
 
 def segment(number: int, size: int) -> Segment:
-    info = FileInfo(1, size, "", START, START)
+    info = FileInfo(size, size, "", START, START)
     return Segment(number, number, f"s{number}", info, False, START)
 
 
@@ -275,6 +275,11 @@ def test_choosing_is_pure():
     assert flush.is_due(1, 100, 0, settings)
     assert flush.is_due(1, 1, 5, settings)
 
+    settings = ls.Settings(segment_duckdb_rows=10, buffer_bytes=100)
+    assert flush.wants_duckdb(10, 50, settings)
+    assert not flush.wants_duckdb(9, 50, settings)
+    assert not flush.wants_duckdb(10, 51, settings)
+
     settings = ls.Settings(seal_bytes=100, seal_age_s=5)
     assert not seal.is_due(0, 99, settings)
     assert not seal.is_due(99, 4.9, settings)
@@ -284,6 +289,7 @@ def test_choosing_is_pure():
     many = [segment(i, size) for i, size in enumerate([9, 9, 1, 1, 9])]
     assert hot.choose_merge(many, 5) == ()
     assert hot.choose_merge(many, 4) == many[2:4]
+    assert hot.choose_merge([segment(i, 1 << 19) for i in range(5)], 4) == ()
     assert seal.choose(many) == many
     big = [segment(i, 300 << 20) for i in range(3)]
     assert seal.choose(big) == big[:1]

@@ -60,6 +60,7 @@ def write_result(table: pa.Table, form: str, path: Path) -> None:
     """
     with duckdb.connect(config={"python_enable_replacements": False}) as con:
         con.execute("SET GLOBAL TimeZone = 'UTC'")
+        con.execute("SET enable_progress_bar = false")  # DuckDB would draw it on stdout
         con.register("answer", table)
         try:
             con.execute(f"COPY answer TO {quoting.literal(str(path))} ({_COPY[form]})")

@@ -134,10 +134,12 @@ def tail(
     """The newest events by event time, oldest of them first; values that are null are left out."""
     with lakestore.open(lake, mode="r") as opened:
         source = opened[table]
+        # What is there is listed before the newest are read, or what comes between is never shown.
+        seen = _recent(opened, source) if follow else set()
         newest = _newest(opened, source, rows)
         _print_events(newest, source, as_json)
         if follow:
-            _follow(opened, source, newest, as_json, seconds)
+            _follow(opened, source, seen | _keys(newest, source), as_json, seconds)
 
 
 def _newest(lake: lakestore.Lake, table: Table, rows: int) -> pa.Table:
@@ -150,40 +152,48 @@ def _newest(lake: lakestore.Lake, table: Table, rows: int) -> pa.Table:
     return lake.sql(statement).to_arrow()
 
 
+def _recent(lake: lakestore.Lake, table: Table) -> set[Any]:
+    """Keys of the events that are as new as late ones may be."""
+    newest = _newest(lake, table, 1)
+    if not newest.num_rows:
+        return set()
+    time, id = table.schema.event_time, table.schema.event_id
+    since = newest[time][0].as_py() - _LATE
+    return _keys(table.to_arrow([time, id], start=since), table)
+
+
 def _follow(
-    lake: lakestore.Lake, table: Table, shown: pa.Table, as_json: bool, seconds: float | None
+    lake: lakestore.Lake, table: Table, seen: set[Any], as_json: bool, seconds: float | None
 ) -> None:
     """Print events as they appear, until `seconds` are over or somebody interrupts."""
-    time, id = table.schema.event_time, table.schema.event_id
-    order = f"ORDER BY {quoting.identifier(time)}, {quoting.identifier(id)}"
-    name = quoting.identifier(table.name)
-    last = _latest(shown, time)
-    if last is None:
-        last = _latest(_newest(lake, table, 1), time)
-    since = last - _LATE if last is not None else None
-    seen = _keys(table.to_arrow([time, id], start=since), time, id)
+    time, id = quoting.identifiers([table.schema.event_time]), table.schema.event_id
+    statement = f"FROM {quoting.identifier(table.name)}"
+    order = f"ORDER BY {time}, {quoting.identifier(id)}"
     never = threading.Event()
     clock = SystemClock()
     end = None if seconds is None else clock.monotonic() + seconds
     while end is None or clock.monotonic() < end:
-        condition = f"WHERE {quoting.identifier(time)} >= $since" if since is not None else ""
-        parameters = {"since": since} if since is not None else None
-        recent = lake.sql(f"FROM {name} {condition} {order}", parameters).to_arrow()
-        keys = list(zip(recent[time].to_pylist(), recent[id].to_pylist(), strict=True))
-        _print_events(recent.filter(pa.array([k not in seen for k in keys], pa.bool_())), table, as_json)
-        if keys:
-            since = keys[-1][0] - _LATE
-            seen = {key for key in keys if key[0] >= since}
         left = _POLL_S if end is None else min(_POLL_S, end - clock.monotonic())
         never.wait(max(left, 0.0))
+        if seen:
+            since = max(key[0] for key in seen) - _LATE
+            seen = {key for key in seen if key[0] >= since}
+            query, parameters = f"{statement} WHERE {time} >= $since {order}", {"since": since}
+        else:
+            query, parameters = f"{statement} {order}", {}
+        recent = lake.sql(query, parameters or None).to_arrow()
+        fresh = [key not in seen for key in _key_list(recent, table)]
+        _print_events(recent.filter(pa.array(fresh, pa.bool_())), table, as_json)
+        seen |= _keys(recent, table)
 
 
-def _latest(rows: pa.Table, time: str) -> Any:
-    return rows[time][-1].as_py() if rows.num_rows else None
+def _key_list(rows: pa.Table, table: Table) -> list[Any]:
+    times, ids = rows[table.schema.event_time], rows[table.schema.event_id]
+    return list(zip(times.to_pylist(), ids.to_pylist(), strict=True))
 
 
-def _keys(rows: pa.Table, time: str, id: str) -> set[Any]:
-    return set(zip(rows[time].to_pylist(), rows[id].to_pylist(), strict=True))
+def _keys(rows: pa.Table, table: Table) -> set[Any]:
+    return set(_key_list(rows, table))
 
 
 def _print_events(rows: pa.Table, table: Table, as_json: bool) -> None:
@@ -201,4 +211,3 @@ def _print_events(rows: pa.Table, table: Table, as_json: bool) -> None:
             if name != time and value is not None and value != defaults[name]
         ]
         print(event[time].isoformat(), *told, flush=True)
-

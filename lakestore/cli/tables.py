@@ -2,7 +2,7 @@
 
 from datetime import datetime
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 from rich.table import Table as Grid
@@ -68,7 +68,7 @@ def create(
     as_json: Json = False,
 ) -> None:
     """Create a table, and the lake if there is none."""
-    roles = {
+    roles: dict[str, Any] = {
         "event_time": event_time,
         "event_id": event_id,
         "sort": tuple(sort) if sort else None,
@@ -110,7 +110,7 @@ def print_status(found: Status) -> None:
     """A lake's status, for people."""
     out = console()
     rows = sum(table.rows for table in found.tables)
-    out.print(f"{found.root}: {len(found.tables)} tables, {rows:,} rows", markup=False)
+    out.print(f"{found.root}: {len(found.tables)} table(s), {rows:,} rows", markup=False)
     for table in found.tables:
         out.print()
         out.print(_tiers(table))

@@ -19,7 +19,7 @@ from sqlglot import expressions as exp
 
 from lakestore import quoting
 from lakestore.schema import TableSchema
-from lakestore.snapshot import ColdFile
+from lakestore.snapshot import ColdFile, ColumnRange
 
 _LOW_HIGH = {
     "bool": ("false", "true"),
@@ -39,53 +39,55 @@ Parameters = Sequence[Any] | Mapping[str, Any] | None
 
 @dataclass(frozen=True)
 class Statistics:
-    """Ranges of a table's cold files as an Arrow table, a row a file; built once per version."""
+    """Ranges of a table's cold files in a DuckDB table of that name, a row a file."""
 
     files: tuple[ColdFile, ...]
     columns: tuple[str, ...]
-    table: pa.Table
+    name: str
 
-    @classmethod
-    def of(cls, files: tuple[ColdFile, ...], schema: TableSchema) -> "Statistics":
-        """The statistics of `files`."""
-        columns = tuple(
-            dict.fromkeys(name for f in files for name in f.info.ranges if name in schema.names)
+
+def load_statistics(
+    cursor: duckdb.DuckDBPyConnection,
+    files: tuple[ColdFile, ...],
+    schema: TableSchema,
+    name: str,
+) -> Statistics:
+    """Put the ranges of `files` into the table `name`, each column in its own type."""
+    present = {column for f in files for column in f.info.ranges}
+    columns = tuple(column for column in schema.names if column in present)
+    data = {"file": pa.array(range(len(files)), pa.int64())}
+    typed = ["file"]
+    for index, column in enumerate(columns):
+        ranges = [f.info.ranges.get(column) or ColumnRange(None, None, -1) for f in files]
+        rows = [f.info.rows for f in files]
+        data[f"low_{index}"] = pa.array([r.low for r in ranges], pa.string())
+        data[f"high_{index}"] = pa.array([r.high for r in ranges], pa.string())
+        data[f"nulls_{index}"] = pa.array([r.nulls != 0 for r in ranges])
+        data[f"filled_{index}"] = pa.array(
+            [r.nulls != n for r, n in zip(ranges, rows, strict=True)]
         )
-        data: dict[str, pa.Array] = {"file": pa.array(range(len(files)), pa.int64())}
-        for index, name in enumerate(columns):
-            ranges = [f.info.ranges.get(name) for f in files]
-            data[f"low_{index}"] = pa.array([r.low if r else None for r in ranges], pa.string())
-            data[f"high_{index}"] = pa.array([r.high if r else None for r in ranges], pa.string())
-            nulls = [r is None or r.nulls != 0 for r in ranges]
-            filled = [
-                r is None or r.nulls != f.info.rows for r, f in zip(ranges, files, strict=True)
-            ]
-            data[f"nulls_{index}"] = pa.array(nulls, pa.bool_())
-            data[f"filled_{index}"] = pa.array(filled, pa.bool_())
-        return cls(files, columns, pa.table(data))
+        sql_type = queried_type(schema.column(column).sql_type)
+        typed += [f"CAST({end}_{index} AS {sql_type}) AS {end}_{index}" for end in ("low", "high")]
+        typed += [f"nulls_{index}", f"filled_{index}"]
+    cursor.register("lakestore_ranges", pa.table(data))
+    try:
+        cursor.execute(
+            f"CREATE OR REPLACE TABLE {name} AS SELECT {', '.join(typed)} FROM lakestore_ranges"
+        )
+    finally:
+        cursor.unregister("lakestore_ranges")
+    return Statistics(files, columns, name)
 
-    def typed(self, schema: TableSchema) -> str:
-        """SQL that reads the registered table `statistics` with ranges in their own types."""
-        parts = ["file"]
-        for index, name in enumerate(self.columns):
-            sql_type = schema.column(name).sql_type
-            if sql_type in ("UUID", "JSON"):
-                sql_type = "VARCHAR"
-            parts += [
-                f"CAST(low_{index} AS {sql_type}) AS low_{index}",
-                f"CAST(high_{index} AS {sql_type}) AS high_{index}",
-                f"nulls_{index}",
-                f"filled_{index}",
-            ]
-        return f"SELECT {', '.join(parts)} FROM statistics"
+
+def queried_type(sql_type: str) -> str:
+    """The type that SQL sees of a column: UUID and JSON are kept as text."""
+    return "VARCHAR" if sql_type in ("UUID", "JSON") else sql_type
 
 
 def stub(schema: TableSchema, name: str) -> str:
     """SQL that creates the stub of a table: extreme rows of its schema."""
     columns = ", ".join(
-        f"{quoting.identifier(c.name)} "
-        f"{'VARCHAR' if c.sql_type in ('UUID', 'JSON') else c.sql_type}"
-        for c in schema.columns
+        f"{quoting.identifier(c.name)} {queried_type(c.sql_type)}" for c in schema.columns
     )
     lows, highs = [], []
     for column in schema.columns:
@@ -147,7 +149,6 @@ def _nodes(tree: Any) -> Iterator[dict[str, Any]]:
 def keep(
     cursor: duckdb.DuckDBPyConnection,
     statistics: Statistics,
-    schema: TableSchema,
     scans: Sequence[Sequence[str]],
 ) -> tuple[ColdFile, ...]:
     """The files that at least one of the scans may find a row in."""
@@ -160,16 +161,12 @@ def keep(
     if not tests:
         return statistics.files
     condition = " OR ".join(f"({test})" for test in tests)
-    cursor.register("statistics", statistics.table)
     try:
         rows = cursor.execute(
-            f"SELECT file FROM ({statistics.typed(schema)}) WHERE coalesce({condition}, true) "
-            "ORDER BY file"
+            f"SELECT file FROM {statistics.name} WHERE coalesce({condition}, true) ORDER BY file"
         ).fetchall()
     except duckdb.Error:
         return statistics.files
-    finally:
-        cursor.unregister("statistics")
     return tuple(statistics.files[row[0]] for row in rows)
 
 

@@ -197,8 +197,7 @@ class Queries:
             table = one.table
             found = scans.get(stubs[table.entry.id].removeprefix("stubs."), [])
             filters[table.entry.name] = found
-            statistics = self._statistics_of(one)
-            kept[table.entry.id] = plan.keep(cursor, statistics, table.schema, found)
+            kept[table.entry.id] = self._keep(one, found)
         return kept, filters
 
     def _stub(self, table: TableContext) -> str:
@@ -213,13 +212,20 @@ class Queries:
                 self._stubs[table.entry.id] = name
             return name
 
-    def _statistics_of(self, one: TablePin) -> plan.Statistics:
-        with self._lock:
-            known = self._statistics.get(one.table.entry.id)
-            if known is None or known.files is not one.cold:
-                known = plan.Statistics.of(one.cold, one.table.schema)
-                self._statistics[one.table.entry.id] = known
-            return known
+    def _keep(self, one: TablePin, scans: Sequence[Sequence[str]]) -> tuple[ColdFile, ...]:
+        if not one.cold or not scans or not all(scans):
+            return one.cold
+        cursor = self._engine.cursor()
+        try:
+            with self._lock:
+                known = self._statistics.get(one.table.entry.id)
+                if known is None or known.files is not one.cold:
+                    name = f"stubs.s{one.table.entry.id}_{id(self)}"
+                    known = plan.load_statistics(cursor, one.cold, one.table.schema, name)
+                    self._statistics[one.table.entry.id] = known
+                return plan.keep(cursor, known, scans)
+        finally:
+            cursor.close()
 
     def _mount(
         self,
@@ -236,7 +242,7 @@ class Queries:
         def release() -> None:
             self.in_use.remove(names)
             for path in attached:
-                self._engine.detach(path)
+                self._engine.release(path)
 
         try:
             for one in pins:
@@ -332,8 +338,7 @@ def _union(parts: Sequence[str], one: TablePin) -> str:
     if parts:
         return " UNION ALL ".join(parts)
     nulls = ", ".join(
-        f"CAST(NULL AS {'VARCHAR' if c.sql_type in ('UUID', 'JSON') else c.sql_type}) "
-        f"AS {quoting.identifier(c.name)}"
+        f"CAST(NULL AS {plan.queried_type(c.sql_type)}) AS {quoting.identifier(c.name)}"
         for c in one.table.schema.columns
     )
     return f"SELECT {nulls} LIMIT 0"
