@@ -119,7 +119,7 @@ def planning(folder: Path, runs: int) -> None:
         usage.append(next(batches(1000, 1000)))
         usage.seal()
         (file, *_) = usage._context.state().cold
-        cursor = lake._engine.cursor()
+        cursor = lake._queries._planner._instance
         for count in (100, 1_000, 10_000):
             files = tuple(ColdFile(f"{i}", file.day, i, i, 1, file.info) for i in range(count))
             statistics_of = load_statistics(cursor, files, SCHEMA, "many")

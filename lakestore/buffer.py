@@ -9,7 +9,7 @@ they are acknowledged, in journal order. Two locks, always taken in this order:
 """
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 
@@ -27,28 +27,27 @@ _TINY_BATCHES = 64
 
 @dataclass
 class Generation:
-    """Batches of one journal file, in its order. Guarded as the buffer's own fields are."""
+    """Rows of one journal file, in its order. Guarded as the buffer's own fields are."""
 
     id: GenerationId
-    schema_version: int
     journal: JournalWriter | None  # None: recovered from a dead writer's file
     began: float
-    batches: list[pa.RecordBatch] = field(default_factory=list)
-    ends: list[int] = field(default_factory=list)
+    frames: list[tuple[pa.RecordBatch, int]] = field(default_factory=list)  # with journal offsets
     marks: list[tuple[int, str, int, int]] = field(default_factory=list)
     visible: int = 0
     merged: int = 0
     rows: int = 0
-    bytes: int = 0
     closed: bool = False
 
+    @property
+    def end(self) -> int:
+        """Journal offset after the last row held; about as many bytes as Arrow takes."""
+        return self.frames[-1][1] if self.frames else 0
+
     def add(self, batches: Sequence[pa.RecordBatch], end: int) -> None:
-        """Take rows that the journal holds up to `end`; its bytes are about Arrow's own."""
-        self.bytes += end - (self.ends[-1] if self.ends else 0)
-        for batch in batches:
-            self.batches.append(batch)
-            self.ends.append(end)
-            self.rows += batch.num_rows
+        """Take rows that the journal holds up to `end`: all of them, even if interrupted."""
+        self.frames += [(batch, end) for batch in batches]
+        self.rows += sum(batch.num_rows for batch in batches)
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,26 @@ class Pinned:
     batches: tuple[pa.RecordBatch, ...]
 
 
+@dataclass(frozen=True)
+class ClosedGeneration:
+    """A generation that takes no more rows, as a flush sees it."""
+
+    id: GenerationId
+    recovered: bool
+    batches: tuple[pa.RecordBatch, ...]
+    producers: Mapping[str, int]
+
+    @property
+    def rows(self) -> int:
+        """Number of rows."""
+        return sum(batch.num_rows for batch in self.batches)
+
+    @property
+    def bytes(self) -> int:
+        """Arrow bytes of the rows."""
+        return sum(batch.nbytes for batch in self.batches)
+
+
 class Buffer:
     """Generations of one table in this process, oldest first; the last may be open."""
 
@@ -67,7 +86,6 @@ class Buffer:
         self,
         open_journal: Callable[[int], JournalWriter],
         visibility: threading.Lock,
-        schema_version: int,
         settings: Settings,
         clock: Clock,
     ) -> None:
@@ -75,7 +93,6 @@ class Buffer:
         self.visibility = visibility
         self._room = threading.Condition(self.lock)
         self._open_journal = open_journal
-        self._schema_version = schema_version
         self._settings = settings
         self._clock = clock
         self._numbers = 0
@@ -106,9 +123,9 @@ class Buffer:
             self.producers[producer] = seq
         return generation, end
 
-    def adopt(self, id: GenerationId, schema_version: int, entries: Sequence[Entry]) -> None:
+    def adopt(self, id: GenerationId, entries: Sequence[Entry]) -> None:
         """Hold the rows of a dead writer's journal, visible at once."""
-        generation = Generation(id, schema_version, None, self._clock.monotonic(), closed=True)
+        generation = Generation(id, None, self._clock.monotonic(), closed=True)
         for entry in entries:
             if entry.producer is not None and entry.seq is not None:
                 if (entry.producer, entry.seq) in self._adopted:
@@ -118,15 +135,15 @@ class Buffer:
                 generation.marks.append((entry.end, entry.producer, entry.seq, known))
                 self.producers[entry.producer] = max(known, entry.seq)
             generation.add(entry.batches, entry.end)
-        generation.visible = len(generation.batches)
+        generation.visible = len(generation.frames)
         with self.lock, self.visibility:
             self._generations.append(generation)
 
     def publish(self, generation: Generation, end: int) -> None:
         """Make rows visible up to journal offset `end`, and all before them."""
         with self.visibility:
-            ends = generation.ends
-            while generation.visible < len(ends) and ends[generation.visible] <= end:
+            frames = generation.frames
+            while generation.visible < len(frames) and frames[generation.visible][1] <= end:
                 generation.visible += 1
 
     def sync(self, generation: Generation, end: int) -> None:
@@ -144,36 +161,31 @@ class Buffer:
                 with self.lock:
                     journal.write_queued()
                 journal.sync_to(end)
-        except StorageError:
-            self._fail(generation)
-            raise
+        finally:
+            if journal.failed:
+                self._fail(generation)
         self.publish(generation, end)
 
     def sync_all(self) -> None:
         """Make everything held durable and visible; raises as `sync`."""
         with self.lock, self.visibility:
-            ends = [(g, g.ends[-1]) for g in self._generations if g.ends]
+            ends = [(g, g.end) for g in self._generations if g.frames]
         for generation, end in ends:
             self.sync(generation, end)
 
-    def rotate(self) -> list[Generation]:
+    def rotate(self) -> list[ClosedGeneration]:
         """Close the open generation and return all that wait for a flush, oldest first."""
-        with self.lock:
-            with self.visibility:
-                generations = list(self._generations)
-            last = generations[-1] if generations else None
-            if last is not None and not last.closed:
-                if last.rows == 0:
-                    generations.pop()
-                else:
-                    with self.visibility:
-                        last.closed = True
+        with self.lock, self.visibility:
+            generations = [g for g in self._generations if g.closed or g.rows]
+            for generation in generations:
+                generation.closed = True
         for generation in generations:
             # A journal that fails here lets unacknowledged rows go; the rest is in memory still,
             # and the segment makes it durable.
             with suppress(StorageError):
-                self.sync(generation, generation.ends[-1] if generation.ends else 0)
-        return generations
+                self.sync(generation, generation.end)
+        with self.lock, self.visibility:
+            return [_closed(generation) for generation in generations]
 
     def retire(self, ids: Sequence[GenerationId]) -> None:
         """Let generations go whose rows a published segment holds."""
@@ -207,7 +219,7 @@ class Buffer:
     def bytes(self) -> int:
         """Arrow bytes that wait for a flush."""
         with self.visibility:
-            return sum(g.bytes for g in self._generations)
+            return sum(g.end for g in self._generations)
 
     @property
     def rows(self) -> int:
@@ -230,7 +242,7 @@ class Buffer:
     def all_batches(self) -> list[pa.RecordBatch]:
         """Every row held, visible or not; the caller has `lock`."""
         with self.visibility:
-            return [batch for g in self._generations for batch in g.batches]
+            return [batch for g in self._generations for batch, _ in g.frames]
 
     def find(self, id: GenerationId) -> Generation | None:
         """The generation, or None when it was flushed."""
@@ -252,7 +264,9 @@ class Buffer:
             assert last.journal is not None
             if last.journal.failed:
                 self._fail(last)
-            elif last.rows < self._settings.flush_rows and last.bytes < self._settings.flush_bytes:
+            elif (
+                last.rows < self._settings.flush_rows and last.end < self._settings.flush_bytes_now
+            ):
                 return last
             else:  # full: a flush that lags behind then takes it in bounded pieces
                 last.journal.write_queued()
@@ -260,35 +274,54 @@ class Buffer:
                     last.closed = True
         self._numbers += 1
         journal = self._open_journal(self._numbers)
-        fresh = Generation(journal.id, self._schema_version, journal, self._clock.monotonic())
+        fresh = Generation(journal.id, journal, self._clock.monotonic())
         with self.visibility:
             self._generations.append(fresh)
         return fresh
 
     def _fail(self, generation: Generation) -> None:
-        """Close a generation whose journal failed, and let go what nobody was told is accepted."""
+        """Close a generation whose journal failed, and let go what nobody was told is accepted.
+
+        What was synced before, or acknowledged at a lower level, stays: in memory, and in the
+        file as far as the disk lets it.
+        """
+        journal = generation.journal
+        assert journal is not None
         with self.lock:
             with self.visibility:
-                kept = generation.visible
-                end = generation.ends[kept - 1] if kept else 0
-                del generation.batches[kept:], generation.ends[kept:]
-                generation.rows = sum(b.num_rows for b in generation.batches)
-                generation.bytes = end
+                frames = generation.frames
+                durable = sum(end <= journal.synced for _, end in frames)
+                kept = max(generation.visible, durable)
+                cut = len(frames) - kept
+                del frames[kept:]
+                generation.visible = kept
+                generation.merged = min(generation.merged, kept)
+                generation.rows = sum(batch.num_rows for batch, _ in frames)
                 generation.closed = True
-            while generation.marks and generation.marks[-1][0] > end:
+            while generation.marks and generation.marks[-1][0] > generation.end:
                 _, producer, _, before = generation.marks.pop()
                 self.producers[producer] = before
+            if cut:
+                journal.cut(generation.end or journal.start)
+
+
+def _closed(generation: Generation) -> ClosedGeneration:
+    producers: dict[str, int] = {}
+    for _, producer, seq, _ in generation.marks:
+        producers[producer] = max(seq, producers.get(producer, seq))
+    batches = tuple(batch for batch, _ in generation.frames)
+    return ClosedGeneration(generation.id, generation.journal is None, batches, producers)
 
 
 def _merged(generation: Generation) -> tuple[pa.RecordBatch, ...]:
     """The visible batches, tiny ones merged for good."""
     g = generation
     if g.visible - g.merged > _TINY_BATCHES:
-        tiny = pa.Table.from_batches(g.batches[g.merged : g.visible])
+        tiny = pa.Table.from_batches([batch for batch, _ in g.frames[g.merged : g.visible]])
         if tiny.num_rows < _TINY_BATCHES * 1024:
-            merged = tiny.combine_chunks().to_batches()
-            g.batches[g.merged : g.visible] = merged
-            g.ends[g.merged : g.visible] = [g.ends[g.visible - 1]] * len(merged)
+            end = g.frames[g.visible - 1][1]
+            merged = [(batch, end) for batch in tiny.combine_chunks().to_batches()]
+            g.frames[g.merged : g.visible] = merged
             g.visible = g.merged + len(merged)
         g.merged = g.visible
-    return tuple(g.batches[: g.visible])
+    return tuple(batch for batch, _ in g.frames[: g.visible])

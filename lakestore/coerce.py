@@ -3,13 +3,12 @@
 Accepted: anything with the Arrow PyCapsule interface (pyarrow, Polars, pandas, DuckDB), a Polars
 LazyFrame, a pyarrow dataset or scanner, one event as a mapping, or an iterable of mappings.
 Casts are safe ones only: numbers that keep their value, text to times and decimals, times to
-other units and zones. A time without a zone is UTC.
+other units and zones. A float becomes the nearest decimal; a time without a zone is UTC.
 """
 
-import os
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, datetime
+from datetime import UTC, date, datetime
 from typing import Any
 from uuid import UUID
 
@@ -21,6 +20,7 @@ import pyarrow.compute as pc
 from lakestore import idhash, quoting
 from lakestore.columns import Column, check_unique, plain_type
 from lakestore.errors import InvalidInputError, SchemaError
+from lakestore.newids import make_ids
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
 
@@ -146,6 +146,8 @@ def _from_values(values: list[Any], name: str, target: pa.DataType) -> pa.Array:
     """Python values as an Arrow array: of the target's type, or else as Arrow infers them."""
     if pa.types.is_string(target):
         values = [str(v) if isinstance(v, UUID) else v for v in values]
+    if pa.types.is_map(target):
+        return _from_maps(values, name, target)
     inferred = _must_infer(values, target)
     error: Exception | None = None
     for arrow in (None,) if inferred else (target, None):
@@ -161,11 +163,33 @@ def _from_values(values: list[Any], name: str, target: pa.DataType) -> pa.Array:
     raise SchemaError(f"column {name!r}: its values have no common type: {error}") from error
 
 
+def _from_maps(values: list[Any], name: str, target: pa.MapType) -> pa.Array:
+    """Mappings, or lists of pairs, as an Arrow map: keys and items each as a column would be."""
+    pairs = [list(v.items()) if isinstance(v, Mapping) else v for v in values]
+    try:
+        keys = [key for some in pairs for key, _ in some or ()]
+        items = [item for some in pairs for _, item in some or ()]
+        sizes = [None if some is None else len(some) for some in pairs]
+    except (TypeError, ValueError) as error:
+        raise SchemaError(f"column {name!r}: a map is a mapping or a list of pairs") from error
+    ends = np.cumsum([0, *(size or 0 for size in sizes)])
+    offsets = [None if s is None else int(e) for s, e in zip(sizes, ends, strict=False)]
+    parts = []
+    for kind, wanted in ((keys, target.key_type), (items, target.item_type)):
+        column = Column(name, str(wanted), wanted, True)
+        array = _cast(pa.chunked_array([_from_values(kind, name, wanted)]), column)
+        parts.append(array.combine_chunks())
+    made = pa.MapArray.from_arrays(pa.array([*offsets, int(ends[-1])], pa.int32()), *parts)
+    return made.cast(target)
+
+
 def _must_infer(values: list[Any], target: pa.DataType) -> bool:
     """Whether Arrow, told the target, would change a value in silence: 1.5 to 1, True to 1."""
     types, kinds = pa.types, {type(v) for v in values}
     if types.is_boolean(target):
         return bool(kinds - {bool, type(None)})
+    if types.is_date(target):
+        return bool(kinds - {date, type(None)})
     if types.is_temporal(target):
         return bool(kinds & {int, float, bool})
     if types.is_integer(target):
@@ -267,12 +291,17 @@ def _cast_all(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
             return _parse_times(cut, target)
     if pa.types.is_decimal(target) and pa.types.is_floating(source):
         values = pc.cast(values, pa.float64())
-    return pc.cast(values, target, safe=True)
+    result = pc.cast(values, target, safe=True)
+    if pa.types.is_float32(target) and pa.types.is_floating(source):
+        grew = pc.and_(pc.is_inf(result), pc.invert(pc.is_inf(values)))
+        if pc.any(grew).as_py():
+            raise pa.ArrowInvalid("too large for a FLOAT")
+    return result
 
 
 def _parse_times(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
     """ISO 8601 text as times; without a zone it is UTC."""
-    zoned = pc.match_substring_regex(values, r"(?:[Zz]|[+-]\d{2}:?\d{2})$")
+    zoned = pc.match_substring_regex(values, r"(?:[Zz]|:\d{2}(?:\.\d+)? ?[+-]\d{2}(?::?\d{2})?)$")
     if pc.all(zoned, min_count=0).as_py():
         return pc.cast(pc.cast(values, pa.timestamp(target.unit, "UTC")), target)
     if not pc.any(zoned, min_count=0).as_py():
@@ -355,30 +384,6 @@ def _check_times(times: pa.ChunkedArray, schema: TableSchema) -> None:
         f"row {row}: column {schema.event_time!r}: {micros[row]} µs since 1970 is not between "
         f"the years {MIN_TIME.year} and {MAX_TIME.year}; "
         "were seconds, milliseconds or nanoseconds taken for microseconds?"
-    )
-
-
-def make_ids(rows: int) -> pa.Array:
-    """So many new UUIDv7 as text, ascending: 48 bits of time, then random bits that count up.
-
-    Source: RFC 9562, section 5.7 and method 2 of section 6.2 (monotonic random).
-    """
-    millis = int(datetime.now(UTC).timestamp() * 1000)
-    raw = np.zeros((rows, 16), dtype=np.uint8)
-    raw[:, 0:6] = np.frombuffer(millis.to_bytes(6, "big"), dtype=np.uint8)
-    raw[:, 6:8] = np.frombuffer(os.urandom(2), dtype=np.uint8)
-    start = int.from_bytes(os.urandom(8), "big") >> 3  # leaves room to count without wrapping
-    counter = np.uint64(start) + np.arange(rows, dtype=np.uint64)
-    raw[:, 8:16] = counter.astype(">u8").view(np.uint8).reshape(rows, 8)
-    raw[:, 6] = (raw[:, 6] & 0x0F) | 0x70
-    raw[:, 8] = (raw[:, 8] & 0x3F) | 0x80
-    digits = np.frombuffer(raw.tobytes().hex().encode(), dtype="S1").reshape(rows, 32)
-    text = np.full((rows, 36), b"-", dtype="S1")
-    for at, start_digit, count in ((0, 0, 8), (9, 8, 4), (14, 12, 4), (19, 16, 4), (24, 20, 12)):
-        text[:, at : at + count] = digits[:, start_digit : start_digit + count]
-    offsets = np.arange(rows + 1, dtype=np.int32) * 36
-    return pa.Array.from_buffers(
-        pa.string(), rows, [None, pa.py_buffer(offsets), pa.py_buffer(text.tobytes())]
     )
 
 

@@ -1,21 +1,108 @@
-"""The parts of one open table, as the verbs take them."""
+"""The parts of an open lake and of each of its tables, as the verbs take them."""
 
+import secrets
 import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from lakestore.buffer import Buffer
-from lakestore.catalog import Catalog, TableEntry
+from lakestore.catalog import Catalog
+from lakestore.catalog.commit import TableEntry
 from lakestore.clock import Clock
 from lakestore.cold import ColdTable
-from lakestore.engine import Engine
+from lakestore.cold.parquet import ParquetCold
+from lakestore.engine import Engine, engine
+from lakestore.errors import CorruptionError
 from lakestore.fileids import FileIds
+from lakestore.journal import JournalHeader, JournalWriter
+from lakestore.lakefile import lake_id
 from lakestore.layout import SiteLayout, data_prefix
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
-from lakestore.snapshot import ColdFile, Segment, TableState
+from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
 from lakestore.storage import Storage
+from lakestore.storage.local import LocalStorage, make_folder
 from lakestore.tail import JournalTails
+from lakestore.writers import (
+    WriterLock,
+    sweep_staging,
+    take_over_dead,
+    writers_with_journals,
+)
+
+
+@dataclass(frozen=True)
+class SiteContext:
+    """What every table of an open lake shares in this process."""
+
+    layout: SiteLayout
+    storage: Storage
+    catalog: Catalog
+    engine: Engine
+    settings: Settings
+    clock: Clock
+    lock: WriterLock | None  # None: opened for reading only
+    dead: tuple[WriterLock, ...]
+    visibility: threading.Lock = field(default_factory=threading.Lock)
+    """Guards what of the buffers is visible, so that all of them are pinned at one instant."""
+
+    @classmethod
+    def open(
+        cls, root: Path, local: Path, settings: Settings, clock: Clock, *, write: bool
+    ) -> "SiteContext":
+        """Open the site of the lake in `root`; with `write`, make what is missing.
+
+        Raises: as `lakestore.open`.
+        """
+        storage, layout = LocalStorage(root), SiteLayout(local)
+        lake = lake_id(storage, root, create=write)
+        if write:
+            make_folder(local)
+        catalog = Catalog(
+            layout.catalog, clock, create=(lake, secrets.token_hex(4)) if write else None
+        )
+        if catalog.lake != lake:
+            catalog.close()
+            raise CorruptionError(
+                f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and {str(root)!r} is "
+                f"lake {lake}: pass the right local= folder"
+            )
+        lock, dead = None, []
+        if write:
+            lock = WriterLock.create(layout.writers)
+            make_folder(layout.staging_of(lock.name))
+            dead = take_over_dead(layout)
+            sweep_staging(layout, dead)
+        instance = engine(settings.memory_bytes)
+        return cls(layout, storage, catalog, instance, settings, clock, lock, tuple(dead))
+
+    def close(self) -> None:
+        """Let go of locks and files; a writer that left no journal is forgotten."""
+        left = writers_with_journals(self.layout)
+        for lock in self._locks:
+            lock.release(forget=lock.name not in left)
+        if self.lock is not None and self.staging.is_dir() and not any(self.staging.iterdir()):
+            self.staging.rmdir()
+        self.catalog.close()
+
+    def abandon(self) -> None:
+        """In a forked child: the locks are the parent's, and must end with it."""
+        for lock in self._locks:
+            lock.abandon()
+
+    @property
+    def writer(self) -> str:
+        """This process's name among the writers; empty when it only reads."""
+        return self.lock.name if self.lock is not None else ""
+
+    @property
+    def staging(self) -> Path:
+        """Where this process stages files."""
+        return self.layout.staging_of(self.writer)
+
+    @property
+    def _locks(self) -> list[WriterLock]:
+        return [*self.dead, *([self.lock] if self.lock is not None else [])]
 
 
 @dataclass(frozen=True)
@@ -24,33 +111,46 @@ class TableContext:
 
     entry: TableEntry
     schema: TableSchema
-    site: SiteLayout
-    storage: Storage
-    catalog: Catalog
+    site: SiteContext
     cold: ColdTable
     buffer: Buffer | None  # None: opened for reading only
     tails: JournalTails
     file_ids: FileIds
-    engine: Engine
-    settings: Settings
-    clock: Clock
-    writer: str
     maintaining: threading.Lock = field(default_factory=threading.Lock)
     """Held by the one thread of this process that flushes, merges or seals the table."""
 
-    @property
-    def staging(self) -> Path:
-        """Where this process stages files of the table."""
-        return self.site.staging_of(self.writer)
+    @classmethod
+    def open(cls, site: SiteContext, entry: TableEntry, schema: TableSchema) -> "TableContext":
+        """The parts of a table, its buffer empty."""
+
+        def open_journal(number: int) -> JournalWriter:
+            id = GenerationId(site.writer, number)
+            header = JournalHeader(
+                site.catalog.lake, entry.name, id, entry.schema_version, schema.arrow
+            )
+            return JournalWriter(site.layout.writer(entry.folder, site.writer), header)
+
+        buffer = None
+        if site.writer:
+            buffer = Buffer(open_journal, site.visibility, site.settings, site.clock)
+        return cls(
+            entry=entry,
+            schema=schema,
+            site=site,
+            cold=ParquetCold(site.catalog, entry.id),
+            buffer=buffer,
+            tails=JournalTails(site.layout, entry.folder),
+            file_ids=FileIds(site.layout.ids(entry.folder), schema),
+        )
 
     @property
     def hot_folder(self) -> Path:
         """Where the table's segments are."""
-        return self.site.hot(self.entry.folder)
+        return self.site.layout.hot(self.entry.folder)
 
     def state(self) -> TableState:
         """What is published now."""
-        return self.catalog.states([self.entry.id])[self.entry.id]
+        return self.site.catalog.states([self.entry.id])[self.entry.id]
 
     def segment_path(self, segment: Segment) -> Path:
         """A segment's Parquet file."""
@@ -62,15 +162,15 @@ class TableContext:
 
     def cold_url(self, file: ColdFile) -> str:
         """What DuckDB opens for a cold file."""
-        return self.storage.url(self.cold_key(file))
+        return self.site.storage.url(self.cold_key(file))
 
     def footer(self, **facts: object) -> dict[str, object]:
         """What every data file of the table says of itself in its footer."""
         return {
             "format": 1,
-            "lake": self.catalog.lake,
+            "lake": self.site.catalog.lake,
             "table": self.entry.name,
-            "site": self.catalog.site,
+            "site": self.site.catalog.site,
             "schema_version": self.entry.schema_version,
             **facts,
         }

@@ -6,7 +6,7 @@ Pages carry checksums, because Parquet readers give wrong values for most single
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -67,13 +67,19 @@ class DataFileWriter:
         """
         schema = self._schema
         nested = {c.name for c in schema.columns if pa.types.is_nested(c.arrow_type)}
-        filters = schema.bloom if self._bloom else ()
+        filters = [
+            name
+            for name in (schema.bloom if self._bloom else ())
+            if not pa.types.is_boolean(schema.column(name).arrow_type)
+        ]
         writer = pq.ParquetWriter(
             self._sink,
             schema.arrow,
             compression=self._codec,
             # Ids are unique: a dictionary of them is built, overflows and is thrown away.
             use_dictionary=[n for n in schema.names if n not in schema.bloom and n not in nested],
+            # Statistics pass over NaN, which SQL holds to be the greatest: readers would skip it.
+            write_statistics=_leaves(schema.arrow, pa.types.is_floating, wanted=False),
             write_page_index=True,
             write_page_checksum=True,
             sorting_columns=pq.SortingColumn.from_ordering(
@@ -215,6 +221,27 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def _leaves(schema: pa.Schema, test: Callable[[pa.DataType], bool], *, wanted: bool) -> list[str]:
+    """Paths of the Parquet columns whose type passes the test, or (not `wanted`) does not."""
+    paths = []
+
+    def visit(path: str, arrow: pa.DataType) -> None:
+        if pa.types.is_struct(arrow):
+            for child in (arrow.field(i) for i in range(arrow.num_fields)):
+                visit(f"{path}.{child.name}", child.type)
+        elif pa.types.is_map(arrow):
+            visit(f"{path}.key_value.key", arrow.key_type)
+            visit(f"{path}.key_value.value", arrow.item_type)
+        elif pa.types.is_list(arrow):
+            visit(f"{path}.list.element", arrow.value_type)
+        elif bool(test(arrow)) == wanted:
+            paths.append(path)
+
+    for field in schema:
+        visit(field.name, field.type)
+    return paths
+
+
 def _utc(time: datetime) -> datetime:
     return time.astimezone(UTC) if time.tzinfo else time.replace(tzinfo=UTC)
 
@@ -250,7 +277,10 @@ def _merge(statistics: list[pq.Statistics | None]) -> ColumnRange:
     filled = [s for s in known if s.num_values]
     if not filled or not all(s.has_min_max for s in filled):
         return ColumnRange(None, None, nulls if not filled else -1)
-    low, high = min(s.min for s in filled), max(s.max for s in filled)
+    try:
+        low, high = min(s.min for s in filled), max(s.max for s in filled)
+    except (OverflowError, ValueError):  # a date beyond the year 9999, which Python has not
+        return ColumnRange(None, None, -1)
     if isinstance(low, str) and max(len(low), len(high)) > _RANGE_CHARS:
         return ColumnRange(None, None, -1)
     return ColumnRange(str(low), str(high), nulls)

@@ -23,6 +23,7 @@ STORAGE_VERSION = "v1.2.0"
 
 
 _IDLE_MAX = 64
+_DUCKDB_2 = int(duckdb.__version__.split(".")[0]) >= 2
 _SORT_BYTES = 256 * MIB
 
 
@@ -31,6 +32,15 @@ class _Attached:
     alias: str
     users: int = 0
     doomed: bool = False
+
+
+def buffered_source(name: str) -> str:
+    """A registered Arrow table as SQL may read it.
+
+    DuckDB 1.5 hands filters to pyarrow, which loses NaN (SQL's greatest number); an OFFSET keeps
+    them back. 2.0 is right by itself.
+    """
+    return name if _DUCKDB_2 else f"(FROM {name} OFFSET 0)"
 
 
 class Engine:
@@ -51,6 +61,8 @@ class Engine:
         self._instance.execute("SET GLOBAL TimeZone = 'UTC'")
         self._instance.execute("SET GLOBAL python_enable_replacements = false")
         self._instance.execute("SET GLOBAL parquet_metadata_cache = true")
+        if not _DUCKDB_2:  # pyarrow cannot take the filters that 1.5 makes of joins, and raises
+            self._instance.execute("SET GLOBAL disabled_optimizers = 'join_filter_pushdown'")
         self.limit_memory(memory_bytes)
 
     def limit_memory(self, memory_bytes: int) -> None:
@@ -144,7 +156,7 @@ def sorter(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     Args:
         spill: a folder for what does not fit.
     """
-    config = {
+    config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{_SORT_BYTES}B",
         "temp_directory": str(spill),
         "autoinstall_known_extensions": False,

@@ -7,6 +7,7 @@ file. Segments are read when first asked for; they live too briefly for a cache 
 
 import os
 import threading
+from collections import OrderedDict
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +20,7 @@ from lakestore.schema import TableSchema
 from lakestore.storage.local import make_folder
 
 _MAGIC = b"LKIDS1\0\0"
+_MAPPED_MAX = 64
 
 
 class FileIds:
@@ -28,7 +30,7 @@ class FileIds:
         self._folder = folder
         self._schema = schema
         self._lock = threading.Lock()  # guards _known
-        self._known: dict[str, Hashes] = {}
+        self._known: OrderedDict[str, Hashes] = OrderedDict()  # the most recently used last
         self.checked: set[str] = set()
         """Segments whose ids the appender knows: what it accepts is no duplicate of theirs."""
 
@@ -50,15 +52,17 @@ class FileIds:
 
     def _load(self, name: str, path: str) -> Hashes:
         with self._lock:
-            known = self._known.get(name)
+            known = self._known.pop(name, None)
         if known is None:
             known = self._mapped(name)
             if known is None:
                 known = np.sort(read_hashes(path, self._schema))
                 if "/" in name:  # a cold file; segments have no folder
                     self._store(name, known)
-            with self._lock:
-                self._known[name] = known
+        with self._lock:
+            self._known[name] = known
+            while len(self._known) > _MAPPED_MAX:  # each map holds a file descriptor
+                self._known.popitem(last=False)
         return known
 
     def _path(self, name: str) -> Path:

@@ -15,22 +15,23 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakestore import hot, quoting
-from lakestore.buffer import Generation
+from lakestore.buffer import ClosedGeneration
 from lakestore.context import TableContext
 from lakestore.idhash import hash_batch, identities, repeated
-from lakestore.settings import Settings
+from lakestore.settings import MIB, Settings
 from lakestore.snapshot import GenerationId, Segment, TableState
 from lakestore.storage.local import make_folder
 
 _ROWS_MAX = 1 << 18
-"""A segment takes no more rows than this, unless one generation alone has more."""
+_BYTES_MAX = 256 * MIB
+"""A segment takes no more than this, unless one generation alone has more."""
 
 
 def is_due(rows: int, bytes: int, age_s: float, settings: Settings) -> bool:
     """Whether buffered rows are worth a flush now. Pure."""
     return rows > 0 and (
         rows >= settings.flush_rows
-        or bytes >= settings.flush_bytes
+        or bytes >= settings.flush_bytes_now
         or age_s >= settings.flush_age_s
     )
 
@@ -61,39 +62,41 @@ def flush(table: TableContext) -> list[Segment]:
     return segments
 
 
-def _groups(generations: Sequence[Generation]) -> list[list[Generation]]:
-    groups: list[list[Generation]] = []
-    rows = 0
+def _groups(generations: Sequence[ClosedGeneration]) -> list[list[ClosedGeneration]]:
+    groups: list[list[ClosedGeneration]] = []
+    rows = size = 0
     for generation in generations:
-        if not groups or rows + generation.rows > _ROWS_MAX:
+        rows, size = rows + generation.rows, size + generation.bytes
+        if not groups or rows > _ROWS_MAX or size > _BYTES_MAX:
             groups.append([])
-            rows = 0
+            rows, size = generation.rows, generation.bytes
         groups[-1].append(generation)
-        rows += generation.rows
     return groups
 
 
-def _flush_group(table: TableContext, group: Sequence[Generation]) -> Segment | None:
+def _flush_group(table: TableContext, group: Sequence[ClosedGeneration]) -> Segment | None:
     while True:
         state = table.state()
         fresh = [g for g in group if g.id not in state.flushed]
         batches = [batch for g in fresh for batch in g.batches]
         rows = pa.Table.from_batches(batches, schema=table.schema.arrow)
+        assert rows.num_rows == sum(g.rows for g in fresh)
         rows = drop_duplicates(table, rows, state)
         covers = [g.id for g in fresh]
         marks: dict[str, int] = {}
-        for _, producer, seq, _ in (mark for g in fresh for mark in g.marks):
+        for producer, seq in (mark for g in fresh for mark in g.producers.items()):
             marks[producer] = max(seq, marks.get(producer, seq))
         if rows.num_rows == 0:
             if covers:
-                with table.catalog.commit() as commit:
+                with table.site.catalog.commit() as commit:
                     commit.add_flushed(table.entry.id, covers)
             return None
-        rows = hot.sort_rows(rows, table.schema)
         staged = _stage(table, rows, covers, marks)
         segment = _commit(table, staged, covers, marks, state)
         if segment is not None:
-            table.file_ids.checked.add(segment.name)
+            # The appender knows the ids of what it accepted itself; recovered rows may repeat.
+            if not any(g.recovered for g in fresh):
+                table.file_ids.checked.add(segment.name)
             return segment
         staged.discard()  # somebody flushed meanwhile: look for duplicates in that too
 
@@ -105,9 +108,9 @@ def _stage(
         tier="hot", covers=[[g.writer, g.number] for g in covers], producers=marks
     )
     assert table.buffer is not None
-    wanted = wants_duckdb(rows.num_rows, table.buffer.bytes, table.settings)
-    engine = table.engine if wanted else None
-    return hot.stage(table.staging, uuid4().hex, table.schema, rows, footer, engine)
+    wanted = wants_duckdb(rows.num_rows, table.buffer.bytes, table.site.settings)
+    engine = table.site.engine if wanted else None
+    return hot.stage(table.site.staging, uuid4().hex, table.schema, rows, footer, engine)
 
 
 def _commit(
@@ -120,7 +123,7 @@ def _commit(
     """Publish and list a segment; None when another segment came first."""
     newest = max((s.last for s in state.segments), default=state.sealed_through)
     make_folder(table.hot_folder)
-    with table.catalog.commit() as commit:
+    with table.site.catalog.commit() as commit:
         number = commit.last_segment(table.entry.id) + 1
         if number - 1 > newest or commit.flushed(table.entry.id) & set(covers):
             return None
@@ -168,7 +171,7 @@ def _files_to_ask(table: TableContext, rows: pa.Table, state: TableState) -> lis
 def _published(table: TableContext, path: str, suspects: pa.Table) -> set[object]:
     """What identifies the events of a file that have the ids of `suspects`."""
     schema = table.schema
-    cursor = table.engine.cursor()
+    cursor = table.site.engine.cursor()
     try:
         cursor.register("suspects", suspects.select([schema.event_id]))
         found = cursor.sql(
@@ -199,15 +202,17 @@ def merge(table: TableContext) -> Segment | None:
         ConflictError: one of them was sealed meanwhile.
         StorageError: the disk refused; the segments stay as they are.
     """
-    chosen = hot.choose_merge(table.state().hot, table.settings.segments_max)
+    chosen = hot.choose_merge(table.state().hot, table.site.settings.segments_max)
     if not chosen:
         return None
     parts = [pq.read_table(table.segment_path(s), page_checksum_verification=True) for s in chosen]
-    rows = hot.sort_rows(pa.concat_tables(parts).cast(table.schema.arrow), table.schema)
+    rows = pa.concat_tables(parts).cast(table.schema.arrow)
     footer = table.footer(tier="hot", replaces=[s.name for s in chosen])
-    staged = hot.stage(table.staging, uuid4().hex, table.schema, rows, footer, table.engine)
+    staged = hot.stage(
+        table.site.staging, uuid4().hex, table.schema, rows, footer, table.site.engine
+    )
     first, last = chosen[0].first, chosen[-1].last
-    with table.catalog.commit() as commit:
+    with table.site.catalog.commit() as commit:
         name, has_duckdb = hot.publish(staged, table.hot_folder, first, last)
         segment = Segment(first, last, name, staged.info, has_duckdb, chosen[0].committed_at)
         commit.replace_segments(table.entry.id, chosen, segment)

@@ -4,7 +4,7 @@ A segment is a Parquet file, which is the truth and which any engine reads, and 
 DuckDB file with the same rows, which is the fast path in this process and may be missing.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +14,11 @@ import duckdb
 import pyarrow as pa
 
 from lakestore import datafile, quoting
-from lakestore.engine import Engine
+from lakestore.engine import Engine, sorter
 from lakestore.errors import CorruptionError, StorageError
 from lakestore.layout import SegmentName
 from lakestore.schema import TableSchema
+from lakestore.settings import MIB
 from lakestore.snapshot import FileInfo, Segment
 from lakestore.storage.local import fsync_file, publish_new, storage_error
 
@@ -26,6 +27,7 @@ EVENTS = "events"
 
 
 _MERGE_ROWS_MAX = 1 << 19
+_SORT_BYTES_MAX = 512 * MIB
 
 
 @dataclass(frozen=True)
@@ -43,9 +45,17 @@ class StagedSegment:
             self.duckdb.unlink(missing_ok=True)
 
 
-def sort_rows(rows: pa.Table, schema: TableSchema) -> pa.Table:
-    """The rows in the table's sort order."""
-    return rows.combine_chunks().sort_by([(name, "ascending") for name in schema.sort])
+def sorted_batches(rows: pa.Table, schema: TableSchema, spill: Path) -> Iterator[pa.RecordBatch]:
+    """The rows in the table's sort order; many bytes are sorted by DuckDB, which spills."""
+    if rows.nbytes <= _SORT_BYTES_MAX:
+        order = [(name, "ascending") for name in schema.sort]
+        yield from rows.combine_chunks().sort_by(order).to_batches()
+        return
+    with sorter(spill) as con:  # beyond 2 GiB, Arrow could not even hold a text column in one piece
+        con.register("rows", rows)
+        ordered = con.sql(f"FROM rows ORDER BY {quoting.identifiers(schema.sort)}")
+        for batch in ordered.to_arrow_reader(8_192):
+            yield from pa.Table.from_batches([batch]).cast(schema.arrow).to_batches()
 
 
 def stage(
@@ -60,7 +70,7 @@ def stage(
 
     Args:
         stem: a file name that nobody else stages under.
-        rows: sorted.
+        rows: in any order.
         engine: builds the DuckDB file; None for a segment that does without.
 
     Raises:
@@ -68,7 +78,8 @@ def stage(
     """
     parquet = staging / f"{stem}.parquet"
     try:
-        info = datafile.write(parquet, schema, rows.to_batches(), footer, codec="snappy")
+        batches = sorted_batches(rows, schema, staging / "spill")
+        info = datafile.write(parquet, schema, batches, footer, codec="snappy")
         fsync_file(parquet)
     except OSError as error:
         parquet.unlink(missing_ok=True)

@@ -11,11 +11,13 @@ crash leaves of a frame, or a run without its last frame, is cut when the file i
 that valid frames follow is not a crash's doing, and is reported.
 """
 
+import errno
 import json
 import os
 import struct
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,7 +72,6 @@ class JournalWriter:
         self._syncing = False
         self._failure: OSError | None = None
         self._queue: list[bytes | pa.Buffer] = []
-        self._end = 0
         self._open(folder)
 
     def _open(self, folder: Path) -> None:
@@ -101,7 +102,7 @@ class JournalWriter:
                 raise
         except OSError as error:
             raise storage_error(f"cannot start journal {str(self.path)!r}", error) from error
-        self._end = self._written = self._synced = len(start) + len(facts) + len(schema)
+        self._start = self._written = self._synced = len(start) + len(facts) + len(schema)
 
     def append(
         self,
@@ -121,25 +122,19 @@ class JournalWriter:
         """
         frames: list[bytes | pa.Buffer] = []
         for index, batch in enumerate(batches):
-            more = index < len(batches) - 1
-            frames += self._frame(batch, producer, seq, more)
-        length = sum(len(part) for part in frames)
+            frames += self._frame(batch, producer, seq, more=index < len(batches) - 1)
         if queue:
-            self._queue += frames
+            self._queue = [*self._queue, *frames]
         else:
             self._write([*self._queue, *frames])
             self._queue = []
-        self._end += length
-        if not queue:
-            self._note_written()
-        return self._end
+        return self.end
 
     def write_queued(self) -> None:
         """Hand queued frames to the kernel; raises as `append`."""
         if self._queue:
             self._write(self._queue)
             self._queue = []
-            self._note_written()
 
     def sync_to(self, offset: int) -> None:
         """Return once everything up to `offset` is on the disk.
@@ -163,18 +158,20 @@ class JournalWriter:
                 return
             self._syncing = True
             target = self._written
-        failure = None
+        failure: OSError | None = InterruptedError(errno.EINTR, "interrupted")
         try:
             os.fdatasync(self._descriptor)
+            failure = None
         except OSError as error:
             failure = error
-        with self._state:
-            self._syncing = False
-            if failure is None:
-                self._synced = target
-            else:
-                self._failure = failure
-            self._state.notify_all()
+        finally:  # an interrupt too must wake the others, and counts as a failure: who knows
+            with self._state:
+                self._syncing = False
+                if failure is None:
+                    self._synced = max(self._synced, target)
+                else:
+                    self._failure = failure
+                self._state.notify_all()
         if failure is not None:
             raise storage_error(f"cannot sync journal {str(self.path)!r}", failure) from failure
 
@@ -184,9 +181,14 @@ class JournalWriter:
         return self._header.id
 
     @property
+    def start(self) -> int:
+        """Offset of the first frame."""
+        return self._start
+
+    @property
     def end(self) -> int:
         """Offset after the last accepted frame, queued ones included."""
-        return self._end
+        return self._written + sum(len(part) for part in self._queue)
 
     @property
     def synced(self) -> int:
@@ -199,6 +201,20 @@ class JournalWriter:
         """Whether an fsync or a repair failed: nothing more may be written."""
         with self._state:
             return self._failure is not None
+
+    def cut(self, offset: int) -> None:
+        """Cut off, after a failure, what was not accepted: readers and recovery must not see it.
+
+        Through a descriptor of its own, for the failed one is never used again; as far as the
+        disk lets it.
+        """
+        with suppress(OSError):
+            descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
+            try:
+                os.ftruncate(descriptor, offset)
+                os.fdatasync(descriptor)
+            finally:
+                os.close(descriptor)
 
     def close(self) -> None:
         """Let the file go; it stays as it is."""
@@ -227,12 +243,22 @@ class JournalWriter:
         good = self._written
         try:
             self._write_all(parts)
-        except OSError as error:
+            self._written = good + sum(len(part) for part in parts)
+        except BaseException as error:
+            # An interrupt as well: half a frame here would hide every frame after it.
+            failure: OSError | None = InterruptedError(errno.EINTR, "interrupted")
             try:
                 os.ftruncate(self._descriptor, good)
+                self._written = good
+                failure = None
             except OSError as second:
-                with self._state:
-                    self._failure = second
+                failure = second
+            finally:
+                if failure is not None:
+                    with self._state:
+                        self._failure = failure
+            if not isinstance(error, OSError):
+                raise
             raise storage_error(f"cannot write journal {str(self.path)!r}", error) from error
 
     def _write_all(self, parts: Sequence[bytes | pa.Buffer]) -> None:
@@ -243,10 +269,6 @@ class JournalWriter:
                 written -= len(views.pop(0))
             if written:
                 views[0] = views[0][written:]
-
-    def _note_written(self) -> None:
-        with self._state:
-            self._written = self._end
 
 
 class JournalReader:
@@ -356,12 +378,21 @@ def _digest(start: bytes | memoryview, name: bytes, body: pa.Buffer | memoryview
 
 def _parse_header(path: Path, data: memoryview) -> tuple[JournalHeader, int] | None:
     """The header and where frames begin; None while it is not whole, as in a crash at birth."""
-    if len(data) < _FILE.size:
-        return None
-    magic, version, facts_len, schema_len, digest = _FILE.unpack_from(data)
+    whole = len(data) >= _FILE.size
+    magic, version, facts_len, schema_len, digest = (
+        _FILE.unpack_from(data) if whole else (b"", 0, 0, 0, 0)
+    )
     end = _FILE.size + facts_len + schema_len
     if magic != _FILE_MAGIC or (version == FORMAT and len(data) < end):
-        if not any(data) or len(data) < end:
+        raw = data.obj
+        assert isinstance(raw, bytes)
+        # The header is on the disk before any frame is written: a file with a frame has had one.
+        if _FRAME_MAGIC in raw:
+            raise CorruptionError(
+                f"the header of journal {str(path)!r} is damaged, and rows follow it; keep the "
+                "file and run `lakestore verify`"
+            )
+        if not any(data) or len(data) < end or not whole:
             return None
         raise CorruptionError(f"{str(path)!r} is not a journal")
     if version != FORMAT:

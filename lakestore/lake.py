@@ -3,53 +3,43 @@
 from __future__ import annotations
 
 import atexit
-import json
 import os
 import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Any, Literal, Self
 
 import duckdb
-import numpy as np
 import pyarrow as pa
 
 from lakestore import coerce, schema, shell
 from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
-from lakestore.catalog import Catalog, TableEntry
+from lakestore.catalog.commit import TableEntry
 from lakestore.clock import Clock, SystemClock
-from lakestore.cold.parquet import ParquetCold
-from lakestore.context import TableContext
-from lakestore.engine import engine
+from lakestore.context import SiteContext, TableContext
 from lakestore.errors import (
     ClosedError,
-    CorruptionError,
-    FormatTooNewError,
     InvalidInputError,
     NotFoundError,
 )
-from lakestore.fileids import FileIds, read_hashes
-from lakestore.idhash import Hashes, hash_batch
-from lakestore.journal import JournalHeader, JournalReader, JournalWriter
-from lakestore.layout import LAKE_FILE, SiteLayout, check_table_name, parse_journal_name, schema_key
+from lakestore.layout import check_table_name, schema_key
+from lakestore.query.frames import of_caller
 from lakestore.query.plan import Parameters
 from lakestore.query.result import Result
-from lakestore.query.run import Explanation, Queries, mentioned
+from lakestore.query.run import Explanation, Queries
 from lakestore.quoting import identifier, identifiers
+from lakestore.recover import recover
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
 from lakestore.status import Status, table_status
-from lakestore.storage.local import LocalStorage, make_folder, storage_error
 from lakestore.table import Table
-from lakestore.tail import JournalTails
 from lakestore.upkeep import Report, Upkeep
-from lakestore.writers import WriterLock, sweep_staging, take_over_dead
 
 FORMAT = 1
 
@@ -119,47 +109,16 @@ class Lake:
         self.mode = mode
         self._pid = os.getpid()
         self._closed = False
-        self._settings = settings
-        self._clock = clock
         self._auto = upkeep == "auto" and mode == "rw"
-        self._visibility = threading.Lock()
-        self._opening = threading.RLock()  # guards _tables and _known_version
+        self._opening = threading.RLock()  # guards _tables, _known_version and _recovered_rows
         self._tables: dict[int, Table] = {}
         self._known_version = -1
         self._recovered_rows = 0
-        self._storage = LocalStorage(root)
-        lake_id = _lake_id(self._storage, root, create=mode == "rw")
-        self._site = SiteLayout(local or root / "_site")
-        create = None
-        if mode == "rw":
-            make_folder(self._site.local)
-            create = (lake_id, uuid.uuid4().hex[:8])
-        self._catalog = Catalog(self._site.catalog, clock, create=create)
-        if self._catalog.lake != lake_id:
-            raise CorruptionError(
-                f"{str(self._site.catalog)!r} belongs to lake {self._catalog.lake}, "
-                f"and {self.root!r} is lake {lake_id}: pass the right local= folder"
-            )
-        self._engine = engine(settings.memory_bytes)
-        self._queries = Queries(self._catalog, self._engine, self._visibility)
-        self._lock: WriterLock | None = None
-        self._dead: list[WriterLock] = []
-        if mode == "rw":
-            self._lock = WriterLock.create(self._site.writers)
-            make_folder(self._site.staging_of(self._lock.name))
-            self._dead = take_over_dead(self._site, _writers_with_journals(self._site))
-            sweep_staging(self._site, self._dead)
-        self._upkeep = Upkeep(
-            self._contexts,
-            self._catalog,
-            self._site,
-            self._storage,
-            self._engine,
-            self._queries.in_use,
-            self._lock.name if self._lock else "",
-            settings,
-            clock,
+        self._site = SiteContext.open(
+            root, local or root / "_site", settings, clock, write=mode == "rw"
         )
+        self._queries = Queries(self._site)
+        self._upkeep = Upkeep(self._site, self._known_tables, self._queries.in_use)
         self._refresh()
         if mode == "rw":
             self._upkeep.publish()
@@ -200,13 +159,13 @@ class Lake:
             return self[name]
         resolved = _schema_of(schema, roles)
         with self._opening:
-            with self._catalog.commit() as commit:
+            with self._site.catalog.commit() as commit:
                 entry = commit.add_table(name, cold, resolved.text)
-                context = self._context(entry, resolved)
+                context = TableContext.open(self._site, entry, resolved)
                 shell.write_empty(context)
-                staged = context.staging / f"{uuid.uuid4().hex}.toml"
+                staged = context.site.staging / f"{uuid.uuid4().hex}.toml"
                 staged.write_text(resolved.text, encoding="utf-8")
-                self._storage.put_new(schema_key(entry.folder, 1), staged)
+                self._site.storage.put_new(schema_key(entry.folder, 1), staged)
             table = self._open_table(entry, context)
         self._upkeep.publish()
         return table
@@ -220,7 +179,7 @@ class Lake:
         self._check_open(write=True)
         table = self[name]
         with table._context.maintaining, self._opening:
-            with self._catalog.commit() as commit:
+            with self._site.catalog.commit() as commit:
                 commit.drop_table(table._context.entry.id)
             self._tables.pop(table._context.entry.id, None)
             if table._context.buffer is not None:
@@ -268,14 +227,16 @@ class Lake:
         """
         self._check_open()
         self._refresh()
-        frames = self._frames(query, sys._getframe(1))
+        names = {table.name.casefold() for table in self._tables.values()}
+        frames = of_caller(query, sys._getframe(1), names)
         return self._queries.sql(query, params, self._contexts(), frames)
 
     def explain(self, query: str, params: Parameters = None) -> Explanation:
         """Which files of which tier `sql` would read, and which planning spares it."""
         self._check_open()
         self._refresh()
-        frames = self._frames(query, sys._getframe(1))
+        names = {table.name.casefold() for table in self._tables.values()}
+        frames = of_caller(query, sys._getframe(1), names)
         return self._queries.explain(query, params, self._contexts(), frames)
 
     def connect(self) -> duckdb.DuckDBPyConnection:
@@ -326,7 +287,7 @@ class Lake:
         tables = []
         for context in self._contexts():
             rows = size = 0
-            for pinned in context.tails.pin({context.writer}, self._held(context)):
+            for pinned in context.tails.pin({context.site.writer}, self._held(context)):
                 rows += sum(batch.num_rows for batch in pinned.batches)
                 size += sum(batch.nbytes for batch in pinned.batches)
             if context.buffer is not None:
@@ -334,11 +295,11 @@ class Lake:
             tables.append(table_status(context, rows, size))
         return Status(
             self.root,
-            self._catalog.lake,
+            self._site.catalog.lake,
             self.mode,
             tuple(tables),
             self._recovered_rows,
-            len(self._catalog.garbage()),
+            len(self._site.catalog.garbage()),
             self._upkeep.problem,
         )
 
@@ -363,19 +324,10 @@ class Lake:
             self._release()
 
     def _release(self) -> None:
-        empty = True
         for context in self._contexts():
             if context.buffer is not None:
-                empty = empty and not context.buffer.ids
                 context.buffer.close()
-        left = _writers_with_journals(self._site)
-        for lock in [*self._dead, *([self._lock] if self._lock else [])]:
-            lock.release(forget=lock.name not in left)
-        if self._lock is not None:
-            with_staged = self._site.staging_of(self._lock.name)
-            if with_staged.is_dir() and not any(with_staged.iterdir()):
-                with_staged.rmdir()
-        self._catalog.close()
+        self._site.close()
 
     def __enter__(self) -> Self:
         return self
@@ -403,75 +355,30 @@ class Lake:
         with self._opening:
             return [table._context for table in self._tables.values()]
 
+    def _known_tables(self) -> list[TableContext]:
+        """Every table of the lake, those included that another process created by now."""
+        if not self._closed:
+            self._refresh()
+        return self._contexts()
+
     def _held(self, context: TableContext) -> frozenset[GenerationId]:
         held = context.buffer.ids if context.buffer else frozenset()
         return context.state().flushed | held
 
-    def _frames(self, query: str, caller: FrameType | None) -> Mapping[str, Any]:
-        """The caller's variables that the query may mean: those that hold rows."""
-        if caller is None:
-            return {}
-        names = mentioned(query)
-        tables = {table.name.casefold() for table in self._tables.values()}
-        frames = {}
-        for scope in (caller.f_globals, caller.f_locals):
-            for name, value in scope.items():
-                if name.casefold() in names - tables and _holds_rows(value):
-                    frames[name] = value
-        return frames
-
     def _refresh(self) -> None:
         """Open tables that another process created, and let go those it dropped."""
         with self._opening:
-            version = self._catalog.version()
+            version = self._site.catalog.version()
             if version == self._known_version:
                 return
-            entries = {entry.id: entry for entry in self._catalog.tables()}
+            entries = {entry.id: entry for entry in self._site.catalog.tables()}
             for entry in entries.values():
                 if entry.id not in self._tables:
                     resolved = TableSchema.from_toml(entry.schema_text, f"schema of {entry.name!r}")
-                    self._open_table(entry, self._context(entry, resolved))
+                    self._open_table(entry, TableContext.open(self._site, entry, resolved))
             for gone in self._tables.keys() - entries.keys():
                 del self._tables[gone]
             self._known_version = version
-
-    def _context(self, entry: TableEntry, resolved: TableSchema) -> TableContext:
-        writer = self._lock.name if self._lock is not None else ""
-
-        def open_journal(number: int) -> JournalWriter:
-            header = JournalHeader(
-                self._catalog.lake,
-                entry.name,
-                GenerationId(writer, number),
-                entry.schema_version,
-                resolved.arrow,
-            )
-            return JournalWriter(self._site.writer(entry.folder, writer), header)
-
-        buffer = None
-        if self.mode == "rw":
-            buffer = Buffer(
-                open_journal,
-                self._visibility,
-                entry.schema_version,
-                self._settings,
-                self._clock,
-            )
-        return TableContext(
-            entry=entry,
-            schema=resolved,
-            site=self._site,
-            storage=self._storage,
-            catalog=self._catalog,
-            cold=ParquetCold(self._catalog, entry.id),
-            buffer=buffer,
-            tails=JournalTails(self._site, entry.folder),
-            file_ids=FileIds(self._site.ids(entry.folder), resolved),
-            engine=self._engine,
-            settings=self._settings,
-            clock=self._clock,
-            writer=writer,
-        )
 
     def _open_table(self, entry: TableEntry, context: TableContext) -> Table:
         appender = None
@@ -480,54 +387,29 @@ class Lake:
                 entry.name,
                 context.schema,
                 context.buffer,
-                self._settings,
+                self._site.settings,
                 lambda ids: _published_ids(self._queries, context, ids),
                 self._after_append,
             )
-            self._recover(context, appender)
+            self._recovered_rows += recover(context, appender)
         table = Table(self, context, appender)
         self._tables[entry.id] = table
         return table
 
     def _after_append(self, buffer: Buffer) -> None:
-        settings = self._settings
+        settings = self._site.settings
         if self._auto and (
-            buffer.rows >= settings.flush_rows or buffer.bytes >= settings.flush_bytes
+            buffer.rows >= settings.flush_rows or buffer.bytes >= settings.flush_bytes_now
         ):
             self._upkeep.wake()
-
-    def _recover(self, context: TableContext, appender: Appender) -> None:
-        """Take what dead writers left, and learn what is unsealed."""
-        buffer = context.buffer
-        assert buffer is not None
-        state = context.state()
-        buffer.producers.update(self._catalog.producers(context.entry.id))
-        for lock in self._dead:
-            folder = self._site.writer(context.entry.folder, lock.name)
-            for number in _journals(folder):
-                id = GenerationId(lock.name, number)
-                if id in state.flushed:
-                    continue
-                reader = JournalReader(folder / f"{number:06d}.journal")
-                entries = reader.read()
-                if reader.header is not None and reader.header.lake != self._catalog.lake:
-                    raise CorruptionError(f"journal {str(reader.path)!r} is of another lake")
-                buffer.adopt(id, context.entry.schema_version, entries)
-                self._recovered_rows += sum(b.num_rows for e in entries for b in e.batches)
-        if context.schema.dedup != "none":
-            appender.learn(_unsealed_hashes(context))
-            for batch in buffer.all_batches():
-                appender.learn(hash_batch(batch, context.schema))
 
 
 _open_lakes: weakref.WeakSet[Lake] = weakref.WeakSet()
 
 
 def _let_locks_go() -> None:
-    """In a forked child: the locks are the parent's, and must end with it."""
     for lake in list(_open_lakes):
-        for lock in [*lake._dead, *([lake._lock] if lake._lock else [])]:
-            lock.abandon()
+        lake._site.abandon()
 
 
 os.register_at_fork(after_in_child=_let_locks_go)
@@ -540,70 +422,11 @@ def _close_all() -> None:
         lake.close()
 
 
-def _lake_id(storage: LocalStorage, root: Path, *, create: bool) -> str:
-    """The uuid in `lakestore.json`, which is created with the lake."""
-    if root.exists() and not root.is_dir():
-        raise InvalidInputError(f"{str(root)!r} is a file; a lake is a folder")
-    if storage.size(LAKE_FILE) is None:
-        if not create:
-            raise NotFoundError(f"no lake at {str(root)!r}: open it with mode='rw' to make one")
-        facts = {"format": FORMAT, "lake": str(uuid.uuid4())}
-        try:
-            make_folder(root)
-            staged = root / f".{uuid.uuid4().hex}.tmp"
-            staged.write_text(json.dumps(facts) + "\n")
-        except OSError as error:
-            raise storage_error(f"cannot make a lake at {str(root)!r}", error) from error
-        storage.put_new(LAKE_FILE, staged)
-        staged.unlink(missing_ok=True)
-    try:
-        facts = json.loads(storage.read(LAKE_FILE))
-        version, lake = int(facts["format"]), str(facts["lake"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CorruptionError(f"{str(root / LAKE_FILE)!r} is damaged: {error!r}") from error
-    if version > FORMAT:
-        raise FormatTooNewError(
-            f"the lake at {str(root)!r} has format {version}, this lakestore reads {FORMAT}: "
-            "upgrade lakestore"
-        )
-    return lake
-
-
 def _schema_of(source: Any, roles: dict[str, Any]) -> TableSchema:
     roles = {name: value for name, value in roles.items() if value is not None}
     if isinstance(source, TableSchema | pa.Schema | str | Path):
         return schema.load(source, roles)
     return schema.load(coerce.infer(source, roles.get("event_time")), roles)
-
-
-def _holds_rows(value: Any) -> bool:
-    return (
-        hasattr(value, "__arrow_c_stream__")
-        or hasattr(value, "__arrow_c_array__")
-        or isinstance(value, duckdb.DuckDBPyRelation)
-        or (hasattr(value, "collect") and hasattr(value, "collect_schema"))
-    ) and not isinstance(value, type)
-
-
-def _journals(folder: Path) -> list[int]:
-    if not folder.is_dir():
-        return []
-    numbers = (parse_journal_name(path.name) for path in folder.iterdir())
-    return sorted(number for number in numbers if number is not None)
-
-
-def _writers_with_journals(site: SiteLayout) -> set[str]:
-    """Writers that left a journal file for any table."""
-    journals = site.local / "journal"
-    return {path.parent.name for path in journals.glob("*/*/*.journal")}
-
-
-def _unsealed_hashes(context: TableContext) -> Hashes:
-    parts = [
-        read_hashes(context.segment_path(segment), context.schema)
-        for segment in context.state().hot
-    ]
-    return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
 
 
 def _published_ids(queries: Queries, context: TableContext, ids: pa.Array) -> pa.Table:

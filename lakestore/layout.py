@@ -22,7 +22,7 @@ from lakestore.errors import CorruptionError, InvalidInputError
 
 LAKE_FILE = "lakestore.json"
 VIEWS_FILE = "lake.duckdb"
-TABLE_NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]{0,62}")
+TABLE_NAME = re.compile(r"(?!(?i:lakestore_))[A-Za-z][A-Za-z0-9_]{0,62}")
 WRITER_NAME = re.compile(r"[0-9a-f]{16}")
 _JOURNAL = re.compile(r"(\d{6,})\.journal")
 _SEGMENT = re.compile(r"(\d{6,})-(\d{6,})-([0-9a-f]{12})\.parquet")
@@ -40,7 +40,7 @@ def check_table_name(name: str) -> str:
         shown = repr(name) if len(repr(name)) <= 80 else repr(name)[:77] + "…"
         raise InvalidInputError(
             f"table name {shown} is not allowed: "
-            "use a letter, then at most 62 letters, digits or underscores"
+            "use a letter, then at most 62 letters, digits or underscores, and no 'lakestore_'"
         )
     return name
 

@@ -8,12 +8,13 @@ lock is safe, because names are never used twice: nobody can be creating what is
 import shutil
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from lakestore import hot
-from lakestore.catalog import Catalog, Garbage
-from lakestore.engine import Engine
+from lakestore.catalog.commit import Garbage
+from lakestore.context import SiteContext
 from lakestore.layout import SiteLayout, journal_name
-from lakestore.storage import Storage
+from lakestore.storage.local import fsync_folder
 
 
 @dataclass(frozen=True)
@@ -43,15 +44,7 @@ def choose(
     ]
 
 
-def vacuum(
-    catalog: Catalog,
-    site: SiteLayout,
-    storage: Storage,
-    engine: Engine,
-    chosen: Sequence[Garbage],
-    *,
-    dry_run: bool,
-) -> Vacuumed:
+def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Vacuumed:
     """Delete superseded files, or say which would go.
 
     Raises:
@@ -59,9 +52,12 @@ def vacuum(
     """
     if not dry_run:
         for item in chosen:
-            _delete(item, site, storage, engine)
+            _delete(item, site)
+        for folder in {_folder(item, site.layout) for item in chosen}:
+            if folder.is_dir():  # or a power loss could bring back what the catalog forgets next
+                fsync_folder(folder)
         if chosen:
-            with catalog.commit() as commit:
+            with site.catalog.commit() as commit:
                 for item in chosen:
                     commit.forget(item)
     return Vacuumed(
@@ -71,16 +67,28 @@ def vacuum(
     )
 
 
-def _delete(item: Garbage, site: SiteLayout, storage: Storage, engine: Engine) -> None:
+def _folder(item: Garbage, layout: SiteLayout) -> Path:
+    """The folder that a deleted file was in."""
+    if item.kind == "journal":
+        return layout.writer(item.folder, item.name.split("/")[0])
+    return layout.hot(item.folder)
+
+
+def _delete(item: Garbage, site: SiteContext) -> None:
+    layout = site.layout
     if item.kind == "journal":
         writer, number = item.name.split("/")
-        folder = site.writer(item.folder, writer)
-        (folder / journal_name(int(number))).unlink(missing_ok=True)
+        path = layout.writer(item.folder, writer) / journal_name(int(number))
+        path.unlink(missing_ok=True)
     elif item.kind == "segment":
-        hot.delete(site.hot(item.folder), item.name)
-        engine.forget(hot.duckdb_path(site.hot(item.folder), item.name))
+        hot.delete(layout.hot(item.folder), item.name)
+        site.engine.forget(hot.duckdb_path(layout.hot(item.folder), item.name))
     elif item.kind == "table":
-        for key in list(storage.list(f"tables/{item.folder}/")):
-            storage.delete(key)
-        for folder in (site.hot(item.folder), site.ids(item.folder), site.journals(item.folder)):
+        for key in list(site.storage.list(f"tables/{item.folder}/")):
+            site.storage.delete(key)
+        for folder in (
+            layout.hot(item.folder),
+            layout.ids(item.folder),
+            layout.journals(item.folder),
+        ):
             shutil.rmtree(folder, ignore_errors=True)

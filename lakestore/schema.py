@@ -262,7 +262,9 @@ def _toml_value(value: object) -> str:
 
 def _explain(error: ValidationError) -> str:
     """The first problem of a document, with its key."""
-    problem = error.errors()[0]
+    problems = error.errors()
+    # A misspelt key is both unknown and missing: the former says more.
+    problem = next((p for p in problems if p["type"] == "extra_forbidden"), problems[0])
     key = ".".join(str(part) for part in problem["loc"])
     if problem["type"] == "extra_forbidden":
         known = ", ".join(TableDocument.model_fields)
@@ -303,6 +305,8 @@ def _check_roles(schema: TableSchema, source: str) -> None:
     for name in (schema.event_id, *schema.sort, *document.bloom):
         if pa.types.is_nested(schema.column(name).arrow_type):
             raise SchemaError(f"{source}: nested column {name!r} cannot be an id or sort column")
+    if pa.types.is_floating(schema.column(schema.event_id).arrow_type):
+        raise SchemaError(f"{source}: event_id {schema.event_id!r} is a float; NaN is no id")
     if document.retention is not None:
         _check_interval(document.retention, f"{source}: retention")
 

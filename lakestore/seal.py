@@ -120,11 +120,11 @@ def _write_files(
 
     try:
         for number, batch in _by_day(table, segments):
-            full = writer is not None and writer.bytes >= table.settings.cold_file_bytes
+            full = writer is not None and writer.bytes >= table.site.settings.cold_file_bytes
             if writer is None or number != day or full:
                 yield from finish()
                 stem, day, hashes = uuid4().hex, number, []
-                path = table.staging / f"{stem}.parquet"
+                path = table.site.staging / f"{stem}.parquet"
                 writer = datafile.DataFileWriter(path, table.schema, footer, bloom=True)
             writer.write(batch)
             hashes.append(hash_batch(batch, table.schema))
@@ -139,11 +139,11 @@ def _by_day(
     """Rows of the segments by day, then in sort order: (day number, rows of that day alone)."""
     schema = table.schema
     paths = quoting.literals(str(table.segment_path(s)) for s in segments)
-    day = f"epoch_us({quoting.identifier(schema.event_time)}) // 86400000000"
+    day = f"CAST({quoting.identifier(schema.event_time)} AS DATE)"
     order = quoting.identifiers(schema.sort)
     if schema.sort[0] != schema.event_time:
         order = f"{day}, {order}"
-    with sorter(table.staging / "spill") as con:
+    with sorter(table.site.staging / "spill") as con:
         reader = con.sql(
             f"SELECT {quoting.identifiers(schema.names)} "
             f"FROM read_parquet({paths}, hive_partitioning = false) ORDER BY {order}"
@@ -158,12 +158,12 @@ def _by_day(
 
 def _publish(table: TableContext, written: _Written, first: int, last: int, part: int) -> ColdFile:
     info = written.info
-    site = table.catalog.site
+    site = table.site.catalog.site
     name = str(ColdName(written.day, site, first, last, part, info.sha256[:12]))
     file = ColdFile(name, written.day, first, last, table.entry.schema_version, info)
-    staged = table.staging / f"{written.stem}.parquet"
+    staged = table.site.staging / f"{written.stem}.parquet"
     key = table.cold_key(file)
-    if not table.storage.put_new(key, staged) and table.storage.size(key) != info.bytes:
+    if not table.site.storage.put_new(key, staged) and table.site.storage.size(key) != info.bytes:
         raise StorageError(f"{key!r} exists and has another size; nothing was committed")
     return file
 

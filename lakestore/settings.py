@@ -40,6 +40,11 @@ class Settings(BaseModel):
         1 * GIB, ge=64 * MIB, description="DuckDB's memory for queries; beyond it, it spills"
     )
 
+    @property
+    def flush_bytes_now(self) -> int:
+        """Bytes worth a flush: before appends have to wait for room, whatever the settings."""
+        return min(self.flush_bytes, max(1, self.buffer_bytes // 2))
+
     @classmethod
     def of(cls, value: "Settings | dict[str, object] | None") -> Self:
         """Settings from what a caller passed: nothing, a mapping, or settings.

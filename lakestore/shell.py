@@ -9,49 +9,42 @@ import fcntl
 import os
 from collections.abc import Sequence
 from datetime import UTC
-from pathlib import Path
 from uuid import uuid4
 
 import duckdb
 
 from lakestore import datafile, quoting
-from lakestore.catalog import Catalog
-from lakestore.context import TableContext
-from lakestore.engine import Engine
-from lakestore.layout import VIEWS_FILE, SiteLayout, schema_key
+from lakestore.context import SiteContext, TableContext
+from lakestore.errors import StorageError
+from lakestore.layout import VIEWS_FILE, schema_key
 from lakestore.snapshot import TableState
-from lakestore.storage import Storage
 
 
-def publish(
-    tables: Sequence[TableContext],
-    catalog: Catalog,
-    site: SiteLayout,
-    storage: Storage,
-    engine: Engine,
-    staging: Path,
-) -> None:
+def publish(site: SiteContext, tables: Sequence[TableContext]) -> None:
     """Make `lake.duckdb` show what is published now.
 
     Raises:
         StorageError: the disk refused; the older file stands.
     """
-    lock = os.open(site.local / "views.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    lock = os.open(site.layout.local / "views.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
         # One at a time, and the catalog is read inside: else an older view could come last.
         fcntl.flock(lock, fcntl.LOCK_EX)
-        states = catalog.states([table.entry.id for table in tables])
-        staged = staging / f"views-{uuid4().hex}.duckdb"
+        states = site.catalog.states([table.entry.id for table in tables])
+        staged = site.staging / f"views-{uuid4().hex}.duckdb"
 
         def fill(cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
             for table in tables:
                 view = f"{alias}.{quoting.identifier(table.entry.name)}"
                 cursor.execute(f"CREATE VIEW {view} AS {_view(table, states[table.entry.id])}")
-            cursor.execute(f"CREATE VIEW {alias}._lake AS {_facts(tables, states)}")
+            cursor.execute(f"CREATE VIEW {alias}._lake AS {_facts(site, states)}")
 
         try:
-            engine.build(staged, fill)
-            storage.replace(VIEWS_FILE, staged)
+            try:
+                site.engine.build(staged, fill)
+            except duckdb.Error as error:
+                raise StorageError(f"cannot make {VIEWS_FILE}: {error}") from error
+            site.storage.replace(VIEWS_FILE, staged)
         finally:
             staged.unlink(missing_ok=True)
     finally:
@@ -60,7 +53,7 @@ def publish(
 
 def _view(table: TableContext, state: TableState) -> str:
     entry = table.entry
-    paths = [table.storage.url(schema_key(entry.folder, entry.schema_version, "parquet"))]
+    paths = [table.site.storage.url(schema_key(entry.folder, entry.schema_version, "parquet"))]
     paths += [table.cold_url(file) for file in state.cold]
     paths += [str(table.segment_path(segment).absolute()) for segment in state.hot]
     return (
@@ -69,13 +62,13 @@ def _view(table: TableContext, state: TableState) -> str:
     )
 
 
-def _facts(tables: Sequence[TableContext], states: dict[int, TableState]) -> str:
+def _facts(site: SiteContext, states: dict[int, TableState]) -> str:
     """Generation, rows and publish time as literals: what this very file shows."""
     rows, version = 0, 0
     for state in states.values():
         version = max(version, state.version)
         rows += sum(f.info.rows for f in state.cold) + sum(s.info.rows for s in state.hot)
-    now = tables[0].clock.now().astimezone(UTC).isoformat() if tables else "1970-01-01T00:00:00Z"
+    now = site.clock.now().astimezone(UTC).isoformat()
     return (
         f"SELECT {version}::BIGINT AS generation, {rows}::BIGINT AS n_rows, "
         f"TIMESTAMPTZ {quoting.literal(now)} AS published_at"
@@ -84,7 +77,7 @@ def _facts(tables: Sequence[TableContext], states: dict[int, TableState]) -> str
 
 def write_empty(table: TableContext) -> None:
     """Publish the zero-row file that keeps the view of an empty table well-formed."""
-    staged = table.staging / f"{uuid4().hex}.parquet"
+    staged = table.site.staging / f"{uuid4().hex}.parquet"
     datafile.write(staged, table.schema, (), table.footer(tier="schema"))
     key = schema_key(table.entry.folder, table.entry.schema_version, "parquet")
-    table.storage.put_new(key, staged)
+    table.site.storage.put_new(key, staged)

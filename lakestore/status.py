@@ -66,7 +66,7 @@ class Status:
 def table_status(table: TableContext, unflushed_rows: int, unflushed_bytes: int) -> TableStatus:
     """The status of one table, from its catalog state and what is not flushed yet."""
     state = table.state()
-    now = table.clock.now()
+    now = table.site.clock.now()
     began = table.buffer.began if table.buffer else None
     oldest = min((s.committed_at for s in state.hot), default=None)
     journals = len(table.buffer.ids) if table.buffer else 0
@@ -82,7 +82,7 @@ def table_status(table: TableContext, unflushed_rows: int, unflushed_bytes: int)
                 unflushed_rows,
                 unflushed_bytes,
                 journals,
-                None if began is None else table.clock.monotonic() - began,
+                None if began is None else table.site.clock.monotonic() - began,
             ),
             TierStatus(
                 "hot",

@@ -10,15 +10,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 from lakestore import flush, retain, seal, shell
-from lakestore.catalog import Catalog
-from lakestore.clock import Clock
-from lakestore.context import TableContext
-from lakestore.engine import Engine
-from lakestore.errors import ConflictError, LakestoreError
-from lakestore.layout import SiteLayout
+from lakestore.context import SiteContext, TableContext
+from lakestore.errors import ConflictError, StorageError
 from lakestore.query.pin import FilesInUse
-from lakestore.settings import Settings
-from lakestore.storage import Storage
 
 log = logging.getLogger("lakestore")
 
@@ -39,25 +33,13 @@ class Upkeep:
 
     def __init__(
         self,
+        site: SiteContext,
         tables: Callable[[], Sequence[TableContext]],
-        catalog: Catalog,
-        site: SiteLayout,
-        storage: Storage,
-        engine: Engine,
         in_use: FilesInUse,
-        writer: str,
-        settings: Settings,
-        clock: Clock,
     ) -> None:
-        self._tables = tables
-        self._catalog = catalog
         self._site = site
-        self._storage = storage
-        self._engine = engine
+        self._tables = tables
         self._in_use = in_use
-        self._writer = writer
-        self._settings = settings
-        self._clock = clock
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._thread: threading.Thread | None = None
@@ -99,25 +81,20 @@ class Upkeep:
 
     def vacuum(self, *, dry_run: bool, table: TableContext | None = None) -> retain.Vacuumed:
         """Delete what nothing names any more, or say what would go."""
-        garbage = self._catalog.garbage()
+        garbage = self._site.catalog.garbage()
         if table is not None:
             garbage = [g for g in garbage if g.table_id == table.entry.id]
-        now = self._clock.now().timestamp()
-        chosen = retain.choose(garbage, now, self._settings.vacuum_grace_s, self._in_use)
-        return retain.vacuum(
-            self._catalog, self._site, self._storage, self._engine, chosen, dry_run=dry_run
-        )
+        now = self._site.clock.now().timestamp()
+        chosen = retain.choose(garbage, now, self._site.settings.vacuum_grace_s, self._in_use)
+        return retain.vacuum(self._site, chosen, dry_run=dry_run)
 
     def publish(self) -> None:
         """Make `lake.duckdb` show what is published."""
-        shell.publish(
-            self._tables(),
-            self._catalog,
-            self._site,
-            self._storage,
-            self._engine,
-            self._site.staging_of(self._writer),
-        )
+        try:
+            shell.publish(self._site, self._tables())
+        except StorageError as error:  # a cache: what it shows is committed, only shells lag
+            self.problem = str(error)
+            log.error("%s", error)
 
     def round(self, *, delete: bool = True) -> Report:
         """Do every job that is due, once."""
@@ -127,7 +104,7 @@ class Upkeep:
                 self._keep(table, report)
             except ConflictError:
                 pass  # another process did it
-            except (LakestoreError, OSError) as error:
+            except Exception as error:  # one table must not hold up the others
                 report.problems.append(f"{table.entry.name}: {error}")
         if report.flushed or report.merged or report.sealed:
             self.publish()
@@ -139,10 +116,10 @@ class Upkeep:
         """One table's jobs: flush, merge, seal, each when due."""
         buffer = table.buffer
         assert buffer is not None
-        now = self._clock.monotonic()
+        now = self._site.clock.monotonic()
         began = buffer.began
         age = now - began if began is not None else 0.0
-        if flush.is_due(buffer.rows, buffer.bytes, age, self._settings):
+        if flush.is_due(buffer.rows, buffer.bytes, age, self._site.settings):
             with table.maintaining:
                 report.flushed += len(flush.flush(table))
         with table.maintaining:
@@ -150,13 +127,13 @@ class Upkeep:
                 report.merged += 1
             hot = table.state().hot
             if hot:
-                oldest = self._clock.now() - min(s.committed_at for s in hot)
+                oldest = self._site.clock.now() - min(s.committed_at for s in hot)
                 size = sum(s.info.bytes for s in hot)
-                if seal.is_due(size, oldest.total_seconds(), self._settings):
+                if seal.is_due(size, oldest.total_seconds(), self._site.settings):
                     report.sealed += len(seal.seal(table))
 
     def _run(self) -> None:
-        pause = min(1.0, self._settings.flush_age_s / 2)
+        pause = min(1.0, self._site.settings.flush_age_s / 2)
         while not self._stopping.is_set():
             self._wake.wait(pause)
             self._wake.clear()

@@ -55,10 +55,15 @@ class WriterLock:
         os.close(self._descriptor)
 
 
-def take_over_dead(site: SiteLayout, journals: set[str]) -> list[WriterLock]:
-    """Locks of every dead writer that left something: `journals` names writers with journals."""
+def writers_with_journals(layout: SiteLayout) -> set[str]:
+    """Writers that left a journal file of any table."""
+    return {path.parent.name for path in (layout.local / "journal").glob("*/*/*.journal")}
+
+
+def take_over_dead(site: SiteLayout) -> list[WriterLock]:
+    """Locks of every dead writer that left something."""
     make_folder(site.writers)
-    names = {path.name for path in site.writers.iterdir()} | journals
+    names = {path.name for path in site.writers.iterdir()} | writers_with_journals(site)
     locks = [
         WriterLock.take(site.writers / name)
         for name in sorted(names)

@@ -14,7 +14,8 @@ import pytest
 from conftest import SCHEMA, events
 
 import lakestore as ls
-from lakestore.coerce import make_ids, to_batches
+from lakestore.coerce import to_batches
+from lakestore.newids import make_ids
 
 TIME = datetime(2025, 3, 4, 5, 6, 7, 890123, tzinfo=UTC)
 
@@ -95,6 +96,8 @@ def test_ten_thousand_tiny_chunks_are_one_frame():
         ({"n": None}, None),
         ({"x": 7}, 7.0),
         ({"cost": "1.25"}, Decimal("1.250000")),
+        ({"time": "2025-03-04 05:06:07.890123+00"}, TIME),
+        ({"time": "2025-03-04 05:06+05"}, datetime(2025, 3, 4, 0, 6, tzinfo=UTC)),
         ({"cost": 3}, Decimal("3.000000")),
         ({"cost": 0.1}, Decimal("0.100000")),
         ({"id": UUID(int=7)}, "00000000-0000-0000-0000-000000000007"),
@@ -225,6 +228,28 @@ def test_derived_columns_are_made_when_the_input_lacks_them():
     assert coerced([{"id": "given", "day": 3, "n": 4}], schema)[0]["id"] == "given"
     with pytest.raises(ls.SchemaError, match="cannot derive t from this batch"):
         to_batches([{"id": "x", "n": 4}], schema)
+
+
+def test_zones_of_text_times_may_be_mixed():
+    texts = ["2024-01-01 12:00:00+05", "2024-01-01 07:00", "2024-01-01T07:00:00.000Z", "2024-01-01"]
+    hours = [r["time"].hour for r in coerced([one(time=text) for text in texts])]
+    assert hours == [7, 7, 7, 0]
+
+
+def test_kinds_that_arrow_would_change_in_silence():
+    schema = ls.TableSchema.from_toml(
+        "event_time = 't'\n[columns]\nt = 'TIMESTAMP'\nm = 'MAP(VARCHAR, BIGINT)'\n"
+        "d = 'DATE'\nf = 'FLOAT'"
+    )
+    good = coerced({"t": TIME, "m": {"a": 1, "b": None}, "d": date(2025, 1, 1), "f": 1.5}, schema)
+    assert good[0]["m"] == [("a", 1), ("b", None)]
+    rows = coerced(
+        [{"t": TIME, "m": None}, {"t": TIME, "m": {}}, {"t": TIME, "m": {"x": 2}}], schema
+    )
+    assert [r["m"] for r in rows] == [None, [], [("x", 2)]]
+    for wrong in ({"m": {"a": 1.5}}, {"m": {"a": "x"}}, {"m": 5}, {"d": TIME}, {"f": 1e300}):
+        with pytest.raises(ls.SchemaError, match=f"column '{next(iter(wrong))}'"):
+            to_batches({"t": TIME, **wrong}, schema)
 
 
 def test_made_ids_are_uuidv7_unique_and_ascending():

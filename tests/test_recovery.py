@@ -164,6 +164,80 @@ def test_damage_in_the_middle_of_a_journal_stops_the_open(open_lake, root):
     assert journal.exists()
 
 
+@pytest.mark.parametrize("at", [*range(28), 40, 200])
+def test_a_damaged_header_never_drops_rows(open_lake, root, at):
+    lake = open_lake()
+    lake.create_table("events", SCHEMA).append(events(0, 10))
+    lake.close()
+    (journal,) = (root / "_site/journal").rglob("*.journal")
+    data = bytearray(journal.read_bytes())
+    data[at] ^= 0x40
+    journal.write_bytes(data)
+
+    with pytest.raises((ls.CorruptionError, ls.FormatTooNewError)):
+        open_lake()
+    assert journal.exists()
+
+
+def test_rows_that_two_dead_writers_both_had_are_one(open_lake, monkeypatch):
+    """Even when they are flushed to different segments."""
+    from lakestore import flush
+
+    lake = open_lake()
+    lake.create_table("events", SCHEMA)
+    writers = [open_lake(), open_lake()]
+    for writer in writers:
+        writer["events"].append(events(0, 100))
+    for one in (*writers, lake):
+        one.close()
+    monkeypatch.setattr(flush, "_ROWS_MAX", 50)
+
+    lake = open_lake()
+    lake.flush()
+    assert total(lake) == (100, 100)
+    lake.seal()
+    assert total(lake) == (100, 100)
+
+
+def test_a_fork_does_not_keep_its_parents_writer_alive(open_lake, root, tmp_path, children):
+    script = """
+import os, sys, time
+from conftest import SCHEMA, events
+import lakestore as ls
+lake = ls.open(sys.argv[1], upkeep="manual")
+lake.create_table("events", SCHEMA).append(events(0, 10))
+child = os.fork()
+if child == 0:
+    os.close(1)
+    sys.stdin.read()
+    os._exit(0)
+print(child, flush=True)
+sys.stdin.read()
+"""
+    path = tmp_path / "forks.py"
+    path.write_text(script)
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), *sys.path]),
+    }
+    parent = subprocess.Popen(
+        [sys.executable, str(path), str(root)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+    )
+    children.append(parent)
+    assert parent.stdout is not None
+    child = int(parent.stdout.readline())
+    parent.kill()
+    parent.wait()
+    try:
+        lake = open_lake()
+        assert lake.status().recovered_rows == 10
+    finally:
+        os.kill(child, signal.SIGKILL)
+
+
 def test_a_torn_tail_is_cut(open_lake, root):
     lake = open_lake()
     table = lake.create_table("events", SCHEMA)
@@ -192,7 +266,7 @@ def test_a_journal_that_was_flushed_but_not_deleted_is_not_read_again(open_lake,
 
 
 def test_a_crash_between_publishing_and_committing_a_segment(open_lake, monkeypatch):
-    from lakestore.catalog import Commit
+    from lakestore.catalog.commit import Commit
 
     lake = open_lake()
     table = lake.create_table("events", SCHEMA)
@@ -211,7 +285,7 @@ def test_a_crash_between_publishing_and_committing_a_segment(open_lake, monkeypa
 
 
 def test_a_crash_between_publishing_and_committing_a_seal(open_lake, monkeypatch):
-    from lakestore.catalog import Commit
+    from lakestore.catalog.commit import Commit
 
     lake = open_lake()
     table = lake.create_table("events", SCHEMA)

@@ -106,6 +106,7 @@ def test_a_type_that_not_every_tier_keeps_is_refused(declaration, message):
 @pytest.mark.parametrize(
     ("text", "message"),
     [
+        ("event_tiem = 't'\n[columns]\nt = 'TIMESTAMP'", "unknown key 'event_tiem'"),
         (document(evnet_id="t"), "unknown key 'evnet_id'; known keys are .*event_id"),
         ('[columns]\nt = "TIMESTAMP"', "key 'event_time' is missing"),
         (document(event_id="nope"), "event_id names 'nope', which is no column"),

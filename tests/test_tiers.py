@@ -2,7 +2,9 @@
 
 import hashlib
 import json
-from datetime import timedelta
+import os
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
 
 import duckdb
 import pyarrow.parquet as pq
@@ -11,7 +13,7 @@ from conftest import SCHEMA, START, events
 
 import lakestore as ls
 from lakestore import datafile, flush, hot, retain, seal
-from lakestore.catalog import Garbage
+from lakestore.catalog.commit import Garbage
 from lakestore.snapshot import FileInfo, Segment
 
 
@@ -76,7 +78,7 @@ def test_a_segments_footer_names_what_it_covers(lake, table, root):
     (path,) = (root / "_site/hot/events").glob("*.parquet")
     footer = datafile.read_footer(path)
 
-    assert footer["covers"] == [[table._context.writer, 1]]
+    assert footer["covers"] == [[table._context.site.writer, 1]]
     assert footer["producers"] == {"job": 4}
     assert footer["lake"] == json.loads((root / "lakestore.json").read_text())["lake"]
 
@@ -136,7 +138,7 @@ def test_too_many_segments_are_merged_and_nothing_changes(open_lake, root):
     borders = [tuple(map(int, n.split("-")[:2])) for n in names]
     assert borders[0][0] == 1
     assert borders[-1][1] == 12
-    assert all(a[1] + 1 == b[0] for a, b in zip(borders, borders[1:], strict=False))
+    assert all(a[1] + 1 == b[0] for a, b in pairwise(borders))
     assert table.seal() == 120
     assert total(lake) == expected(120)
 
@@ -164,6 +166,113 @@ def test_a_cold_file_past_its_target_is_continued_in_another(open_lake, root):
     assert len(files) > 1
     assert [f.name.split("-")[3] for f in files] == [f"{i:04d}" for i in range(len(files))]
     assert total(lake) == expected(300_000)
+
+
+def test_a_date_that_python_has_not_is_stored(lake):
+    import pyarrow as pa
+
+    schema = ls.TableSchema.from_toml(
+        "event_time = 't'\n[columns]\nt = 'TIMESTAMP'\nd = 'DATE'\nu = 'TIMESTAMP'"
+    )
+    table = lake.create_table("far", schema)
+    far = pa.array([4_000_000], pa.int32()).cast(pa.date32())
+    late = pa.array([2**60], pa.int64()).cast(pa.timestamp("us"))
+    table.append(pa.table({"t": [START], "d": far, "u": late}))
+    table.seal()
+    assert lake.sql("SELECT count(*) FROM far WHERE d > '9999-12-31'").fetchone() == (1,)
+    assert lake.sql("SELECT count(*) FROM far WHERE u > '9999-12-31'").fetchone() == (1,)
+
+
+def test_odd_ids_and_bloom_columns(lake):
+    for name, kind in (("a", "BIGINT"), ("b", "BOOLEAN"), ("c", "DATE"), ("d", "DECIMAL(9,2)")):
+        schema = ls.TableSchema.from_toml(
+            "event_time = 't'\nevent_id = 'id'\nbloom = ['flag', 'x']\n[columns]\n"
+            f"t = 'TIMESTAMP'\nid = '{kind}'\nflag = 'BOOLEAN'\nx = 'DOUBLE'"
+        )
+        table = lake.create_table(name, schema)
+        value = {"a": 1, "b": True, "c": START.date(), "d": 1}[name]
+        assert table.append([{"t": START, "id": value}] * 2).rows == 1
+        table.seal()
+        table.append({"t": START, "id": value})
+        table.flush()
+        assert lake.sql(f"SELECT count(*) FROM {name}").fetchone() == (1,)
+    with pytest.raises(ls.SchemaError, match="NaN is no id"):
+        ls.TableSchema.from_toml(
+            "event_time = 't'\nevent_id = 'x'\n[columns]\nt = 'TIMESTAMP'\nx = 'DOUBLE'"
+        )
+
+
+def test_many_bytes_are_sorted_on_the_disk(open_lake, monkeypatch):
+    monkeypatch.setattr(hot, "_SORT_BYTES_MAX", 1000)
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+    table.append(events(0, 300).take(list(range(299, -1, -1))))
+    table.flush()
+    (path,) = table._context.hot_folder.glob("*.parquet")
+    assert pq.read_table(path)["id"].to_pylist() == [f"e{i:06d}" for i in range(300)]
+    assert total(lake) == expected(300)
+
+
+def test_days_before_1970_sorted_by_something_else(lake, root):
+    schema = ls.TableSchema.from_document(
+        SCHEMA.document.model_dump(exclude_defaults=True) | {"sort": ["name", "id"]}
+    )
+    table = lake.create_table("old", schema)
+    start = datetime(1969, 12, 30, 1, tzinfo=UTC)
+    table.append(
+        {"id": f"{i}", "time": start + timedelta(hours=i), "name": f"{i % 3}"} for i in range(72)
+    )
+    table.seal()
+    days = [p.parent.name for p in sorted((root / "tables/old/data").rglob("*.parquet"))]
+    assert days == [f"day={d}" for d in ("1969-12-30", "1969-12-31", "1970-01-01", "1970-01-02")]
+    assert lake.sql("SELECT count(*), count(DISTINCT id) FROM old").fetchone() == (72, 72)
+
+
+def test_descriptors_do_not_grow_with_files(open_lake, monkeypatch):
+    from lakestore import fileids
+
+    monkeypatch.setattr(fileids, "_MAPPED_MAX", 3)
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+
+    def descriptors() -> int:
+        return len(os.listdir("/proc/self/fd"))
+
+    held = []
+    for turn in range(12):
+        table.append(events(turn * 2, turn * 2 + 2, step=timedelta(minutes=1)))
+        table.seal()
+        total(lake)
+        table.vacuum(dry_run=False)
+        held.append(descriptors())
+    assert held[-1] <= held[4] + 2
+    table.append(events(0, 24, step=timedelta(minutes=1)))
+    table.flush()
+    assert total(lake) == expected(24)
+
+
+def test_a_damaged_block_of_a_duckdb_file_only_slows(open_lake, root):
+    lake = open_lake(settings={"segment_duckdb_rows": 1})
+    table = lake.create_table("events", SCHEMA)
+    table.append(events(0, 5000))
+    table.flush()
+    lake.close()
+    (path,) = (root / "_site/hot").rglob("*.duckdb")
+    data = bytearray(path.read_bytes())
+    for at in range(len(data) // 3, len(data), 4096):
+        data[at] ^= 0xFF
+    path.write_bytes(data)
+    assert total(open_lake()) == expected(5000)
+
+
+def test_views_show_tables_of_another_writer(open_lake, root):
+    first, second = open_lake(), open_lake()
+    mine = first.create_table("mine", SCHEMA)
+    second.create_table("other", SCHEMA)
+    mine.append(events(0, 3))
+    mine.flush()
+    with duckdb.connect(str(root / "lake.duckdb"), read_only=True) as shell:
+        assert shell.execute("SHOW TABLES").fetchall() == [("_lake",), ("mine",), ("other",)]
 
 
 def test_superseded_files_wait_out_the_grace(open_lake, root, clock):
@@ -229,7 +338,7 @@ def test_upkeep_flushes_and_seals_by_itself(open_lake):
     table = lake.create_table("events", SCHEMA)
     table.append(events(0, 60))
     while tiers(lake)["cold"][0] < 60:
-        lake._clock.move(1)
+        lake._site.clock.move(1)
         assert lake.status().problem is None
     assert total(lake) == expected(60)
 
@@ -242,7 +351,7 @@ def test_upkeep_shows_its_problem_and_deletes_nothing_after_it(open_lake, root):
         flush.flush(table._context)
         (path,) = (root / "_site/hot").rglob("*.parquet")
         path.write_bytes(b"damaged")
-        lake._clock.move(1)
+        lake._site.clock.move(1)
     while lake.status().problem is None:
         pass
     assert "is not what was published" in (lake.status().problem or "")

@@ -1,10 +1,12 @@
 """Commands that read: sql, shell, tail."""
 
+import io
 import json
 import os
 import shutil
 import sys
 import threading
+from contextlib import redirect_stdout
 from datetime import timedelta
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -69,8 +71,10 @@ def sql(
 
 
 def _box(result: lakestore.Result, rows: int) -> str:
-    """The answer as people read it; the library's own box, and how many rows it leaves out."""
-    return result._text(rows)
+    """The answer as people read it, and how many rows it leaves out."""
+    with redirect_stdout(io.StringIO()) as text:
+        result.show(rows)
+    return text.getvalue().rstrip("\n")
 
 
 def _format(form: str | None, output: Path | None, as_json: bool) -> str:

@@ -92,11 +92,7 @@ def chunks(
                 lines = (np.flatnonzero(good) + first + 2).tolist()
             first += table.num_rows
             yield Chunk(rows, lines)
-        broken = con.execute(
-            # The name, as column_idx counts from 0 or from 1, whatever the error.
-            "SELECT line, any_value(column_name ORDER BY column_idx), "
-            "any_value(error_message ORDER BY column_idx) FROM reject_errors GROUP BY line"
-        ).fetchall()
+        broken = _broken(con)
     except duckdb.Error as error:
         raise InvalidInputError(f"{source.name}: {_reason(error)}") from error
     finally:
@@ -113,7 +109,7 @@ def chunks(
             return dialect.names[at], _why(value, columns[at], options.nulls)
 
         rows_wrong = {*wrong, *refused}
-        _note(source, dialect, rows_wrong, {row[0]: row[1:] for row in broken}, why, rejects)
+        _note(source, dialect, rows_wrong, broken, why, rejects)
 
 
 def _connect() -> duckdb.DuckDBPyConnection:
@@ -121,6 +117,16 @@ def _connect() -> duckdb.DuckDBPyConnection:
     con.execute("SET GLOBAL TimeZone = 'UTC'")
     con.execute("SET enable_progress_bar = false")  # DuckDB would draw it on stdout
     return con
+
+
+def _broken(con: duckdb.DuckDBPyConnection) -> dict[int, tuple[str | None, str]]:
+    """Records that DuckDB could not split → made name of the column, and the reason."""
+    # The name, as column_idx counts from 0 or from 1, whatever the error.
+    found = con.execute(
+        "SELECT line, any_value(column_name ORDER BY column_idx), "
+        "any_value(error_message ORDER BY column_idx) FROM reject_errors GROUP BY line"
+    ).fetchall()
+    return {line: (name, message) for line, name, message in found}
 
 
 def _dialect(source: Source, options: Options) -> _Dialect:

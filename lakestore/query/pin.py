@@ -13,8 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from lakestore.buffer import Pinned
-from lakestore.catalog import Catalog
-from lakestore.context import TableContext
+from lakestore.context import SiteContext, TableContext
 from lakestore.snapshot import ColdFile, Segment, TableState
 
 
@@ -51,24 +50,22 @@ class FilesInUse:
             self._users += Counter()  # drops those nobody uses
 
 
-def pin(
-    tables: Sequence[TableContext], catalog: Catalog, visibility: threading.Lock
-) -> list[TablePin]:
+def pin(site: SiteContext, tables: Sequence[TableContext]) -> list[TablePin]:
     """The rows of `tables` as of now.
 
     Raises:
         StorageError, CorruptionError: the catalog or another writer's journal cannot be read.
     """
     ids = [table.entry.id for table in tables]
-    states = catalog.states(ids)
+    states = site.catalog.states(ids)
     while True:
         before = states
-        pinned = _pin_unflushed(tables, before, visibility)
-        states = catalog.states(ids)
-        if not any(_grew(pinned[id], before[id], states[id]) for id in ids):
+        pinned = _pin_unflushed(tables, before, site.visibility)
+        states = site.catalog.states(ids)
+        if not any(pinned.values()) or all(before[id].version == states[id].version for id in ids):
             break
-        # An open generation was flushed in between, perhaps with rows newer than those pinned
-        # of other tables: only a new pin is one instant.
+        # Something was published in between: what is pinned may be in a segment by now, with
+        # rows newer than those pinned of other tables. Only a new pin is one instant.
     result = []
     for table in tables:
         state = states[table.entry.id]
@@ -96,14 +93,6 @@ def _pin_unflushed(
             pinned[table.entry.id] = list(table.buffer.pin()) if table.buffer else []
     for table in tables:
         held = table.buffer.ids if table.buffer else frozenset()
-        others = table.tails.pin({table.writer}, states[table.entry.id].flushed | held)
+        others = table.tails.pin({table.site.writer}, states[table.entry.id].flushed | held)
         pinned[table.entry.id] += others
     return pinned
-
-
-def _grew(pinned: Sequence[Pinned], before: TableState, after: TableState) -> bool:
-    """Whether a generation that was still open when pinned has been flushed since."""
-    if before is after:
-        return False
-    new = after.flushed - before.flushed
-    return any(not p.closed and p.id in new for p in pinned)

@@ -1,13 +1,15 @@
 """Plan: which cold files can hold a row that a statement asks for.
 
-DuckDB itself says which predicates reach each scan: the statement is explained against stub
-tables of the same names, which hold a row of least values, one of greatest and one of nulls, so
-that statistics decide nothing. Casts, parameters, `now()`, CTEs and joins arrive folded into
-plain comparisons, which are tested against the files' statistics, again by DuckDB. A predicate
-that is not understood keeps every file.
+DuckDB itself says which predicates reach each scan: the statement is explained against empty
+tables of the same names and schemas, in a DuckDB of its own in which statistics decide nothing.
+Casts, parameters, `now()`, CTEs and joins arrive folded into plain comparisons, which are tested
+against the files' statistics, again by DuckDB. A predicate that is not understood keeps every
+file; a file is read when any scan of its table may find a row in it.
 """
 
 import json
+import re
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,32 +20,98 @@ import sqlglot
 from sqlglot import expressions as exp
 
 from lakestore import quoting
+from lakestore.query.pin import TablePin
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, ColumnRange
 
-_LOW_HIGH = {
-    "bool": ("false", "true"),
-    "string": ("''", "chr(1114111)"),
-    "date32[day]": ("DATE '0001-01-01'", "DATE '9999-12-31'"),
-    "time64[us]": ("TIME '00:00:00'", "TIME '23:59:59.999999'"),
-    "timestamp[us, tz=UTC]": (
-        "TIMESTAMPTZ '0001-01-01 00:00:00+00'",
-        "TIMESTAMPTZ '9999-12-31 00:00:00+00'",
-    ),
-    "timestamp[us]": ("TIMESTAMP '0001-01-01'", "TIMESTAMP '9999-12-31'"),
-    "float": ("-3e38", "3e38"),
-    "double": ("-1e308", "1e308"),
-}
 Parameters = Sequence[Any] | Mapping[str, Any] | None
+Filters = dict[str, list[list[str]]]
+
+_PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+_OPTIONAL = re.compile(r"('(?:[^']|'')*')|optional: ")
+_CLOCK = re.compile(r"(?i)\b(?:now|today|\w*current_\w+|\w*timestamp|localtime)\b")
+_CLOCK_MARGIN = "INTERVAL 1 MINUTE"
+"""Planning and running read the clock apart from each other; no statement runs so much later."""
 
 
 @dataclass(frozen=True)
 class Statistics:
-    """Ranges of a table's cold files in a DuckDB table of that name, a row a file."""
+    """Ranges of a table's cold files, in a DuckDB table of that name: a row a file."""
 
     files: tuple[ColdFile, ...]
     columns: tuple[str, ...]
     name: str
+
+
+class Planner:
+    """Chooses the cold files of each statement. Its DuckDB holds no event, only statistics."""
+
+    def __init__(self) -> None:
+        config: dict[str, Any] = {
+            "threads": 1,
+            "autoinstall_known_extensions": False,
+            "python_enable_replacements": False,
+        }
+        self._instance = duckdb.connect(":memory:", config=config)
+        self._instance.execute("SET GLOBAL TimeZone = 'UTC'")
+        # By statistics a scan of an empty table is folded away, and its filters with it: another
+        # scan's filters would then choose the files of both.
+        self._instance.execute("SET GLOBAL disabled_optimizers = 'statistics_propagation'")
+        self._instance.execute("CREATE SCHEMA statistics")
+        self._lock = threading.Lock()  # guards the two below
+        self._stubs: dict[str, TableSchema] = {}
+        self._statistics: dict[int, Statistics] = {}
+
+    def choose(
+        self,
+        statement: str,
+        parameters: Parameters,
+        pins: Sequence[TablePin],
+        frames: Mapping[str, Any],
+    ) -> tuple[dict[int, tuple[ColdFile, ...]], Filters]:
+        """Cold files to read by table id, and the filters of each scan that chose them."""
+        kept = {one.table.entry.id: one.cold for one in pins}
+        if not any(one.cold for one in pins):
+            return kept, {}
+        with self._instance.cursor() as cursor:
+            for name, frame in frames.items():
+                cursor.register(name, frame)
+            for one in pins:
+                self._stub(cursor, one.table.entry.name, one.table.schema)
+            filters = pushed_filters(cursor, statement, parameters)
+        if filters is None:
+            return kept, {}
+        margin = _CLOCK_MARGIN if _CLOCK.search(statement) else ""
+        for one in pins:
+            scans = filters.get(one.table.entry.name, [])
+            kept[one.table.entry.id] = self._keep(one, scans, margin)
+        return kept, filters
+
+    def _stub(self, cursor: duckdb.DuckDBPyConnection, name: str, schema: TableSchema) -> None:
+        with self._lock:
+            if self._stubs.get(name) is not schema:
+                columns = ", ".join(
+                    f"{quoting.identifier(c.name)} {queried_type(c.sql_type)}"
+                    for c in schema.columns
+                )
+                cursor.execute(f"CREATE OR REPLACE TABLE {quoting.identifier(name)} ({columns})")
+                self._stubs[name] = schema
+
+    def _keep(
+        self, one: TablePin, scans: Sequence[Sequence[str]], margin: str
+    ) -> tuple[ColdFile, ...]:
+        if not one.cold or not scans or not all(scans):
+            return one.cold
+        if not all(_PLAIN_NAME.fullmatch(name) for name in one.table.schema.names):
+            return one.cold  # such a name stands unquoted in a filter, and could be misread
+        with self._lock, self._instance.cursor() as cursor:
+            id = one.table.entry.id
+            known = self._statistics.get(id)
+            if known is None or known.files is not one.cold:
+                name = f"statistics.t{id}"
+                known = load_statistics(cursor, one.cold, one.table.schema, name)
+                self._statistics[id] = known
+            return keep(cursor, known, scans, margin)
 
 
 def load_statistics(
@@ -84,39 +152,10 @@ def queried_type(sql_type: str) -> str:
     return "VARCHAR" if sql_type in ("UUID", "JSON") else sql_type
 
 
-def stub(schema: TableSchema, name: str) -> str:
-    """SQL that creates the stub of a table: extreme rows of its schema."""
-    columns = ", ".join(
-        f"{quoting.identifier(c.name)} {queried_type(c.sql_type)}" for c in schema.columns
-    )
-    lows, highs = [], []
-    for column in schema.columns:
-        low, high = _extremes(column.arrow_type)
-        lows.append(low)
-        highs.append(high)
-    nulls = ", ".join("NULL" for _ in schema.columns)
-    return (
-        f"CREATE OR REPLACE TABLE {name} ({columns}); INSERT INTO {name} VALUES "
-        f"({', '.join(lows)}), ({', '.join(highs)}), ({nulls})"
-    )
-
-
-def _extremes(arrow: pa.DataType) -> tuple[str, str]:
-    if pa.types.is_integer(arrow):
-        bits, signed = arrow.bit_width, pa.types.is_signed_integer(arrow)
-        low = -(2 ** (bits - 1)) if signed else 0
-        return str(low), str(low + 2**bits - 1)
-    if pa.types.is_decimal(arrow):
-        greatest = f"{'9' * (arrow.precision - arrow.scale) or '0'}.{'9' * arrow.scale}"
-        greatest = greatest.rstrip(".")
-        return f"'-{greatest}'", f"'{greatest}'"
-    return _LOW_HIGH.get(str(arrow), ("NULL", "NULL"))
-
-
 def pushed_filters(
-    cursor: duckdb.DuckDBPyConnection, statement: str, parameters: Parameters, schema: str
-) -> dict[str, list[list[str]]] | None:
-    """The filters of every scan of a stub in the schema `schema`, by table.
+    cursor: duckdb.DuckDBPyConnection, statement: str, parameters: Parameters
+) -> Filters | None:
+    """The filters of every scan, by table; a scan whose filters cannot be told apart has none.
 
     None when DuckDB cannot explain the statement; its own run then says why.
     """
@@ -124,16 +163,19 @@ def pushed_filters(
         rows = cursor.execute(f"EXPLAIN (FORMAT json) {statement}", parameters).fetchall()
     except (duckdb.Error, ValueError):
         return None
-    scans: dict[str, list[list[str]]] = {}
+    scans: Filters = {}
     for node in _nodes(json.loads(rows[-1][1])):
         info = node.get("extra_info") or {}
         table = info.get("Table")
         if isinstance(table, str):
-            database_schema, _, name = table.rpartition(".")
-            if database_schema.endswith(f".{schema}"):
-                filters = info.get("Filters", [])
-                filters = [filters] if isinstance(filters, str) else filters
-                scans.setdefault(name.strip('"'), []).append(list(filters))
+            name = table.rpartition(".")[2].strip('"')
+            filters = info.get("Filters", [])
+            filters = [filters] if isinstance(filters, str) else list(filters)
+            # The list is made by splitting at newlines, those inside literals too: each such
+            # literal leaves a line with an odd number of quotes.
+            if any(text.count("'") % 2 for text in filters):
+                filters = []
+            scans.setdefault(name, []).append(filters)
     return scans
 
 
@@ -150,11 +192,12 @@ def keep(
     cursor: duckdb.DuckDBPyConnection,
     statistics: Statistics,
     scans: Sequence[Sequence[str]],
+    margin: str = "",
 ) -> tuple[ColdFile, ...]:
     """The files that at least one of the scans may find a row in."""
     tests = []
     for filters in scans:
-        parts = [test for text in filters if (test := file_test(text, statistics.columns))]
+        parts = [test for text in filters if (test := file_test(text, statistics.columns, margin))]
         if not parts:
             return statistics.files
         tests.append(" AND ".join(f"({part})" for part in parts))
@@ -170,28 +213,31 @@ def keep(
     return tuple(statistics.files[row[0]] for row in rows)
 
 
-def file_test(text: str, columns: Sequence[str]) -> str | None:
+def file_test(text: str, columns: Sequence[str], margin: str = "") -> str | None:
     """A pushed filter as a test of a file's statistics, or None when it is not understood.
 
-    The test is false only for files in which no row passes the filter.
+    The test is false only for files in which no row passes the filter. With a `margin`, an SQL
+    interval, times are compared that much less strictly.
     """
     try:
-        tree = sqlglot.parse_one(text.replace("optional: ", ""), read="duckdb")
+        tree = sqlglot.parse_one(_OPTIONAL.sub(r"\1", text), read="duckdb")
     except (sqlglot.errors.SqlglotError, RecursionError):
         return None
-    return _test(tree, columns)
+    return _test(tree, columns, margin)
 
 
-def _test(node: exp.Expr, columns: Sequence[str]) -> str | None:
+def _test(node: exp.Expr, columns: Sequence[str], margin: str) -> str | None:
     node = node.unnest()
     if isinstance(node, exp.And):
-        parts = [p for p in (_test(node.left, columns), _test(node.right, columns)) if p]
+        parts = [
+            p for p in (_test(node.left, columns, margin), _test(node.right, columns, margin)) if p
+        ]
         return " AND ".join(f"({p})" for p in parts) or None
     if isinstance(node, exp.Or):
-        left, right = _test(node.left, columns), _test(node.right, columns)
+        left, right = _test(node.left, columns, margin), _test(node.right, columns, margin)
         return f"({left}) OR ({right})" if left and right else None
     if isinstance(node, exp.In) and not node.args.get("query"):
-        tests = [_compare(node.this, exp.EQ, value, columns) for value in node.expressions]
+        tests = [_compare(node.this, exp.EQ, value, columns, margin) for value in node.expressions]
         return " OR ".join(f"({t})" for t in tests if t) if tests and all(tests) else None
     if isinstance(node, exp.Is) and isinstance(node.expression, exp.Null):
         index = _index(node.this, columns)
@@ -200,7 +246,7 @@ def _test(node: exp.Expr, columns: Sequence[str]) -> str | None:
         index = _index(node.this.this, columns)
         return None if index is None else f"filled_{index}"
     if isinstance(node, exp.EQ | exp.GT | exp.GTE | exp.LT | exp.LTE):
-        return _compare(node.left, type(node), node.right, columns)
+        return _compare(node.left, type(node), node.right, columns, margin)
     return None
 
 
@@ -209,12 +255,15 @@ def _compare(
     operator: type[exp.Binary],
     value: exp.Expr,
     columns: Sequence[str],
+    margin: str,
 ) -> str | None:
     index = _index(column, columns)
     if index is None or not _is_constant(value):
         return None
     constant = value.sql(dialect="duckdb")
     low, high = f"low_{index}", f"high_{index}"
+    if margin and "TIMESTAMP" in constant:
+        low, high = f"{low} - {margin}", f"{high} + {margin}"
     test = {
         exp.EQ: f"{low} <= {constant} AND {high} >= {constant}",
         exp.GT: f"{high} > {constant}",

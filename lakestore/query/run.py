@@ -1,20 +1,19 @@
 """Run: a statement over pinned tables, on a cursor of its own."""
 
 import re
-import threading
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import duckdb
 import pyarrow as pa
 
 from lakestore import hot, quoting
-from lakestore.catalog import Catalog
-from lakestore.context import TableContext
-from lakestore.engine import Engine
+from lakestore.context import SiteContext, TableContext
+from lakestore.engine import buffered_source
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
 from lakestore.query import plan
 from lakestore.query.pin import FilesInUse, TablePin, pin
@@ -22,7 +21,8 @@ from lakestore.query.plan import Parameters
 from lakestore.query.result import Result
 from lakestore.snapshot import ColdFile
 
-_NAME = re.compile(r'"((?:[^"]|"")+)"|([A-Za-z_]\w*)')
+_PLAIN = re.compile(r"[A-Za-z_]\w*")
+_QUOTED = re.compile(r'"((?:[^"]|"")+)"')
 _ATTEMPTS = 5
 
 
@@ -66,13 +66,10 @@ class Explanation:
 class Queries:
     """Queries of one open lake."""
 
-    def __init__(self, catalog: Catalog, engine: Engine, visibility: threading.Lock) -> None:
-        self._catalog = catalog
-        self._engine = engine
-        self._visibility = visibility
-        self._lock = threading.Lock()  # guards _stubs and _statistics
-        self._stubs: dict[int, str] = {}
-        self._statistics: dict[int, plan.Statistics] = {}
+    def __init__(self, site: SiteContext) -> None:
+        self._site = site
+        self._engine = site.engine
+        self._planner = plan.Planner()
         self.in_use = FilesInUse()
 
     def sql(
@@ -94,16 +91,21 @@ class Queries:
         """
         statement = self._check(statement)
         named = _named(statement, tables)
+        parquet_only = False
         for attempt in range(_ATTEMPTS):
             try:
-                with self._prepared(statement, parameters, named, frames) as (cursor, _):
+                with self._prepared(
+                    statement, parameters, named, frames, parquet_only=parquet_only
+                ) as (cursor, _):
                     return Result(_fetch(cursor, statement, parameters))
-            except duckdb.IOException as error:
-                # A file that another process sealed and vacuumed: look again.
-                if attempt == _ATTEMPTS - 1 or "No files found" not in str(error):
-                    raise StorageError(f"a file of the lake cannot be read: {error}") from error
             except (duckdb.Error, ValueError) as error:
-                raise _translated(error, statement, tables) from error
+                last = attempt == _ATTEMPTS - 1
+                if "No files found" in str(error) and not last:
+                    continue  # another process sealed and vacuumed a file: look again
+                if _may_be_damage(error) and not parquet_only:
+                    parquet_only = True  # a segment's DuckDB file is expendable, its twin is not
+                    continue
+                raise _translated(error, tables) from error
         raise AssertionError("unreachable")
 
     def explain(
@@ -121,14 +123,16 @@ class Queries:
                 cursor.execute(f"EXPLAIN {statement}", parameters).fetchall()
                 return explanation
         except (duckdb.Error, ValueError) as error:
-            raise _translated(error, statement, tables) from error
+            raise _translated(error, tables) from error
 
     def relation(self, table: TableContext) -> duckdb.DuckDBPyRelation:
         """The table as of now, on a cursor of its own; its files are held until it is gone."""
         cursor = self._engine.cursor()
-        pins = pin([table], self._catalog, self._visibility)
+        pins = pin(self._site, [table])
         release = self._mount(cursor, pins, {})
-        relation = cursor.sql(f"FROM {quoting.identifier(table.entry.name)}")
+        relation: duckdb.DuckDBPyRelation = cursor.sql(
+            f"FROM {quoting.identifier(table.entry.name)}"
+        )
         weakref.finalize(relation, release)
         return relation
 
@@ -136,13 +140,14 @@ class Queries:
         """A DuckDB of the caller's own, with views of the tables as of now, over Parquet."""
         con = duckdb.connect(config={"autoinstall_known_extensions": False})
         con.execute("SET GLOBAL TimeZone = 'UTC'")
-        for one in pin(tables, self._catalog, self._visibility):
+        for one in pin(self._site, tables):
             table = one.table
             parts, name = _parquet_parts(one), quoting.identifier(table.entry.name)
             if one.buffered.num_rows:
                 buffered = f"lakestore_buffer_{table.entry.id}"
                 con.register(buffered, one.buffered)
-                parts.insert(0, f"SELECT {quoting.identifiers(table.schema.names)} FROM {buffered}")
+                names = quoting.identifiers(table.schema.names)
+                parts.insert(0, f"SELECT {names} FROM {buffered_source(buffered)}")
             con.execute(f"CREATE TEMP VIEW {name} AS {_union(parts, one)}")
         return con
 
@@ -153,88 +158,35 @@ class Queries:
         parameters: Parameters,
         tables: Sequence[TableContext],
         frames: Mapping[str, Any],
+        *,
+        parquet_only: bool = False,
     ) -> Iterator[tuple[duckdb.DuckDBPyConnection, Explanation]]:
         """A cursor on which the statement can run: tables pinned, pruned and mounted."""
         cursor = self._engine.cursor()
         release = None
         try:
-            for name, frame in frames.items():
-                cursor.register(name, _registrable(frame))
-            stubs = {table.entry.id: self._stub(table) for table in tables}
-            pins = pin(tables, self._catalog, self._visibility)
-            # One transaction, so that now() is the same to the planner and to the query.
-            cursor.execute("BEGIN")
-            kept, filters = self._prune(cursor, statement, parameters, pins, stubs)
-            release = self._mount(cursor, pins, kept)
+            rows = {name: _registrable(frame) for name, frame in frames.items()}
+            for name, frame in rows.items():
+                cursor.register(name, frame)
+            pins = pin(self._site, tables)
+            kept, filters = self._planner.choose(statement, parameters, pins, rows)
+            release = self._mount(cursor, pins, kept, parquet_only=parquet_only)
             yield cursor, Explanation(_tiers(pins, kept), filters)
         finally:
             cursor.close()
             if release is not None:
                 release()
 
-    def _prune(
-        self,
-        cursor: duckdb.DuckDBPyConnection,
-        statement: str,
-        parameters: Parameters,
-        pins: Sequence[TablePin],
-        stubs: Mapping[int, str],
-    ) -> tuple[dict[int, tuple[ColdFile, ...]], dict[str, list[list[str]]]]:
-        """Cold files to read by table id, and the filters that chose them."""
-        everything = {one.table.entry.id: one.cold for one in pins}
-        if not any(one.cold for one in pins):
-            return everything, {}
-        for one in pins:
-            name = quoting.identifier(one.table.entry.name)
-            cursor.execute(f"CREATE TEMP VIEW {name} AS FROM {stubs[one.table.entry.id]}")
-        scans = plan.pushed_filters(cursor, statement, parameters, "stubs")
-        if scans is None:
-            cursor.execute("ROLLBACK")
-            cursor.execute("BEGIN")
-            return everything, {}
-        kept, filters = {}, {}
-        for one in pins:
-            table = one.table
-            found = scans.get(stubs[table.entry.id].removeprefix("stubs."), [])
-            filters[table.entry.name] = found
-            kept[table.entry.id] = self._keep(one, found)
-        return kept, filters
-
-    def _stub(self, table: TableContext) -> str:
-        with self._lock:
-            name = self._stubs.get(table.entry.id)
-            if name is None:
-                name = f"stubs.t{table.entry.id}_{id(self)}"
-                cursor = self._engine.cursor()
-                cursor.execute("CREATE SCHEMA IF NOT EXISTS stubs")
-                cursor.execute(plan.stub(table.schema, name))
-                cursor.close()
-                self._stubs[table.entry.id] = name
-            return name
-
-    def _keep(self, one: TablePin, scans: Sequence[Sequence[str]]) -> tuple[ColdFile, ...]:
-        if not one.cold or not scans or not all(scans):
-            return one.cold
-        cursor = self._engine.cursor()
-        try:
-            with self._lock:
-                known = self._statistics.get(one.table.entry.id)
-                if known is None or known.files is not one.cold:
-                    name = f"stubs.s{one.table.entry.id}_{id(self)}"
-                    known = plan.load_statistics(cursor, one.cold, one.table.schema, name)
-                    self._statistics[one.table.entry.id] = known
-                return plan.keep(cursor, known, scans)
-        finally:
-            cursor.close()
-
     def _mount(
         self,
         cursor: duckdb.DuckDBPyConnection,
         pins: Sequence[TablePin],
         kept: Mapping[int, tuple[ColdFile, ...]],
-    ) -> Any:
+        *,
+        parquet_only: bool = False,
+    ) -> Callable[[], None]:
         """Make views of the pinned tables on the cursor; returns what lets their files go."""
-        attached: list[Any] = []
+        attached: list[Path] = []
         names = [s.name for one in pins for s in one.segments]
         names += [f.name for one in pins for f in kept.get(one.table.entry.id, one.cold)]
         self.in_use.add(names)
@@ -246,7 +198,8 @@ class Queries:
 
         try:
             for one in pins:
-                view = self._view(cursor, one, kept.get(one.table.entry.id, one.cold), attached)
+                files = kept.get(one.table.entry.id, one.cold)
+                view = self._view(cursor, one, files, None if parquet_only else attached)
                 name = quoting.identifier(one.table.entry.name)
                 cursor.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {view}")
         except BaseException:
@@ -259,7 +212,7 @@ class Queries:
         cursor: duckdb.DuckDBPyConnection,
         one: TablePin,
         cold: Sequence[ColdFile],
-        attached: list[Any],
+        attached: list[Path] | None,
     ) -> str:
         table = one.table
         columns = quoting.identifiers(table.schema.names)
@@ -267,17 +220,17 @@ class Queries:
         if one.buffered.num_rows:
             name = f"lakestore_buffer_{table.entry.id}"
             cursor.register(name, one.buffered)
-            parts.append(f"SELECT {columns} FROM {name}")
+            parts.append(f"SELECT {columns} FROM {buffered_source(name)}")
         for segment in one.segments:
             path = hot.duckdb_path(table.hot_folder, segment.name)
-            try:
-                alias = self._engine.attach(path) if segment.has_duckdb else None
-            except StorageError:  # the DuckDB file is expendable; its Parquet twin is not
-                alias = None
+            alias = None
+            if segment.has_duckdb and attached is not None:
+                with suppress(StorageError):  # the DuckDB file is expendable; its twin is not
+                    alias = self._engine.attach(path)
+                    attached.append(path)
             if alias is None:
                 parquet.append(str(table.segment_path(segment)))
             else:
-                attached.append(path)
                 parts.append(f"SELECT {columns} FROM {alias}.{hot.EVENTS}")
         if parquet:
             parts.append(_read_parquet(columns, parquet))
@@ -309,11 +262,9 @@ def _fetch(cursor: duckdb.DuckDBPyConnection, statement: str, parameters: Parame
 
 
 def mentioned(statement: str) -> set[str]:
-    """Every name that a statement may refer to, in lower case."""
-    return {
-        (quoted.replace('""', '"') or plain).casefold()
-        for quoted, plain in _NAME.findall(statement)
-    }
+    """Every name that a statement may refer to, in lower case, and some that it does not."""
+    quoted = (name.replace('""', '"') for name in _QUOTED.findall(statement))
+    return {name.casefold() for name in (*quoted, *_PLAIN.findall(statement))}
 
 
 def _named(statement: str, tables: Sequence[TableContext]) -> list[TableContext]:
@@ -381,11 +332,20 @@ def _message(error: BaseException) -> str:
     return str(error).strip()
 
 
-def _translated(error: Exception, statement: str, tables: Sequence[TableContext]) -> Exception:
+def _may_be_damage(error: Exception) -> bool:
+    """Whether a DuckDB file of a segment may be at fault."""
+    return isinstance(
+        error, duckdb.IOException | duckdb.InternalException | duckdb.FatalException
+    ) or "orrupt" in str(error)
+
+
+def _translated(error: Exception, tables: Sequence[TableContext]) -> Exception:
     if isinstance(error, duckdb.CatalogException) and "Table with name" in str(error):
         names = ", ".join(table.entry.name for table in tables) or "none yet"
         first = _message(error).split("\n", 1)[0]
         return NotFoundError(f"{first} The lake's tables: {names}")
     if isinstance(error, duckdb.OutOfMemoryException):
         return StorageError(f"the query needs more memory than memory_bytes allows: {error}")
+    if _may_be_damage(error):
+        return StorageError(f"a file of the lake cannot be read: {_message(error)}")
     return InvalidInputError(_message(error))

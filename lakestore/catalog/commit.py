@@ -1,0 +1,227 @@
+"""One catalog transaction, as the changes it may make."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Literal
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+import lakestore.catalog.tables as t
+from lakestore.catalog.rows import info_text
+from lakestore.errors import ConflictError, InvalidInputError
+from lakestore.snapshot import ColdFile, GenerationId, Segment
+
+GarbageKind = Literal["journal", "segment", "cold", "table"]
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """One table, as the catalog lists it."""
+
+    id: int
+    name: str
+    folder: str
+    cold: str
+    schema_version: int
+    schema_text: str
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file that nothing names any more, and since when (Unix seconds)."""
+
+    id: int
+    table_id: int
+    folder: str
+    kind: GarbageKind
+    name: str
+    since: float
+
+
+class Commit:
+    """What one catalog transaction may change."""
+
+    def __init__(self, con: Connection, now: datetime) -> None:
+        self._con = con
+        self.now = now
+
+    def add_table(self, name: str, cold: str, schema_text: str) -> TableEntry:
+        """List a new table; raises `InvalidInputError` when the name is taken."""
+        rows = self._con.execute(
+            sa.select(t.tables.c.name, t.tables.c.folder, t.tables.c.dropped_at)
+        ).all()
+        for row in rows:
+            if row.dropped_at is None and row.name.casefold() == name.casefold():
+                raise InvalidInputError(
+                    f"table {row.name!r} exists; open it with lake[{row.name!r}], or pass "
+                    "exist_ok=True"
+                )
+        taken = {row.folder.casefold() for row in rows}
+        folder, number = name, 1
+        while folder.casefold() in taken:
+            number += 1
+            folder = f"{name}-{number}"
+        values = {"name": name, "folder": folder, "cold": cold, "sealed_through": 0}
+        result = self._con.execute(
+            t.tables.insert(), values | {"last_segment": 0, "created_at": self.now.timestamp()}
+        )
+        key = result.inserted_primary_key
+        assert key is not None
+        table_id = int(key[0])
+        self._con.execute(
+            t.schemas.insert(), {"table_id": table_id, "version": 1, "text": schema_text}
+        )
+        return TableEntry(table_id, name, folder, cold, 1, schema_text)
+
+    def drop_table(self, table_id: int) -> None:
+        """Unlist a table; `vacuum` deletes its files after the grace."""
+        self._con.execute(
+            t.tables.update()
+            .where(t.tables.c.id == table_id)
+            .values(dropped_at=self.now.timestamp())
+        )
+        self.add_garbage(table_id, "table", [""])
+
+    def last_segment(self, table_id: int) -> int:
+        """The highest segment number given so far."""
+        query = sa.select(t.tables.c.last_segment).where(t.tables.c.id == table_id)
+        return int(self._con.execute(query).scalar_one())
+
+    def flushed(self, table_id: int) -> set[GenerationId]:
+        """Generations whose rows a segment holds."""
+        query = sa.select(t.generations.c.writer, t.generations.c.number).where(
+            t.generations.c.table_id == table_id
+        )
+        return {GenerationId(*row) for row in self._con.execute(query)}
+
+    def add_segment(
+        self,
+        table_id: int,
+        segment: Segment,
+        covers: Sequence[GenerationId],
+        producers: Mapping[str, int],
+    ) -> None:
+        """List a segment; the generations it covers are flushed from this commit on."""
+        self._con.execute(
+            t.segments.insert(),
+            {
+                "table_id": table_id,
+                "first": segment.first,
+                "last": segment.last,
+                "name": segment.name,
+                "has_duckdb": segment.has_duckdb,
+                "committed_at": segment.committed_at.timestamp(),
+                "info": info_text(segment.info),
+            },
+        )
+        self._con.execute(
+            t.tables.update()
+            .where(t.tables.c.id == table_id, t.tables.c.last_segment < segment.last)
+            .values(last_segment=segment.last)
+        )
+        self.add_flushed(table_id, covers)
+        for producer, seq in producers.items():
+            self._raise_producer(table_id, producer, seq)
+
+    def add_flushed(self, table_id: int, covers: Sequence[GenerationId]) -> None:
+        """Generations that hold no row any more, whose files may go."""
+        for id in covers:
+            self._con.execute(
+                t.generations.insert(),
+                {"table_id": table_id, "writer": id.writer, "number": id.number},
+            )
+        self.add_garbage(table_id, "journal", [f"{g.writer}/{g.number}" for g in covers])
+
+    def replace_segments(self, table_id: int, old: Sequence[Segment], new: Segment) -> None:
+        """Put one merged segment in the place of neighbours.
+
+        Raises:
+            ConflictError: one of them was sealed or merged meanwhile.
+        """
+        assert (new.first, new.last) == (old[0].first, old[-1].last), (old, new)
+        self._remove_segments(table_id, old)
+        self.add_segment(table_id, new, (), {})
+
+    def seal(
+        self,
+        table_id: int,
+        sealed: Sequence[Segment],
+        files: Sequence[ColdFile],
+        through: int,
+    ) -> None:
+        """List cold files in the place of segments, and move `sealed_through`.
+
+        Raises:
+            ConflictError: somebody sealed meanwhile.
+        """
+        self._remove_segments(table_id, sealed)
+        for file in files:
+            self._con.execute(
+                t.cold_files.insert(),
+                {
+                    "table_id": table_id,
+                    "name": file.name,
+                    "day": file.day,
+                    "first": file.first,
+                    "last": file.last,
+                    "schema_version": file.schema_version,
+                    "committed_at": self.now.timestamp(),
+                    "info": info_text(file.info),
+                },
+            )
+        moved = self._con.execute(
+            t.tables.update()
+            .where(t.tables.c.id == table_id, t.tables.c.sealed_through == sealed[0].first - 1)
+            .values(sealed_through=through)
+        )
+        if moved.rowcount != 1:
+            raise ConflictError("another process sealed meanwhile; its result stands")
+
+    def add_garbage(self, table_id: int, kind: GarbageKind, names: Sequence[str]) -> None:
+        """Note files that nothing names from this commit on."""
+        for name in names:
+            self._con.execute(
+                t.garbage.insert(),
+                {
+                    "table_id": table_id,
+                    "kind": kind,
+                    "name": name,
+                    "since": self.now.timestamp(),
+                },
+            )
+
+    def forget(self, garbage: Garbage) -> None:
+        """Strike a file off that is gone from the disk."""
+        self._con.execute(t.garbage.delete().where(t.garbage.c.id == garbage.id))
+        if garbage.kind == "journal":
+            writer, number = garbage.name.split("/")
+            g = t.generations.c
+            self._con.execute(
+                t.generations.delete().where(
+                    g.table_id == garbage.table_id, g.writer == writer, g.number == int(number)
+                )
+            )
+
+    def _remove_segments(self, table_id: int, old: Sequence[Segment]) -> None:
+        c = t.segments.c
+        for segment in old:
+            gone = self._con.execute(
+                t.segments.delete().where(c.table_id == table_id, c.name == segment.name)
+            )
+            if gone.rowcount != 1:
+                raise ConflictError(
+                    f"segment {segment.name!r} was sealed or merged meanwhile; that result stands"
+                )
+        self.add_garbage(table_id, "segment", [segment.name for segment in old])
+
+    def _raise_producer(self, table_id: int, producer: str, seq: int) -> None:
+        c = t.producers.c
+        mine = (c.table_id == table_id) & (c.producer == producer)
+        known = self._con.execute(sa.select(c.seq).where(mine)).scalar_one_or_none()
+        if known is None:
+            values = {"table_id": table_id, "producer": producer, "seq": seq}
+            self._con.execute(t.producers.insert(), values)
+        elif known < seq:
+            self._con.execute(t.producers.update().where(mine).values(seq=seq))

@@ -1,0 +1,40 @@
+"""Values as the catalog's rows hold them, and back."""
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+
+from lakestore.snapshot import ColumnRange, FileInfo, Segment
+
+
+def segment_of(row: Any) -> Segment:
+    """A segment from its row."""
+    committed = datetime.fromtimestamp(row.committed_at, UTC)
+    return Segment(row.first, row.last, row.name, info_of(row.info), row.has_duckdb, committed)
+
+
+def info_text(info: FileInfo) -> str:
+    """A file's facts as JSON."""
+    return json.dumps(
+        {
+            "rows": info.rows,
+            "bytes": info.bytes,
+            "sha256": info.sha256,
+            "min_time": info.min_time.isoformat(),
+            "max_time": info.max_time.isoformat(),
+            "ranges": {name: [r.low, r.high, r.nulls] for name, r in info.ranges.items()},
+        }
+    )
+
+
+def info_of(text: str) -> FileInfo:
+    """A file's facts from their JSON."""
+    data = json.loads(text)
+    return FileInfo(
+        data["rows"],
+        data["bytes"],
+        data["sha256"],
+        datetime.fromisoformat(data["min_time"]),
+        datetime.fromisoformat(data["max_time"]),
+        {name: ColumnRange(*values) for name, values in data["ranges"].items()},
+    )

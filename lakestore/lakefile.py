@@ -1,0 +1,53 @@
+"""`lakestore.json`: what makes a folder a lake, and which lake it is."""
+
+import json
+import uuid
+from pathlib import Path
+
+from lakestore.errors import (
+    CorruptionError,
+    FormatTooNewError,
+    InvalidInputError,
+    NotFoundError,
+)
+from lakestore.layout import LAKE_FILE
+from lakestore.storage.local import LocalStorage, make_folder, storage_error
+
+FORMAT = 1
+
+
+def lake_id(storage: LocalStorage, root: Path, *, create: bool) -> str:
+    """The uuid of the lake in `root`; with `create`, a new lake is made when there is none.
+
+    Raises:
+        InvalidInputError: `root` is a file.
+        NotFoundError: there is no lake, and none is to be made.
+        FormatTooNewError: a newer lakestore wrote it.
+        CorruptionError: the file is damaged.
+        StorageError: the disk refused.
+    """
+    if root.exists() and not root.is_dir():
+        raise InvalidInputError(f"{str(root)!r} is a file; a lake is a folder")
+    if storage.size(LAKE_FILE) is None:
+        if not create:
+            raise NotFoundError(f"no lake at {str(root)!r}: open it with mode='rw' to make one")
+        facts = {"format": FORMAT, "lake": str(uuid.uuid4())}
+        try:
+            make_folder(root)
+            staged = root / f".{uuid.uuid4().hex}.tmp"
+            staged.write_text(json.dumps(facts) + "\n")
+        except OSError as error:
+            raise storage_error(f"cannot make a lake at {str(root)!r}", error) from error
+        storage.put_new(LAKE_FILE, staged)
+        staged.unlink(missing_ok=True)
+    try:
+        facts = json.loads(storage.read(LAKE_FILE))
+        version, lake = int(facts["format"]), str(facts["lake"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise CorruptionError(f"{str(root / LAKE_FILE)!r} is damaged: {error!r}") from error
+    if version > FORMAT:
+        raise FormatTooNewError(
+            f"the lake at {str(root)!r} has format {version}, this lakestore reads {FORMAT}: "
+            "upgrade lakestore"
+        )
+    return lake
