@@ -16,7 +16,7 @@ import pyarrow.compute as pc
 from lakestore.buffer import Buffer
 from lakestore.coerce import to_batches
 from lakestore.errors import InvalidInputError
-from lakestore.idhash import Hashes, IdIndex, hash_batch, identities, repeated
+from lakestore.idhash import Hashes, IdIndex, hash_batch, identities, in_sorted, twins
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
@@ -93,11 +93,10 @@ class Appender:
                 fresh: list[pa.RecordBatch] = []
             else:
                 buffer.wait_for_room(self._settings.buffer_bytes, self._settings.append_timeout_s)
-                fresh, hashes = self._drop_duplicates(batches, hashes)
+                fresh, ordered = self._drop_duplicates(batches, hashes)
             if fresh:
                 generation, end = buffer.append(fresh, producer, seq, queue=level == "memory")
-                for part in hashes:
-                    self._known.add(part)
+                self._known.add(ordered)
                 if level != "disk":
                     buffer.publish(generation, end)
         accepted = sum(batch.num_rows for batch in fresh)
@@ -120,7 +119,7 @@ class Appender:
     def learn(self, hashes: Hashes) -> None:
         """Take hashes of rows that are published, or recovered."""
         with self._buffer.lock:
-            self._known.add(hashes)
+            self._known.add(np.sort(hashes))
 
     def forget_sealed(self, unsealed: Callable[[], Hashes]) -> None:
         """Shrink the index to unsealed rows, once sealed ones make up most of it."""
@@ -129,9 +128,9 @@ class Appender:
         published = unsealed()
         with self._buffer.lock:
             index = IdIndex()
-            index.add(published)
+            index.add(np.sort(published))
             for part in self._hashes(self._buffer.all_batches()):
-                index.add(part)
+                index.add(np.sort(part))
             self._known = index
 
     def _hashes(self, batches: list[pa.RecordBatch]) -> list[Hashes]:
@@ -141,18 +140,18 @@ class Appender:
 
     def _drop_duplicates(
         self, batches: list[pa.RecordBatch], hashes: list[Hashes]
-    ) -> tuple[list[pa.RecordBatch], list[Hashes]]:
-        """The rows not seen before, and their hashes. Hashes only nominate; ids decide."""
+    ) -> tuple[list[pa.RecordBatch], Hashes]:
+        """The rows not seen before, and their hashes, sorted. Hashes nominate, ids decide."""
         if not hashes:
-            return batches, hashes
-        every = hashes[0] if len(hashes) == 1 else np.concatenate(hashes)
-        suspects = np.concatenate((self._known.find(every), repeated(every)))
-        if len(suspects) == 0:
-            return batches, hashes
-        suspect = np.zeros(len(every), dtype=np.bool_)
-        suspect[suspects] = True
-        borders = np.cumsum([len(part) for part in hashes])[:-1]
-        return self._decide(batches, hashes, np.split(suspect, borders))
+            return batches, np.empty(0, dtype=np.uint64)
+        ordered = np.sort(hashes[0] if len(hashes) == 1 else np.concatenate(hashes))
+        nominated = np.concatenate((self._known.find(ordered), twins(ordered)))
+        if len(nominated) == 0:
+            return batches, ordered
+        nominated.sort()
+        suspects = [in_sorted(nominated, part) for part in hashes]
+        fresh, kept = self._decide(batches, hashes, suspects)
+        return fresh, np.sort(np.concatenate(kept)) if kept else ordered[:0]
 
     def _decide(
         self,

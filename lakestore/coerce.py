@@ -194,6 +194,8 @@ def _must_infer(values: list[Any], target: pa.DataType) -> bool:
         return bool(kinds & {int, float, bool})
     if types.is_integer(target):
         return bool(kinds - {int, type(None)})
+    if types.is_float32(target):
+        return bool(kinds & {float, bool})
     if types.is_floating(target) or types.is_decimal(target):
         return bool in kinds
     return bool(types.is_struct(target) or types.is_list(target))
@@ -302,12 +304,10 @@ def _cast_all(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
 def _parse_times(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
     """ISO 8601 text as times; without a zone it is UTC."""
     zoned = pc.match_substring_regex(values, r"(?:[Zz]|:\d{2}(?:\.\d+)? ?[+-]\d{2}(?::?\d{2})?)$")
-    if pc.all(zoned, min_count=0).as_py():
-        return pc.cast(pc.cast(values, pa.timestamp(target.unit, "UTC")), target)
-    if not pc.any(zoned, min_count=0).as_py():
-        return pc.cast(pc.cast(values, pa.timestamp(target.unit)), target)
-    with_zone = pc.if_else(zoned, values, pc.binary_join_element_wise(values, "Z", ""))
-    return pc.cast(pc.cast(with_zone, pa.timestamp(target.unit, "UTC")), target)
+    nothing = pa.scalar(None, pa.string())
+    with_zone = pc.cast(pc.if_else(zoned, values, nothing), pa.timestamp("us", "UTC"))
+    without = pc.cast(pc.if_else(zoned, nothing, values), pa.timestamp("us"))
+    return pc.cast(pc.coalesce(with_zone, pc.cast(without, with_zone.type)), target)
 
 
 def _may_cast(source: pa.DataType, target: pa.DataType) -> bool:

@@ -116,8 +116,10 @@ class TableContext:
     buffer: Buffer | None  # None: opened for reading only
     tails: JournalTails
     file_ids: FileIds
-    maintaining: threading.Lock = field(default_factory=threading.Lock)
-    """Held by the one thread of this process that flushes, merges or seals the table."""
+    flushing: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the one thread of this process that flushes the table."""
+    sealing: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the one that merges or seals it; taken after `flushing`, never before."""
 
     @classmethod
     def open(cls, site: SiteContext, entry: TableEntry, schema: TableSchema) -> "TableContext":

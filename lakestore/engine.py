@@ -23,6 +23,7 @@ STORAGE_VERSION = "v1.2.0"
 
 
 _IDLE_MAX = 64
+_QUIET = "SET enable_progress_bar = false"  # it cannot be set for all connections at once
 _DUCKDB_2 = int(duckdb.__version__.split(".")[0]) >= 2
 _SORT_BYTES = 256 * MIB
 
@@ -64,6 +65,11 @@ class Engine:
         if not _DUCKDB_2:  # pyarrow cannot take the filters that 1.5 makes of joins, and raises
             self._instance.execute("SET GLOBAL disabled_optimizers = 'join_filter_pushdown'")
         self.limit_memory(memory_bytes)
+        # Files are built in a DuckDB of one thread: beside appends and queries, not before them.
+        self._builder = duckdb.connect(
+            ":memory:", config={"threads": 1, "memory_limit": f"{_SORT_BYTES}B"}
+        )
+        self._builder.execute("SET GLOBAL TimeZone = 'UTC'")
 
     def limit_memory(self, memory_bytes: int) -> None:
         """Let DuckDB use so much memory; beyond it, it spills to the disk."""
@@ -73,7 +79,9 @@ class Engine:
         """A connection of its own to the instance."""
         if self._pid != os.getpid():
             raise ClosedError("DuckDB does not survive a fork: open the lake again in this process")
-        return self._instance.cursor()
+        cursor = self._instance.cursor()
+        cursor.execute(_QUIET)
+        return cursor
 
     def attach(self, path: Path) -> str:
         """The alias of a segment's DuckDB file, attached read-only; `release` when done.
@@ -135,7 +143,8 @@ class Engine:
         with self._lock:
             self._serial += 1
             alias = f"building_{self._serial}"
-        cursor = self.cursor()
+        cursor = self._builder.cursor()
+        cursor.execute(_QUIET)
         try:
             cursor.execute(
                 f"ATTACH {quoting.literal(str(path))} AS {alias} "
@@ -164,6 +173,7 @@ def sorter(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
     }
     with duckdb.connect(":memory:", config=config) as con:
         con.execute("SET GLOBAL TimeZone = 'UTC'")
+        con.execute(_QUIET)
         yield con
 
 

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 from lakestore import hot, quoting
 from lakestore.buffer import ClosedGeneration
 from lakestore.context import TableContext
-from lakestore.idhash import hash_batch, identities, repeated
+from lakestore.idhash import hash_batch, identities, in_sorted, twins
 from lakestore.settings import MIB, Settings
 from lakestore.snapshot import GenerationId, Segment, TableState
 from lakestore.storage.local import make_folder
@@ -39,14 +39,14 @@ def is_due(rows: int, bytes: int, age_s: float, settings: Settings) -> bool:
 def wants_duckdb(rows: int, backlog_bytes: int, settings: Settings) -> bool:
     """Whether a segment gets a DuckDB file beside its Parquet file. Pure.
 
-    Not a small one, and not while appends outrun flushes: the file takes as long as all the rest
-    of a flush, and what arrives that fast is sealed soon.
+    Not a small one, and not while rows pour in: the file takes as long as all the rest of a flush,
+    and what arrives that fast is sealed soon. The backlog is what came since the flush began.
     """
-    return rows >= settings.segment_duckdb_rows and backlog_bytes <= settings.buffer_bytes // 2
+    return rows >= settings.segment_duckdb_rows and backlog_bytes <= settings.buffer_bytes // 64
 
 
 def flush(table: TableContext) -> list[Segment]:
-    """Publish everything buffered as hot segments; the caller holds `table.maintaining`.
+    """Publish everything buffered as hot segments; the caller holds `table.flushing`.
 
     Raises:
         StorageError: the disk refused; the rows stay buffered and journaled.
@@ -142,9 +142,9 @@ def drop_duplicates(table: TableContext, rows: pa.Table, state: TableState) -> p
     if schema.dedup == "none" or rows.num_rows == 0:
         return rows
     hashes = hash_batch(rows, schema)
-    suspects = np.zeros(rows.num_rows, dtype=np.bool_)
-    suspects[repeated(hashes)] = True
     order = np.argsort(hashes)  # sorted probes stay in the cache: a third of the time
+    twice = twins(hashes[order])
+    suspects = in_sorted(twice, hashes) if len(twice) else np.zeros(rows.num_rows, np.bool_)
     known: set[object] = set()
     for name, path in _files_to_ask(table, rows, state):
         hit = np.zeros(rows.num_rows, dtype=np.bool_)
@@ -196,7 +196,7 @@ def _first_of_each(
 
 
 def merge(table: TableContext) -> Segment | None:
-    """Merge neighbours when there are too many; the caller holds `table.maintaining`.
+    """Merge neighbours when there are too many; the caller holds `table.sealing`.
 
     Raises:
         ConflictError: one of them was sealed meanwhile.

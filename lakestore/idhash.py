@@ -1,9 +1,12 @@
 """Hashes of event ids, vectorised: no Python per row.
 
 A hash only ever says "maybe the same"; whoever acts on one compares the ids themselves. So a
-collision costs time, never a row. The hashes are polars' and may change with its version: what
-is written to disk says which version made it.
+collision costs time, never a row. Ids that are text are hashed here, in half the time of a call
+into polars; others by polars, whose hashes may change with its version: what is written to disk
+says which version made it.
 """
+
+from functools import cache
 
 import numpy as np
 import numpy.typing as npt
@@ -14,8 +17,9 @@ import pyarrow.compute as pc
 from lakestore.schema import Dedup, TableSchema
 
 Hashes = npt.NDArray[np.uint64]
-HASH_VERSION = f"polars-{pl.__version__}"
+HASH_VERSION = f"multilinear-1, polars {pl.__version__}"
 _DAY_US = 86_400_000_000
+_NONE: Hashes = np.empty(0, dtype=np.uint64)
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
 
 
@@ -36,10 +40,60 @@ def hash_ids(
     ids: pa.Array | pa.ChunkedArray, times: pa.Array | pa.ChunkedArray, scope: Dedup
 ) -> Hashes:
     """One 64-bit hash a row of what makes an event unique: its id, and in scope `day` its day."""
-    hashes: Hashes = pl.Series(values=ids).hash().to_numpy()
+    hashes: Hashes
+    if pa.types.is_string(ids.type):
+        chunks = [ids] if isinstance(ids, pa.Array) else ids.chunks
+        parts = [_hash_text(chunk) for chunk in chunks]
+        hashes = parts[0] if len(parts) == 1 else np.concatenate([_NONE, *parts])
+    else:
+        hashes = pl.Series(values=ids).hash().to_numpy()
     if scope == "day":
         hashes = hashes + days(times).view(np.uint64) * _SPREAD
     return hashes
+
+
+def _hash_text(ids: pa.StringArray) -> Hashes:
+    """Hashes of texts without nulls: a multilinear hash of their 8-byte words, then a finalizer.
+
+    Source: Lemire and Kaser, Strongly universal string hashing is fast (2014), with fixed keys;
+    the finalizer is MurmurHash3's.
+    """
+    rows = len(ids)
+    if rows == 0:
+        return _NONE
+    _, offset_buffer, data_buffer = ids.buffers()
+    offsets = np.frombuffer(offset_buffer, np.int32, rows + 1, ids.offset * 4)
+    data = np.frombuffer(data_buffer if data_buffer is not None else b"", np.uint8)
+    lengths = np.diff(offsets)
+    length = int(lengths[0])
+    if (lengths == length).all():
+        texts = data[offsets[0] : offsets[-1]].reshape(rows, length)
+        return _hash_words(texts)
+    hashes = np.empty(rows, dtype=np.uint64)
+    for length in np.unique(lengths).tolist():
+        which = np.flatnonzero(lengths == length)
+        hashes[which] = _hash_words(data[offsets[which, None] + np.arange(length)])
+    return hashes
+
+
+def _hash_words(texts: npt.NDArray[np.uint8]) -> Hashes:
+    """Hashes of texts of one length, a row each."""
+    rows, length = texts.shape
+    padded = np.zeros((rows, -(-length // 8) * 8), dtype=np.uint8)
+    padded[:, :length] = texts
+    hashes: Hashes = padded.view(np.uint64) @ _keys(padded.shape[1] // 8)
+    hashes += np.uint64((length + 1) * int(_SPREAD) % 2**64)
+    hashes ^= hashes >> np.uint64(33)
+    hashes *= np.uint64(0xFF51AFD7ED558CCD)
+    hashes ^= hashes >> np.uint64(33)
+    return hashes
+
+
+@cache
+def _keys(count: int) -> Hashes:
+    """So many fixed odd keys."""
+    generator = np.random.Generator(np.random.PCG64(20_251_122))
+    return generator.integers(0, 2**64, count, dtype=np.uint64) | np.uint64(1)
 
 
 def hash_batch(rows: pa.RecordBatch | pa.Table, schema: TableSchema) -> Hashes:
@@ -55,13 +109,10 @@ def identities(rows: pa.RecordBatch | pa.Table, schema: TableSchema) -> list[obj
     return list(zip(ids, days(rows.column(schema.event_time)).tolist(), strict=True))
 
 
-def repeated(hashes: Hashes) -> npt.NDArray[np.intp]:
-    """Indices of the hashes that are there more than once."""
-    ordered = np.sort(hashes)
-    twice = ordered[1:][ordered[1:] == ordered[:-1]]
-    if len(twice) == 0:
-        return np.empty(0, dtype=np.intp)
-    return np.flatnonzero(in_sorted(twice, hashes))
+def twins(ordered: Hashes) -> Hashes:
+    """Those of the hashes, which are sorted, that are there more than once."""
+    same = ordered[1:] == ordered[:-1]
+    return ordered[1:][same] if same.any() else ordered[:0]
 
 
 def id_sum(hashes: Hashes) -> int:
@@ -70,11 +121,12 @@ def id_sum(hashes: Hashes) -> int:
 
 
 class IdIndex:
-    """A growing set of hashes: 16 bytes a row or less, vectorised. One thread at a time.
+    """A growing set of hashes: 16 to 24 bytes a row, vectorised. One thread at a time.
 
     Sorted runs, each at least four times as long as the next, so n hashes are in log4(n) runs
     and each was merged as often (a log-structured merge). Before them a map of which slots, named
-    by a hash's highest bits, hold any: it answers for seven hashes in eight that are not there.
+    by a hash's highest bits, hold any: it answers for seven hashes in eight that are not there,
+    in three operations; bits in place of bytes would take eight.
     """
 
     def __init__(self) -> None:
@@ -85,38 +137,36 @@ class IdIndex:
     def __len__(self) -> int:
         return sum(len(run) for run in self._runs)
 
-    def add(self, hashes: Hashes) -> None:
-        """Put hashes in; they need not be sorted or new."""
-        if len(hashes) == 0:
+    def add(self, ordered: Hashes) -> None:
+        """Put hashes in; they are sorted, and need not be new."""
+        if len(ordered) == 0:
             return
-        run = np.sort(hashes)
-        self._taken[self._slots(run)] = True
+        run = ordered
         while self._runs and len(self._runs[-1]) < 4 * len(run):
             run = np.concatenate((self._runs.pop(), run))
-            run.sort()
+            run.sort(kind="stable")  # two sorted halves: it merges them, in half the time
         self._runs.append(run)
-        if len(self) * 8 > len(self._taken):
-            self._grow()
+        if len(self) * 8 > 1 << self._bits:
+            self._bits = (16 * len(self) - 1).bit_length()
+            self._taken = np.zeros(1 << self._bits, dtype=np.bool_)
+            for run in self._runs:
+                self._taken[self._slots(run)] = True
+        else:
+            self._taken[self._slots(ordered)] = True
 
-    def find(self, hashes: Hashes) -> npt.NDArray[np.intp]:
-        """Indices of the hashes that are in the set."""
-        maybe = np.flatnonzero(self._taken[self._slots(hashes)])
-        if len(maybe) == 0:
-            return maybe
-        probes = hashes[maybe]
-        found = np.zeros(len(maybe), dtype=np.bool_)
+    def find(self, ordered: Hashes) -> Hashes:
+        """Those of the hashes, which are sorted, that are in the set."""
+        probes = ordered[self._taken[self._slots(ordered)]]
+        if len(probes) == 0:
+            return probes
+        found = np.zeros(len(probes), dtype=np.bool_)
         for run in self._runs:
             found |= in_sorted(run, probes)
-        return maybe[found]
+        return probes[found]
 
-    def _slots(self, hashes: Hashes) -> npt.NDArray[np.intp]:
-        return (hashes >> np.uint64(64 - self._bits)).astype(np.intp)
-
-    def _grow(self) -> None:
-        self._bits = max(self._bits, (16 * len(self) - 1).bit_length())
-        self._taken = np.zeros(1 << self._bits, dtype=np.bool_)
-        for run in self._runs:
-            self._taken[self._slots(run)] = True
+    def _slots(self, hashes: Hashes) -> npt.NDArray[np.int64]:
+        slots: npt.NDArray[np.int64] = (hashes >> np.uint64(64 - self._bits)).view(np.int64)
+        return slots
 
 
 def in_sorted(run: Hashes, probes: Hashes) -> npt.NDArray[np.bool_]:

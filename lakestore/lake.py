@@ -178,7 +178,7 @@ class Lake:
         """
         self._check_open(write=True)
         table = self[name]
-        with table._context.maintaining, self._opening:
+        with table._context.flushing, table._context.sealing, self._opening:
             with self._site.catalog.commit() as commit:
                 commit.drop_table(table._context.entry.id)
             self._tables.pop(table._context.entry.id, None)

@@ -49,7 +49,7 @@ def choose(segments: Sequence[Segment]) -> Sequence[Segment]:
 
 
 def seal(table: TableContext) -> list[ColdFile]:
-    """Seal every hot segment; the caller holds `table.maintaining`.
+    """Seal every hot segment; the caller holds `table.sealing`.
 
     Raises:
         ConflictError: another process sealed meanwhile; its result stands.

@@ -5,8 +5,10 @@ add, and deletes nothing more until somebody has looked (`maintain()` by hand cl
 """
 
 import logging
+import os
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 from lakestore import flush, retain, seal, shell
@@ -15,6 +17,7 @@ from lakestore.errors import ConflictError, StorageError
 from lakestore.query.pin import FilesInUse
 
 log = logging.getLogger("lakestore")
+_NICENESS = 5
 
 
 @dataclass
@@ -42,20 +45,25 @@ class Upkeep:
         self._in_use = in_use
         self._wake = threading.Event()
         self._stopping = threading.Event()
-        self._thread: threading.Thread | None = None
+        self._threads: list[threading.Thread] = []
         self.problem: str | None = None
 
     def start(self) -> None:
-        """Do the jobs in a thread from now on."""
-        self._thread = threading.Thread(target=self._run, name="lakestore-upkeep", daemon=True)
-        self._thread.start()
+        """Do the jobs in two threads from now on: a seal takes long, and flushes must not wait."""
+        for name, jobs in (("flush", self._flush_round), ("seal", self._seal_round)):
+            thread = threading.Thread(
+                target=self._run, args=(jobs,), name=f"lakestore-{name}", daemon=True
+            )
+            self._threads.append(thread)
+            thread.start()
 
     def stop(self) -> None:
-        """End the thread, once it has finished what it is doing."""
+        """End the threads, once they have finished what they are doing."""
         self._stopping.set()
         self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+        for thread in self._threads:
+            if thread is not threading.current_thread():
+                thread.join()
 
     def wake(self) -> None:
         """Something may be due."""
@@ -63,18 +71,20 @@ class Upkeep:
 
     def flush(self, table: TableContext) -> int:
         """Flush now; returns the rows published."""
-        with table.maintaining:
+        with table.flushing:
             segments = flush.flush(table)
-            while flush.merge(table) is not None:
-                pass
         if segments:
+            with table.sealing:
+                while flush.merge(table) is not None:
+                    pass
             self.publish()
         return sum(segment.info.rows for segment in segments)
 
     def seal(self, table: TableContext) -> int:
         """Flush and seal now; returns the rows sealed."""
-        with table.maintaining:
+        with table.flushing:
             flush.flush(table)
+        with table.sealing:
             files = seal.seal(table)
         self.publish()
         return sum(file.info.rows for file in files)
@@ -96,57 +106,83 @@ class Upkeep:
             self.problem = str(error)
             log.error("%s", error)
 
-    def round(self, *, delete: bool = True) -> Report:
+    def round(self) -> Report:
         """Do every job that is due, once."""
         report = Report()
-        for table in self._tables():
-            try:
-                self._keep(table, report)
-            except ConflictError:
-                pass  # another process did it
-            except Exception as error:  # one table must not hold up the others
-                report.problems.append(f"{table.entry.name}: {error}")
-        if report.flushed or report.merged or report.sealed:
-            self.publish()
-        if delete and not report.problems:
+        self._flush_round(report)
+        self._seal_round(report)
+        if not report.problems:
             report.deleted = len(self.vacuum(dry_run=False))
         return report
 
-    def _keep(self, table: TableContext, report: Report) -> None:
-        """One table's jobs: flush, merge, seal, each when due."""
+    def _flush_round(self, report: Report) -> None:
+        """Flush what is due; merge what no seal is at; delete journals and expired files."""
+        for table in self._tables():
+            with self._noting(table, report):
+                report.flushed += self._flush_if_due(table)
+                if table.sealing.acquire(blocking=False):
+                    try:
+                        while flush.merge(table) is not None:
+                            report.merged += 1
+                    finally:
+                        table.sealing.release()
+        if report.flushed or report.merged:
+            self.publish()
+
+    def _seal_round(self, report: Report) -> None:
+        """Seal what is due."""
+        for table in self._tables():
+            with self._noting(table, report), table.sealing:
+                hot = table.state().hot
+                if hot:
+                    oldest = self._site.clock.now() - min(s.committed_at for s in hot)
+                    size = sum(s.info.bytes for s in hot)
+                    if seal.is_due(size, oldest.total_seconds(), self._site.settings):
+                        report.sealed += len(seal.seal(table))
+        if report.sealed:
+            self.publish()
+
+    def _flush_if_due(self, table: TableContext) -> int:
         buffer = table.buffer
         assert buffer is not None
-        now = self._site.clock.monotonic()
         began = buffer.began
-        age = now - began if began is not None else 0.0
-        if flush.is_due(buffer.rows, buffer.bytes, age, self._site.settings):
-            with table.maintaining:
-                report.flushed += len(flush.flush(table))
-        with table.maintaining:
-            while flush.merge(table) is not None:
-                report.merged += 1
-            hot = table.state().hot
-            if hot:
-                oldest = self._site.clock.now() - min(s.committed_at for s in hot)
-                size = sum(s.info.bytes for s in hot)
-                if seal.is_due(size, oldest.total_seconds(), self._site.settings):
-                    report.sealed += len(seal.seal(table))
+        age = self._site.clock.monotonic() - began if began is not None else 0.0
+        if not flush.is_due(buffer.rows, buffer.bytes, age, self._site.settings):
+            return 0
+        with table.flushing:
+            return len(flush.flush(table))
 
-    def _run(self) -> None:
+    @contextmanager
+    def _noting(self, table: TableContext, report: Report) -> Iterator[None]:
+        """Note a failure in the report: one table must not hold up the others."""
+        try:
+            yield
+        except ConflictError:
+            pass  # another process did it
+        except Exception as error:
+            report.problems.append(f"{table.entry.name}: {error}")
+
+    def _run(self, jobs: Callable[[Report], None]) -> None:
+        # Of this thread alone, on Linux: appends and queries come first when the cores are busy.
+        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
         pause = min(1.0, self._site.settings.flush_age_s / 2)
         while not self._stopping.is_set():
-            self._wake.wait(pause)
-            self._wake.clear()
+            if jobs == self._flush_round:
+                self._wake.wait(pause)
+                self._wake.clear()
+            else:
+                self._stopping.wait(pause)
             if self._stopping.is_set():
                 return
+            report = Report()
             try:
-                report = self.round(delete=self.problem is None)
-                problem = report.problems[0] if report.problems else None
+                jobs(report)
+                if self.problem is None and not report.problems and jobs == self._flush_round:
+                    self.vacuum(dry_run=False)
             except Exception as error:  # the thread must outlive any one failure
-                problem = str(error)
-                log.exception("upkeep failed")
-            if problem is not None and problem != self.problem:
-                log.error("upkeep: %s", problem)
-            if problem is not None:
-                self.problem = problem
+                report.problems.append(str(error))
+            if report.problems:
+                if report.problems[0] != self.problem:
+                    log.error("upkeep: %s", report.problems[0])
+                self.problem = report.problems[0]
                 self._stopping.wait(pause)

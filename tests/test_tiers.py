@@ -346,7 +346,7 @@ def test_upkeep_flushes_and_seals_by_itself(open_lake):
 def test_upkeep_shows_its_problem_and_deletes_nothing_after_it(open_lake, root):
     lake = open_lake(upkeep="auto", settings={"flush_age_s": 0.05, "seal_age_s": 0.01})
     table = lake.create_table("events", SCHEMA)
-    with table._context.maintaining:
+    with table._context.flushing, table._context.sealing:
         table.append(events(0, 30))
         flush.flush(table._context)
         (path,) = (root / "_site/hot").rglob("*.parquet")
@@ -384,7 +384,7 @@ def test_choosing_is_pure():
     assert flush.is_due(1, 100, 0, settings)
     assert flush.is_due(1, 1, 5, settings)
 
-    settings = ls.Settings(segment_duckdb_rows=10, buffer_bytes=100)
+    settings = ls.Settings(segment_duckdb_rows=10, buffer_bytes=3200)
     assert flush.wants_duckdb(10, 50, settings)
     assert not flush.wants_duckdb(9, 50, settings)
     assert not flush.wants_duckdb(10, 51, settings)
