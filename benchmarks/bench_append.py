@@ -23,7 +23,7 @@ import deltalake
 import duckdb
 import psutil
 import pyarrow as pa
-from events import SCHEMA, batches
+from events import PLAIN, SCHEMA, batches
 from report import machine, table
 
 import lakestore as ls
@@ -60,8 +60,8 @@ def deltalake_append(folder: Path) -> Send:
     )
 
 
-def lakestore_append(lake: ls.Lake) -> Send:
-    return lake.create_table("usage", SCHEMA).append
+def lakestore_append(lake: ls.Lake, schema: ls.TableSchema) -> Send:
+    return lake.create_table(f"usage_{schema.dedup}", schema).append
 
 
 def compare(folder: Path, rows: int, rounds: int, batch_rows: int) -> None:
@@ -69,7 +69,8 @@ def compare(folder: Path, rows: int, rounds: int, batch_rows: int) -> None:
     with ls.open(folder / "lake", upkeep="manual") as lake:
         systems: dict[str, tuple[Send, int]] = {  # the slow ones get fewer batches a round
             "bare Arrow IPC + fdatasync": (bare(folder), 1),
-            "lakestore": (lakestore_append(lake), 1),
+            "lakestore": (lakestore_append(lake, SCHEMA), 1),
+            "lakestore, dedup none like the rest": (lakestore_append(lake, PLAIN), 1),
             "DuckDB INSERT": (duckdb_insert(folder), 4),
             "deltalake append": (deltalake_append(folder), 20),
         }
@@ -86,7 +87,7 @@ def compare(folder: Path, rows: int, rounds: int, batch_rows: int) -> None:
                     waits[name].append(time.perf_counter() - before)
                 rates[name].append(sum(b.num_rows for b in some) / (time.perf_counter() - began))
             lake.flush()
-        stored = lake.sql("SELECT count(*), count(DISTINCT event_id) FROM usage").fetchone()
+        stored = lake.sql("SELECT count(*), count(DISTINCT event_id) FROM usage_day").fetchone()
         assert stored == (rows * rounds, rows * rounds), stored
     medians = {name: statistics.median(r) for name, r in rates.items()}
     mine = medians["lakestore"]

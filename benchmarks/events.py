@@ -36,3 +36,8 @@ def batches(rows: int, batch_rows: int, seed: int = 7) -> Iterator[pa.RecordBatc
 SCHEMA = ls.TableSchema.from_arrow(
     next(batches(1, 1)).schema, event_time="created_at", event_id="event_id"
 )
+
+PLAIN = ls.TableSchema.from_arrow(
+    next(batches(1, 1)).schema, event_time="created_at", event_id="event_id", dedup="none"
+)
+"""The same without the check for duplicates, which no baseline makes."""
