@@ -63,6 +63,13 @@ class Explanation:
         return "\n".join(lines)
 
 
+@dataclass(frozen=True)
+class _Chosen:
+    pins: Sequence[TablePin]
+    kept: Mapping[int, tuple[ColdFile, ...]]
+    filters: plan.Filters
+
+
 class Queries:
     """Queries of one open lake."""
 
@@ -119,9 +126,9 @@ class Queries:
         statement = self._check(statement)
         named = _named(statement, tables)
         try:
-            with self._prepared(statement, parameters, named, frames) as (cursor, explanation):
+            with self._prepared(statement, parameters, named, frames) as (cursor, chosen):
                 cursor.execute(f"EXPLAIN {statement}", parameters).fetchall()
-                return explanation
+                return Explanation(_tiers(chosen.pins, chosen.kept), chosen.filters)
         except (duckdb.Error, ValueError) as error:
             raise _translated(error, tables) from error
 
@@ -160,7 +167,7 @@ class Queries:
         frames: Mapping[str, Any],
         *,
         parquet_only: bool = False,
-    ) -> Iterator[tuple[duckdb.DuckDBPyConnection, Explanation]]:
+    ) -> Iterator[tuple[duckdb.DuckDBPyConnection, "_Chosen"]]:
         """A cursor on which the statement can run: tables pinned, pruned and mounted."""
         cursor = self._engine.cursor()
         release = None
@@ -171,7 +178,7 @@ class Queries:
             pins = pin(self._site, tables)
             kept, filters = self._planner.choose(statement, parameters, pins, rows)
             release = self._mount(cursor, pins, kept, parquet_only=parquet_only)
-            yield cursor, Explanation(_tiers(pins, kept), filters)
+            yield cursor, _Chosen(pins, kept, filters)
         finally:
             cursor.close()
             if release is not None:
