@@ -215,6 +215,13 @@ def read_footer(path: Path) -> dict[str, Any]:
     return footer
 
 
+def row_bytes(path: str | Path) -> int:
+    """Bytes of an average row, before compression; at least one."""
+    metadata = pq.read_metadata(path)
+    total = sum(metadata.row_group(g).total_byte_size for g in range(metadata.num_row_groups))
+    return int(max(1, total // max(1, metadata.num_rows)))
+
+
 def sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
     with path.open("rb") as file:

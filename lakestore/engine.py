@@ -25,7 +25,7 @@ STORAGE_VERSION = "v1.2.0"
 _IDLE_MAX = 64
 _QUIET = "SET enable_progress_bar = false"  # it cannot be set for all connections at once
 _DUCKDB_2 = int(duckdb.__version__.split(".")[0]) >= 2
-_SORT_BYTES = 256 * MIB
+SORT_BYTES = 128 * MIB
 
 
 @dataclass
@@ -67,7 +67,7 @@ class Engine:
         self.limit_memory(memory_bytes)
         # Files are built in a DuckDB of one thread: beside appends and queries, not before them.
         self._builder = duckdb.connect(
-            ":memory:", config={"threads": 1, "memory_limit": f"{_SORT_BYTES}B"}
+            ":memory:", config={"threads": 1, "memory_limit": f"{SORT_BYTES}B"}
         )
         self._builder.execute("SET GLOBAL TimeZone = 'UTC'")
 
@@ -159,14 +159,17 @@ class Engine:
 
 
 @contextmanager
-def sorter(spill: Path) -> Iterator[duckdb.DuckDBPyConnection]:
-    """A DuckDB of its own for one big sort: 256 MiB of memory, all of it given back at the end.
+def sorter(spill: Path, memory_bytes: int = SORT_BYTES) -> Iterator[duckdb.DuckDBPyConnection]:
+    """A DuckDB of its own for one big sort, whose memory is given back at the end.
 
     Args:
         spill: a folder for what does not fit.
+        memory_bytes: its limit. Rows of many kilobytes need more than others: DuckDB holds
+            2,048 of them at once, and cannot spill those.
     """
     config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": f"{_SORT_BYTES}B",
+        "memory_limit": f"{memory_bytes}B",
+        "preserve_insertion_order": False,  # the statement says ORDER BY
         "temp_directory": str(spill),
         "autoinstall_known_extensions": False,
         "python_enable_replacements": False,

@@ -14,7 +14,7 @@ import duckdb
 import pyarrow as pa
 
 from lakestore import datafile, quoting
-from lakestore.engine import Engine, sorter
+from lakestore.engine import SORT_BYTES, Engine, sorter
 from lakestore.errors import CorruptionError, StorageError
 from lakestore.layout import SegmentName
 from lakestore.schema import TableSchema
@@ -51,7 +51,9 @@ def sorted_batches(rows: pa.Table, schema: TableSchema, spill: Path) -> Iterator
         order = [(name, "ascending") for name in schema.sort]
         yield from rows.combine_chunks().sort_by(order).to_batches()
         return
-    with sorter(spill) as con:  # beyond 2 GiB, Arrow could not even hold a text column in one piece
+    with sorter(
+        spill, rows.nbytes + SORT_BYTES
+    ) as con:  # beyond 2 GiB, Arrow could not even hold a text column in one piece
         con.register("rows", rows)
         ordered = con.sql(f"FROM rows ORDER BY {quoting.identifiers(schema.sort)}")
         for batch in ordered.to_arrow_reader(8_192):
@@ -81,9 +83,11 @@ def stage(
         batches = sorted_batches(rows, schema, staging / "spill")
         info = datafile.write(parquet, schema, batches, footer, codec="snappy")
         fsync_file(parquet)
-    except OSError as error:
+    except BaseException as error:
         parquet.unlink(missing_ok=True)
-        raise storage_error(f"cannot write segment {str(parquet)!r}", error) from error
+        if isinstance(error, OSError):
+            raise storage_error(f"cannot write segment {str(parquet)!r}", error) from error
+        raise
     if engine is None:
         return StagedSegment(parquet, None, info)
     target = staging / f"{stem}.duckdb"

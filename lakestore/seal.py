@@ -10,24 +10,29 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from uuid import uuid4
 
+import duckdb
 import numpy as np
 import pyarrow as pa
 
 from lakestore import datafile, quoting
 from lakestore.context import TableContext
-from lakestore.engine import sorter
+from lakestore.engine import SORT_BYTES, sorter
 from lakestore.errors import CorruptionError, StorageError
 from lakestore.fileids import read_hashes
 from lakestore.idhash import Hashes, days, hash_batch, id_sum
 from lakestore.layout import ColdName
-from lakestore.settings import MIB, Settings
+from lakestore.settings import GIB, MIB, Settings
 from lakestore.snapshot import ColdFile, FileInfo, Segment
 from lakestore.storage.local import storage_error
 
 _BATCH_ROWS = 65_536
+_BATCH_BYTES = 32 * MIB
 _SEAL_BYTES_MAX = 512 * MIB
+_MORE_SORT_BYTES = (SORT_BYTES, 1 * GIB, 4 * GIB)
 _EPOCH = date(1970, 1, 1)
 
 
@@ -58,15 +63,38 @@ def seal(table: TableContext) -> list[ColdFile]:
     """
     files: list[ColdFile] = []
     while segments := choose(table.state().hot):
-        files += _seal_some(table, segments)
+        try:
+            files += _seal_some(table, segments, SORT_BYTES)
+        except duckdb.OutOfMemoryException:  # rows so wide that one segment is work enough
+            files += _seal_one(table, segments[:1])
     return files
 
 
-def _seal_some(table: TableContext, segments: Sequence[Segment]) -> list[ColdFile]:
+def _seal_one(table: TableContext, segment: Sequence[Segment]) -> list[ColdFile]:
+    for memory_bytes in _MORE_SORT_BYTES:
+        try:
+            return _seal_some(table, segment, memory_bytes)
+        except duckdb.OutOfMemoryException as error:
+            failure = error
+    raise StorageError(
+        f"segment {segment[0].name!r} cannot be sorted in {_MORE_SORT_BYTES[-1] >> 20:,} MiB"
+    ) from failure
+
+
+def _seal_some(
+    table: TableContext, segments: Sequence[Segment], memory_bytes: int
+) -> list[ColdFile]:
     for segment in segments:
         _check(table, segment)
+    with TemporaryDirectory(dir=table.site.staging, prefix="seal-") as folder:
+        return _seal_in(Path(folder), table, segments, memory_bytes)
+
+
+def _seal_in(
+    folder: Path, table: TableContext, segments: Sequence[Segment], memory_bytes: int
+) -> list[ColdFile]:
     first, last = segments[0].first, segments[-1].last
-    written = list(_write_files(table, segments, first, last))
+    written = list(_write_files(folder, table, segments, memory_bytes))
     expected = sum(s.info.rows for s in segments)
     found = sum(w.info.rows for w in written)
     ids = [read_hashes(table.segment_path(s), table.schema) for s in segments]
@@ -87,7 +115,7 @@ def _seal_some(table: TableContext, segments: Sequence[Segment]) -> list[ColdFil
 @dataclass(frozen=True)
 class _Written:
     day: date
-    stem: str
+    path: Path
     info: FileInfo
     hashes: Hashes
 
@@ -105,26 +133,25 @@ def _check(table: TableContext, segment: Segment) -> None:
 
 
 def _write_files(
-    table: TableContext, segments: Sequence[Segment], first: int, last: int
+    folder: Path, table: TableContext, segments: Sequence[Segment], memory_bytes: int
 ) -> Iterator[_Written]:
-    """Write the rows of the segments, sorted within each day, to staged files."""
-    footer = table.footer(tier="cold", first=first, last=last)
+    """Write the rows of the segments, sorted within each day, to files in `folder`."""
+    footer = table.footer(tier="cold", first=segments[0].first, last=segments[-1].last)
     writer: datafile.DataFileWriter | None = None
-    stem, day = "", 0
+    path, day = folder, 0
     hashes: list[Hashes] = []
 
     def finish() -> Iterator[_Written]:
         if writer is not None:
             info = writer.close()
-            yield _Written(_EPOCH + timedelta(days=day), stem, info, np.concatenate(hashes))
+            yield _Written(_EPOCH + timedelta(days=day), path, info, np.concatenate(hashes))
 
     try:
-        for number, batch in _by_day(table, segments):
+        for number, batch in _by_day(folder, table, segments, memory_bytes):
             full = writer is not None and writer.bytes >= table.site.settings.cold_file_bytes
             if writer is None or number != day or full:
                 yield from finish()
-                stem, day, hashes = uuid4().hex, number, []
-                path = table.site.staging / f"{stem}.parquet"
+                path, day, hashes = folder / f"{uuid4().hex}.parquet", number, []
                 writer = datafile.DataFileWriter(path, table.schema, footer, bloom=True)
             writer.write(batch)
             hashes.append(hash_batch(batch, table.schema))
@@ -134,20 +161,22 @@ def _write_files(
 
 
 def _by_day(
-    table: TableContext, segments: Sequence[Segment]
+    folder: Path, table: TableContext, segments: Sequence[Segment], memory_bytes: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Rows of the segments by day, then in sort order: (day number, rows of that day alone)."""
     schema = table.schema
-    paths = quoting.literals(str(table.segment_path(s)) for s in segments)
+    paths = [str(table.segment_path(s)) for s in segments]
     day = f"CAST({quoting.identifier(schema.event_time)} AS DATE)"
     order = quoting.identifiers(schema.sort)
     if schema.sort[0] != schema.event_time:
         order = f"{day}, {order}"
-    with sorter(table.site.staging / "spill") as con:
+    width = max(datafile.row_bytes(path) for path in paths)
+    with sorter(folder / "spill", memory_bytes) as con:
         reader = con.sql(
             f"SELECT {quoting.identifiers(schema.names)} "
-            f"FROM read_parquet({paths}, hive_partitioning = false) ORDER BY {order}"
-        ).to_arrow_reader(_BATCH_ROWS)
+            f"FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false) "
+            f"ORDER BY {order}"
+        ).to_arrow_reader(max(1, min(_BATCH_ROWS, _BATCH_BYTES // width)))
         for batch in reader:
             rows = pa.Table.from_batches([batch]).cast(schema.arrow).to_batches()[0]
             numbers = days(rows.column(schema.event_time))
@@ -161,9 +190,11 @@ def _publish(table: TableContext, written: _Written, first: int, last: int, part
     site = table.site.catalog.site
     name = str(ColdName(written.day, site, first, last, part, info.sha256[:12]))
     file = ColdFile(name, written.day, first, last, table.entry.schema_version, info)
-    staged = table.site.staging / f"{written.stem}.parquet"
     key = table.cold_key(file)
-    if not table.site.storage.put_new(key, staged) and table.site.storage.size(key) != info.bytes:
+    if (
+        not table.site.storage.put_new(key, written.path)
+        and table.site.storage.size(key) != info.bytes
+    ):
         raise StorageError(f"{key!r} exists and has another size; nothing was committed")
     return file
 

@@ -5,6 +5,7 @@ import json
 import os
 from datetime import UTC, datetime, timedelta
 from itertools import pairwise
+from random import Random
 
 import duckdb
 import pyarrow.parquet as pq
@@ -143,6 +144,19 @@ def test_too_many_segments_are_merged_and_nothing_changes(open_lake, root):
     assert total(lake) == expected(120)
 
 
+def test_a_seal_that_fails_leaves_nothing_staged(lake, table, root, monkeypatch):
+    table.append(events(0, 60))
+    table.flush()
+
+    def fail(*_):
+        raise MemoryError
+
+    monkeypatch.setattr(datafile, "check", fail)
+    with pytest.raises(MemoryError):
+        table.seal()
+    assert list((root / "_site/staging").rglob("*.parquet")) == []
+
+
 def test_seal_refuses_a_segment_that_changed(lake, table, root):
     table.append(events(0, 30))
     table.flush()
@@ -211,6 +225,25 @@ def test_many_bytes_are_sorted_on_the_disk(open_lake, monkeypatch):
     (path,) = table._context.hot_folder.glob("*.parquet")
     assert pq.read_table(path)["id"].to_pylist() == [f"e{i:06d}" for i in range(300)]
     assert total(lake) == expected(300)
+
+
+def test_rows_of_many_kilobytes_are_sealed(lake):
+    """More than a sort of them can hold: DuckDB cannot spill the rows it works on."""
+    schema = ls.TableSchema.from_toml(
+        "event_time = 't'\n[columns]\nt = 'TIMESTAMP'\nbody = 'VARCHAR'"
+    )
+    table = lake.create_table("wide", schema)
+    random = Random(7)
+    for _ in range(3):
+        bodies = [random.randbytes(100_000).hex() for _ in range(250)]
+        table.append(
+            {"t": START + timedelta(hours=i % 30), "body": b} for i, b in enumerate(bodies)
+        )
+        table.flush()
+    query = "SELECT count(*), sum(length(body)), count(DISTINCT md5(body)) FROM wide"
+    assert lake.sql(query).fetchone() == (750, 750 * 200_000, 750)
+    assert table.seal() == 750
+    assert lake.sql(query).fetchone() == (750, 750 * 200_000, 750)
 
 
 def test_days_before_1970_sorted_by_something_else(lake, root):
