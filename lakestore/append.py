@@ -94,6 +94,8 @@ class Appender:
             else:
                 buffer.wait_for_room(self._settings.buffer_bytes, self._settings.append_timeout_s)
                 fresh, ordered = self._drop_duplicates(batches, hashes)
+                if not fresh and producer is not None:
+                    fresh = [batches[0].slice(0, 0)]  # so that the pair is known for ever
             if fresh:
                 generation, end = buffer.append(fresh, producer, seq, queue=level == "memory")
                 self._known.add(ordered)

@@ -96,7 +96,7 @@ class Buffer:
         self._settings = settings
         self._clock = clock
         self._numbers = 0
-        self._generations: list[Generation] = []  # guarded by visibility, changed under lock too
+        self._generations: list[Generation] = []  # guarded by visibility
         self._adopted: set[tuple[str, int]] = set()
         self.producers: dict[str, int] = {}  # guarded by lock: the highest seq accepted of each
 
@@ -176,7 +176,7 @@ class Buffer:
     def rotate(self) -> list[ClosedGeneration]:
         """Close the open generation and return all that wait for a flush, oldest first."""
         with self.lock, self.visibility:
-            generations = [g for g in self._generations if g.closed or g.rows]
+            generations = [g for g in self._generations if g.closed or g.frames]
             for generation in generations:
                 generation.closed = True
         for generation in generations:

@@ -1,4 +1,14 @@
-"""The parts of an open lake and of each of its tables, as the verbs take them."""
+"""The parts of an open lake and of each of its tables, as the verbs take them.
+
+Locks of a process, in the order in which they may be taken; each may be skipped:
+
+    TableContext.flushing, then sealing      one flush, and one merge or seal, of a table
+    views.lock (a file)                      one `lake.duckdb` is made at a time
+    Lake._opening                            the tables of the open lake
+    Buffer.lock                              one append or rotation of a table
+    a catalog commit (SQLite's write lock)
+    SiteContext.visibility                   pointers and counters only
+"""
 
 import secrets
 import threading
@@ -94,6 +104,11 @@ class SiteContext:
     def writer(self) -> str:
         """This process's name among the writers; empty when it only reads."""
         return self.lock.name if self.lock is not None else ""
+
+    @property
+    def writers(self) -> frozenset[str]:
+        """This process's name and those of the dead writers that it took over."""
+        return frozenset(lock.name for lock in self._locks)
 
     @property
     def staging(self) -> Path:

@@ -70,12 +70,15 @@ class FileIds:
 
     def _store(self, name: str, ordered: Hashes) -> None:
         """A cache: no fsync, because a damaged one is noticed by its checksum."""
-        make_folder(self._folder)
         path = self._path(name)
         staged = path.with_suffix(f".{os.getpid()}")
         digest = xxhash.xxh3_64_digest(HASH_VERSION.encode() + ordered.tobytes())
-        staged.write_bytes(_MAGIC + digest + ordered.tobytes())
-        staged.replace(path)
+        try:
+            make_folder(self._folder)
+            staged.write_bytes(_MAGIC + digest + ordered.tobytes())
+            staged.replace(path)
+        except OSError:  # it can be made again, from the file itself
+            staged.unlink(missing_ok=True)
 
     def _mapped(self, name: str) -> Hashes | None:
         try:

@@ -6,7 +6,7 @@ gives the segment its number, so segments are numbered in the order they become 
 before it leaves staged files, which are swept, and journals, which are flushed again.
 """
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from uuid import uuid4
 
 import numpy as np
@@ -14,7 +14,7 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lakestore import hot, quoting
+from lakestore import datafile, hot, quoting
 from lakestore.buffer import ClosedGeneration
 from lakestore.context import TableContext
 from lakestore.idhash import hash_batch, identities, in_sorted, twins
@@ -83,13 +83,11 @@ def _flush_group(table: TableContext, group: Sequence[ClosedGeneration]) -> Segm
         assert rows.num_rows == sum(g.rows for g in fresh)
         rows = drop_duplicates(table, rows, state)
         covers = [g.id for g in fresh]
-        marks: dict[str, int] = {}
-        for producer, seq in (mark for g in fresh for mark in g.producers.items()):
-            marks[producer] = max(seq, marks.get(producer, seq))
+        marks = _highest(mark for g in fresh for mark in g.producers.items())
         if rows.num_rows == 0:
             if covers:
                 with table.site.catalog.commit() as commit:
-                    commit.add_flushed(table.entry.id, covers)
+                    commit.add_flushed(table.entry.id, covers, marks)
             return None
         staged = _stage(table, rows, covers, marks)
         segment = _commit(table, staged, covers, marks, state)
@@ -99,6 +97,14 @@ def _flush_group(table: TableContext, group: Sequence[ClosedGeneration]) -> Segm
                 table.file_ids.checked.add(segment.name)
             return segment
         staged.discard()  # somebody flushed meanwhile: look for duplicates in that too
+
+
+def _highest(marks: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The highest sequence number of each producer."""
+    highest: dict[str, int] = {}
+    for producer, seq in marks:
+        highest[producer] = max(seq, highest.get(producer, seq))
+    return highest
 
 
 def _stage(
@@ -207,7 +213,13 @@ def merge(table: TableContext) -> Segment | None:
         return None
     parts = [pq.read_table(table.segment_path(s), page_checksum_verification=True) for s in chosen]
     rows = pa.concat_tables(parts).cast(table.schema.arrow)
-    footer = table.footer(tier="hot", replaces=[s.name for s in chosen])
+    footers = [datafile.read_footer(table.segment_path(s)) for s in chosen]
+    footer = table.footer(
+        tier="hot",
+        replaces=[s.name for s in chosen],
+        covers=[pair for f in footers for pair in f.get("covers", [])],
+        producers=_highest(pair for f in footers for pair in f.get("producers", {}).items()),
+    )
     staged = hot.stage(
         table.site.staging, uuid4().hex, table.schema, rows, footer, table.site.engine
     )

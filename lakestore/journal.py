@@ -4,11 +4,13 @@ It is the authority for acknowledged rows until their segment is published. A fi
 header (which lake, table, writer, generation, schema); then come frames:
 
     magic, flags, producer length, schema version, rows, body length, seq, generation, writer,
-    xxh3 of all that and of what follows | producer | Arrow IPC record batch
+    synced, xxh3 of all that and of what follows | producer | Arrow IPC record batch
 
 A batch too large for one frame is a run of frames: each but the last has the flag MORE. What a
-crash leaves of a frame, or a run without its last frame, is cut when the file is read; damage
-that valid frames follow is not a crash's doing, and is reported.
+crash leaves of a frame, or a run without its last frame, is cut when the file is read, and so is
+what follows a hole: a power loss may keep later bytes and lose earlier ones. But `synced` says up
+to where the bytes were on the disk when the frame was written. Damage below that is not a crash's
+doing, and is reported.
 """
 
 import errno
@@ -32,10 +34,11 @@ from lakestore.storage.local import fsync_folder, make_folder, storage_error
 FORMAT = 1
 _FILE = struct.Struct("<8sHIIQ")  # magic, format, length of the JSON, of the schema, xxh3 of both
 _FILE_MAGIC = b"LKJOURNL"
-_FRAME = struct.Struct("<4sBxHIQQqQ8sQ")
+_FRAME = struct.Struct("<4sBxHIQQqQ8sQQ")
 _FRAME_MAGIC = b"LKF1"
 _MORE = 1
 _NO_SEQ = -1
+_KEEP = "restore the file from a copy, or move it away: the rows in it are in no other place"
 
 
 @dataclass(frozen=True)
@@ -235,28 +238,33 @@ class JournalWriter:
             _NO_SEQ if seq is None else seq,
             self._header.id.number,
             self._writer,
+            self.synced,
             0,
         )[:-8]
         return [start + _digest(start, name, body).to_bytes(8, "little") + name, body]
 
     def _write(self, parts: Sequence[bytes | pa.Buffer]) -> None:
         good = self._written
+        if self.failed:
+            raise storage_error(
+                f"journal {str(self.path)!r} has failed", OSError(errno.EIO, "failed")
+            )
         try:
             self._write_all(parts)
             self._written = good + sum(len(part) for part in parts)
         except BaseException as error:
             # An interrupt as well: half a frame here would hide every frame after it.
-            failure: OSError | None = InterruptedError(errno.EINTR, "interrupted")
+            broken: OSError | None = InterruptedError(errno.EINTR, "interrupted")
             try:
                 os.ftruncate(self._descriptor, good)
                 self._written = good
-                failure = None
+                broken = None
             except OSError as second:
-                failure = second
+                broken = second
             finally:
-                if failure is not None:
+                if broken is not None:
                     with self._state:
-                        self._failure = failure
+                        self._failure = broken
             if not isinstance(error, OSError):
                 raise
             raise storage_error(f"cannot write journal {str(self.path)!r}", error) from error
@@ -312,17 +320,17 @@ class JournalReader:
         return entries
 
     def _refuse_damage(self, data: memoryview, bad: int) -> None:
-        """Raise when a valid frame follows the first bytes that are none."""
+        """Raise when a later frame says that the first bytes that are none were on the disk."""
         assert self.header is not None
         raw = data.obj
         assert isinstance(raw, bytes)
         found = raw.find(_FRAME_MAGIC, bad + 1)
         while found >= 0:
-            if next(_frames(data, found, self.header), None) is not None:
+            frame = next(_frames(data, found, self.header), None)
+            if frame is not None and frame.synced > self.offset + bad:
                 raise CorruptionError(
-                    f"journal {str(self.path)!r} is damaged at byte {self.offset + bad}, and "
-                    f"valid rows follow at byte {self.offset + found}; keep the file and run "
-                    "`lakestore verify`"
+                    f"journal {str(self.path)!r} is damaged at byte {self.offset + bad}, which was "
+                    f"on the disk, and rows follow at byte {self.offset + found}; {_KEEP}"
                 )
             found = raw.find(_FRAME_MAGIC, found + 1)
 
@@ -332,7 +340,7 @@ class _Frame:
     more: bool
     producer: str | None
     seq: int | None
-    rows: int
+    synced: int
     body: int
     end: int
 
@@ -344,7 +352,7 @@ def _frames(data: memoryview, at: int, header: JournalHeader) -> Iterator[_Frame
     """Valid frames from `at` on, up to the first bytes that are none."""
     writer = bytes.fromhex(header.id.writer)
     while at + _FRAME.size <= len(data):
-        magic, flags, name_len, _, rows, body_len, seq, generation, owner, digest = (
+        magic, flags, name_len, _, _, body_len, seq, generation, owner, synced, digest = (
             _FRAME.unpack_from(data, at)
         )
         body = at + _FRAME.size + name_len
@@ -362,7 +370,7 @@ def _frames(data: memoryview, at: int, header: JournalHeader) -> Iterator[_Frame
             bool(flags & _MORE),
             name.decode() or None,
             None if seq == _NO_SEQ else seq,
-            rows,
+            synced,
             body,
             end,
         )
@@ -389,8 +397,7 @@ def _parse_header(path: Path, data: memoryview) -> tuple[JournalHeader, int] | N
         # The header is on the disk before any frame is written: a file with a frame has had one.
         if _FRAME_MAGIC in raw:
             raise CorruptionError(
-                f"the header of journal {str(path)!r} is damaged, and rows follow it; keep the "
-                "file and run `lakestore verify`"
+                f"the header of journal {str(path)!r} is damaged, and rows follow it; {_KEEP}"
             )
         if not any(data) or len(data) < end or not whole:
             return None
@@ -399,6 +406,8 @@ def _parse_header(path: Path, data: memoryview) -> tuple[JournalHeader, int] | N
         raise FormatTooNewError(f"journal {str(path)!r} has format {version}; upgrade lakestore")
     body = bytes(data[_FILE.size : end])
     if xxhash.xxh3_64_intdigest(body) != digest:
+        if _FRAME_MAGIC not in bytes(data):  # a crash at birth: no row was ever in it
+            return None
         raise CorruptionError(f"the header of journal {str(path)!r} is damaged")
     facts = json.loads(body[:facts_len])
     schema = pa.ipc.read_schema(pa.py_buffer(body[facts_len:]))

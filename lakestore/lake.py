@@ -33,15 +33,13 @@ from lakestore.query.plan import Parameters
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
 from lakestore.quoting import identifier, identifiers
-from lakestore.recover import recover
+from lakestore.recover import recover, unsealed_hashes
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
 from lakestore.status import Status, table_status
 from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
-
-FORMAT = 1
 
 
 def open(
@@ -60,8 +58,8 @@ def open(
         local: where this host keeps journals, hot segments and the catalog; default
             `<root>/_site`.
         mode: `rw` to write too, `r` to read only.
-        upkeep: `auto` flushes, seals and vacuums in a thread; `manual` leaves it to the caller's
-            `flush()`, `seal()` and `maintain()`.
+        upkeep: `auto` flushes, seals and vacuums in threads of its own; `manual` leaves it to
+            the caller's `flush()`, `seal()` and `maintain()`.
         settings: numbers that differ from the defaults.
         clock: the time, for tests.
 
@@ -118,10 +116,16 @@ class Lake:
             root, local or root / "_site", settings, clock, write=mode == "rw"
         )
         self._queries = Queries(self._site)
-        self._upkeep = Upkeep(self._site, self._known_tables, self._queries.in_use)
-        self._refresh()
-        if mode == "rw":
-            self._upkeep.publish()
+        self._upkeep = Upkeep(
+            self._site, self._known_tables, self._queries.in_use, self._forget_sealed
+        )
+        try:
+            self._refresh()
+            if mode == "rw":
+                self._upkeep.publish()
+        except BaseException:
+            self._release()  # or the locks of dead writers would stay taken, and their rows hidden
+            raise
         if self._auto:
             self._upkeep.start()
         _open_lakes.add(self)
@@ -160,7 +164,7 @@ class Lake:
         resolved = _schema_of(schema, roles)
         with self._opening:
             with self._site.catalog.commit() as commit:
-                entry = commit.add_table(name, cold, resolved.text)
+                entry = commit.add_table(name, cold, resolved.text, self._is_taken)
                 context = TableContext.open(self._site, entry, resolved)
                 shell.write_empty(context)
                 staged = context.site.staging / f"{uuid.uuid4().hex}.toml"
@@ -169,6 +173,11 @@ class Lake:
             table = self._open_table(entry, context)
         self._upkeep.publish()
         return table
+
+    def _is_taken(self, folder: str) -> bool:
+        """Whether a table, or a create that was cut short, left a schema in that folder."""
+        keys = (schema_key(folder, 1), schema_key(folder, 1, "parquet"))
+        return any(self._site.storage.size(key) is not None for key in keys)
 
     def drop_table(self, name: str) -> None:
         """Unlist a table; its files are deleted by `vacuum` after the grace.
@@ -190,10 +199,10 @@ class Lake:
         """The table of that name; raises `NotFoundError`."""
         self._check_open()
         self._refresh()
-        for table in self._tables.values():
+        for table in self._opened():
             if table.name == name:
                 return table
-        known = ", ".join(t.name for t in self._tables.values()) or "none yet"
+        known = ", ".join(t.name for t in self._opened()) or "none yet"
         raise NotFoundError(f"no table {name!r} in {self.root!r}; its tables: {known}")
 
     def __contains__(self, name: object) -> bool:
@@ -208,7 +217,7 @@ class Lake:
         """Names of the tables, in order."""
         self._check_open()
         self._refresh()
-        return sorted(table.name for table in self._tables.values())
+        return sorted(table.name for table in self._opened())
 
     def sql(self, query: str, params: Parameters = None) -> Result:
         """Run one statement that reads, over every tier of the tables it names, as of now.
@@ -227,7 +236,7 @@ class Lake:
         """
         self._check_open()
         self._refresh()
-        names = {table.name.casefold() for table in self._tables.values()}
+        names = {table.name.casefold() for table in self._opened()}
         frames = of_caller(query, sys._getframe(1), names)
         return self._queries.sql(query, params, self._contexts(), frames)
 
@@ -235,14 +244,15 @@ class Lake:
         """Which files of which tier `sql` would read, and which planning spares it."""
         self._check_open()
         self._refresh()
-        names = {table.name.casefold() for table in self._tables.values()}
+        names = {table.name.casefold() for table in self._opened()}
         frames = of_caller(query, sys._getframe(1), names)
         return self._queries.explain(query, params, self._contexts(), frames)
 
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection of your own with a view of each table as of now: the open door.
 
-        It runs anything that DuckDB runs, and shares nothing with the lake but its files.
+        It runs anything that DuckDB runs, and shares nothing with the lake but its files. Those
+        are not held for it: past the grace of superseded files, take a new one.
         """
         self._check_open()
         self._refresh()
@@ -277,7 +287,7 @@ class Lake:
     def maintain(self) -> Report:
         """Do every maintenance job that is due, once: flush, merge, seal, vacuum."""
         self._check_open(write=True)
-        self._upkeep.problem = None
+        self._upkeep.look()
         return self._upkeep.round()
 
     def status(self) -> Status:
@@ -312,16 +322,22 @@ class Lake:
         if self._pid != os.getpid():
             return
         self._upkeep.stop()
-        try:
-            for context in self._contexts():
-                if context.buffer is not None:
+        failures: list[Exception] = []
+        for context in self._contexts():
+            try:
+                if context.buffer is not None and self._auto:
+                    self._upkeep.flush(context)  # first: it also saves what no fsync can
+                elif context.buffer is not None:
                     context.buffer.sync_all()
-                    if self._auto:
-                        self._upkeep.flush(context)
-            if self._auto:
+            except Exception as error:  # one table must not cost another its rows
+                failures.append(error)
+        try:
+            if self._auto and not failures:
                 self._upkeep.vacuum(dry_run=False)
         finally:
             self._release()
+        if failures:
+            raise failures[0]
 
     def _release(self) -> None:
         for context in self._contexts():
@@ -351,9 +367,19 @@ class Lake:
         if write and self.mode == "r":
             raise InvalidInputError('the lake is open with mode="r": reopen it to write')
 
-    def _contexts(self) -> list[TableContext]:
+    def _opened(self) -> list[Table]:
         with self._opening:
-            return [table._context for table in self._tables.values()]
+            return list(self._tables.values())
+
+    def _contexts(self) -> list[TableContext]:
+        return [table._context for table in self._opened()]
+
+    def _forget_sealed(self, context: TableContext) -> None:
+        """After a seal: the appender need not know sealed ids, a flush looks them up."""
+        for table in self._opened():
+            if table._context is context and table._appender is not None:
+                with context.flushing:  # no segment may come between reading and rebuilding
+                    table._appender.forget_sealed(lambda: unsealed_hashes(context))
 
     def _known_tables(self) -> list[TableContext]:
         """Every table of the lake, those included that another process created by now."""
@@ -377,7 +403,9 @@ class Lake:
                     resolved = TableSchema.from_toml(entry.schema_text, f"schema of {entry.name!r}")
                     self._open_table(entry, TableContext.open(self._site, entry, resolved))
             for gone in self._tables.keys() - entries.keys():
-                del self._tables[gone]
+                dropped = self._tables.pop(gone)._context.buffer
+                if dropped is not None:
+                    dropped.close()
             self._known_version = version
 
     def _open_table(self, entry: TableEntry, context: TableContext) -> Table:
@@ -410,6 +438,7 @@ _open_lakes: weakref.WeakSet[Lake] = weakref.WeakSet()
 def _let_locks_go() -> None:
     for lake in list(_open_lakes):
         lake._site.abandon()
+        _open_lakes.discard(lake)  # or a grandchild would close the same numbers again
 
 
 os.register_at_fork(after_in_child=_let_locks_go)

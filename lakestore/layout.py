@@ -102,7 +102,7 @@ def journal_name(generation: int) -> str:
 
 
 def parse_journal_name(name: str) -> int | None:
-    """The generation, or None when `name` is not a journal (the lock file, say)."""
+    """The generation, or None when `name` is not that of a journal."""
     match = _JOURNAL.fullmatch(name)
     return int(match[1]) if match else None
 

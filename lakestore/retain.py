@@ -14,7 +14,7 @@ from lakestore import hot
 from lakestore.catalog.commit import Garbage
 from lakestore.context import SiteContext
 from lakestore.layout import SiteLayout, journal_name
-from lakestore.storage.local import fsync_folder
+from lakestore.storage.local import fsync_folder, storage_error
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,10 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
     """
     if not dry_run:
         for item in chosen:
-            _delete(item, site)
+            try:
+                _delete(item, site)
+            except OSError as error:
+                raise storage_error(f"cannot delete {item.name!r}", error) from error
         for folder in {_folder(item, site.layout) for item in chosen}:
             if folder.is_dir():  # or a power loss could bring back what the catalog forgets next
                 fsync_folder(folder)
@@ -91,4 +94,5 @@ def _delete(item: Garbage, site: SiteContext) -> None:
             layout.ids(item.folder),
             layout.journals(item.folder),
         ):
-            shutil.rmtree(folder, ignore_errors=True)
+            if folder.is_dir():
+                shutil.rmtree(folder)

@@ -128,7 +128,7 @@ def _check(table: TableContext, segment: Segment) -> None:
         raise CorruptionError(f"segment {str(path)!r} cannot be read: {error}") from error
     if not intact:
         raise CorruptionError(
-            f"segment {str(path)!r} is not what was published; keep it and run `lakestore verify`"
+            f"segment {str(path)!r} is not what was published; restore it from a copy"
         )
 
 

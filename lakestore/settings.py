@@ -6,7 +6,6 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lakestore.errors import InvalidInputError
 
-KIB = 1 << 10
 MIB = 1 << 20
 GIB = 1 << 30
 
@@ -37,7 +36,9 @@ class Settings(BaseModel):
         900.0, ge=0, description="superseded files live so long, for shells that still read them"
     )
     memory_bytes: int = Field(
-        1 * GIB, ge=64 * MIB, description="DuckDB's memory for queries; beyond it, it spills"
+        1 * GIB,
+        ge=64 * MIB,
+        description="DuckDB's memory for the process's queries; then it spills",
     )
 
     @property

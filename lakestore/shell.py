@@ -7,7 +7,7 @@ is listed, hot and cold: `read_duckdb()` gave NULL for the fields of structs (Du
 
 import fcntl
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import UTC
 from uuid import uuid4
 
@@ -18,18 +18,24 @@ from lakestore.context import SiteContext, TableContext
 from lakestore.errors import StorageError
 from lakestore.layout import VIEWS_FILE, schema_key
 from lakestore.snapshot import TableState
+from lakestore.storage.local import storage_error
 
 
-def publish(site: SiteContext, tables: Sequence[TableContext]) -> None:
+def publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]]) -> None:
     """Make `lake.duckdb` show what is published now.
 
     Raises:
         StorageError: the disk refused; the older file stands.
     """
-    lock = os.open(site.layout.local / "views.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    path = site.layout.local / "views.lock"
+    try:
+        lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise storage_error(f"cannot open {str(path)!r}", error) from error
     try:
         # One at a time, and the catalog is read inside: else an older view could come last.
         fcntl.flock(lock, fcntl.LOCK_EX)
+        tables = list_tables()
         states = site.catalog.states([table.entry.id for table in tables])
         staged = site.staging / f"views-{uuid4().hex}.duckdb"
 

@@ -19,10 +19,7 @@ class ColumnRange:
 
 @dataclass(frozen=True)
 class FileInfo:
-    """What one Parquet file holds, measured when it was written.
-
-    `id_sum` is the sum of the id hashes modulo 2**64: equal rows have equal sums in one process.
-    """
+    """What one Parquet file holds, measured when it was written."""
 
     rows: int
     bytes: int

@@ -8,7 +8,7 @@ import pyarrow as pa
 
 from lakestore.buffer import Pinned
 from lakestore.journal import JournalReader
-from lakestore.layout import WRITER_NAME, SiteLayout, parse_journal_name
+from lakestore.layout import WRITER_NAME, SiteLayout, journal_name, parse_journal_name
 from lakestore.snapshot import GenerationId
 
 
@@ -37,7 +37,7 @@ class JournalTails:
             found = [id for id in self._list() if id.writer not in mine and id not in known]
             self._tails = {id: self._tails[id] for id in found if id in self._tails}
             for id in found:
-                path = self._root / id.writer / f"{id.number:06d}.journal"
+                path = self._root / id.writer / journal_name(id.number)
                 tail = self._tails.setdefault(id, _Tail(JournalReader(path)))
                 try:
                     for entry in tail.reader.read():

@@ -1,20 +1,23 @@
-"""Upkeep: which job is due, and the thread that does it.
+"""Upkeep: which job is due, and the two threads that do it.
 
-A failure is kept and shown by `status`; the thread goes on with flushes and seals, which only
-add, and deletes nothing more until somebody has looked (`maintain()` by hand clears it).
+A failure is kept and shown by `status` until the job succeeds; damage is kept until somebody has
+looked (`maintain()` by hand). Meanwhile flushes and seals, which only add, go on, and nothing is
+deleted but journals whose rows are published.
 """
 
 import logging
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from lakestore import flush, retain, seal, shell
+from lakestore.catalog.commit import Garbage
 from lakestore.context import SiteContext, TableContext
-from lakestore.errors import ConflictError, StorageError
+from lakestore.errors import ConflictError, CorruptionError, StorageError
 from lakestore.query.pin import FilesInUse
+from lakestore.snapshot import GenerationId
 
 log = logging.getLogger("lakestore")
 _NICENESS = 5
@@ -29,6 +32,7 @@ class Report:
     sealed: int = 0
     deleted: int = 0
     problems: list[str] = field(default_factory=list)
+    damaged: bool = False
 
 
 class Upkeep:
@@ -39,14 +43,25 @@ class Upkeep:
         site: SiteContext,
         tables: Callable[[], Sequence[TableContext]],
         in_use: FilesInUse,
+        on_seal: Callable[[TableContext], None],
     ) -> None:
         self._site = site
         self._tables = tables
         self._in_use = in_use
+        self._on_seal = on_seal
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
-        self.problem: str | None = None
+        self._problems: dict[str, str] = {}  # by job; each job writes its own
+
+    @property
+    def problem(self) -> str | None:
+        """What failed last, until the job that failed succeeds; damage stays until `look`."""
+        return next(iter(list(self._problems.values())), None)
+
+    def look(self) -> None:
+        """Somebody has looked at the problem: go on as if there were none."""
+        self._problems.clear()
 
     def start(self) -> None:
         """Do the jobs in two threads from now on: a seal takes long, and flushes must not wait."""
@@ -74,9 +89,7 @@ class Upkeep:
         with table.flushing:
             segments = flush.flush(table)
         if segments:
-            with table.sealing:
-                while flush.merge(table) is not None:
-                    pass
+            self._merge(table)
             self.publish()
         return sum(segment.info.rows for segment in segments)
 
@@ -86,25 +99,43 @@ class Upkeep:
             flush.flush(table)
         with table.sealing:
             files = seal.seal(table)
+        self._on_seal(table)
         self.publish()
         return sum(file.info.rows for file in files)
 
     def vacuum(self, *, dry_run: bool, table: TableContext | None = None) -> retain.Vacuumed:
         """Delete what nothing names any more, or say what would go."""
-        garbage = self._site.catalog.garbage()
+        garbage = [g for g in self._site.catalog.garbage() if self._may_go(g)]
         if table is not None:
             garbage = [g for g in garbage if g.table_id == table.entry.id]
+        if self.problem is not None and not dry_run:
+            garbage = [g for g in garbage if g.kind == "journal"]
         now = self._site.clock.now().timestamp()
         chosen = retain.choose(garbage, now, self._site.settings.vacuum_grace_s, self._in_use)
         return retain.vacuum(self._site, chosen, dry_run=dry_run)
 
+    def _may_go(self, garbage: Garbage) -> bool:
+        """Whether a file is this process's to delete.
+
+        A journal is its writer's, or of whoever took a dead writer over; and while the buffer
+        holds its rows, the catalog must go on saying that a segment has them too.
+        """
+        if garbage.kind != "journal":
+            return True
+        writer, number = garbage.name.split("/")
+        id = GenerationId(writer, int(number))
+        held = any(t.buffer is not None and id in t.buffer.ids for t in self._tables())
+        return writer in self._site.writers and not held
+
     def publish(self) -> None:
         """Make `lake.duckdb` show what is published."""
         try:
-            shell.publish(self._site, self._tables())
+            shell.publish(self._site, self._tables)
         except StorageError as error:  # a cache: what it shows is committed, only shells lag
-            self.problem = str(error)
-            log.error("%s", error)
+            self._problems["views"] = str(error)
+            log.error("upkeep: %s", error)
+        else:
+            self._problems.pop("views", None)
 
     def round(self) -> Report:
         """Do every job that is due, once."""
@@ -116,22 +147,18 @@ class Upkeep:
         return report
 
     def _flush_round(self, report: Report) -> None:
-        """Flush what is due; merge what no seal is at; delete journals and expired files."""
+        """Flush what is due; merge what no seal is at."""
         for table in self._tables():
             with self._noting(table, report):
                 report.flushed += self._flush_if_due(table)
-                if table.sealing.acquire(blocking=False):
-                    try:
-                        while flush.merge(table) is not None:
-                            report.merged += 1
-                    finally:
-                        table.sealing.release()
+                report.merged += self._merge(table)
         if report.flushed or report.merged:
             self.publish()
 
     def _seal_round(self, report: Report) -> None:
         """Seal what is due."""
         for table in self._tables():
+            before = report.sealed
             with self._noting(table, report), table.sealing:
                 hot = table.state().hot
                 if hot:
@@ -139,8 +166,21 @@ class Upkeep:
                     size = sum(s.info.bytes for s in hot)
                     if seal.is_due(size, oldest.total_seconds(), self._site.settings):
                         report.sealed += len(seal.seal(table))
+            if report.sealed > before:
+                self._on_seal(table)
         if report.sealed:
             self.publish()
+
+    def _merge(self, table: TableContext) -> int:
+        """Merge while there are too many segments, unless a seal is about to take them."""
+        merged = 0
+        if table.sealing.acquire(blocking=False):
+            try:
+                while flush.merge(table) is not None:
+                    merged += 1
+            finally:
+                table.sealing.release()
+        return merged
 
     def _flush_if_due(self, table: TableContext) -> int:
         buffer = table.buffer
@@ -161,28 +201,34 @@ class Upkeep:
             pass  # another process did it
         except Exception as error:
             report.problems.append(f"{table.entry.name}: {error}")
+            report.damaged = report.damaged or isinstance(error, CorruptionError)
 
     def _run(self, jobs: Callable[[Report], None]) -> None:
-        # Of this thread alone, on Linux: appends and queries come first when the cores are busy.
-        os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        with suppress(OSError):
+            # Of this thread alone, on Linux: appends and queries come first on busy cores.
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
+        flushes = jobs == self._flush_round
+        name = "flush" if flushes else "seal"
         pause = min(1.0, self._site.settings.flush_age_s / 2)
+        damaged = False
         while not self._stopping.is_set():
-            if jobs == self._flush_round:
-                self._wake.wait(pause)
+            (self._wake if flushes else self._stopping).wait(pause)
+            if flushes:
                 self._wake.clear()
-            else:
-                self._stopping.wait(pause)
             if self._stopping.is_set():
                 return
             report = Report()
             try:
                 jobs(report)
-                if self.problem is None and not report.problems and jobs == self._flush_round:
+                if flushes:
                     self.vacuum(dry_run=False)
             except Exception as error:  # the thread must outlive any one failure
                 report.problems.append(str(error))
+            damaged = (damaged and name in self._problems) or report.damaged
             if report.problems:
-                if report.problems[0] != self.problem:
+                if report.problems[0] != self._problems.get(name):
                     log.error("upkeep: %s", report.problems[0])
-                self.problem = report.problems[0]
+                self._problems[name] = report.problems[0]
                 self._stopping.wait(pause)
+            elif not damaged:
+                self._problems.pop(name, None)

@@ -478,3 +478,40 @@ def test_a_small_buffer_is_flushed_before_it_is_full(open_lake):
     for start in range(0, 3000, 300):
         table.append(events(start, start + 300))
     assert count(lake) == (3000, 3000)
+
+
+def test_a_pair_is_known_for_ever_even_if_all_its_rows_were_duplicates(open_lake):
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+    table.append(events(0, 5))
+    assert table.append(events(0, 5), producer="p", seq=1).duplicates == 5
+    table.flush()
+    table.seal()
+    table.vacuum(dry_run=False)
+    lake.close()
+    lake = open_lake()
+    assert lake["events"].append(events(5, 6), producer="p", seq=1).duplicates == 1
+    lake["events"].append(events(0, 3), producer="p", seq=2)  # sealed: the flush finds them out
+    lake.flush()
+    lake["events"].vacuum(dry_run=False)
+    lake.close()
+    lake = open_lake()
+    assert lake["events"].append(events(5, 6), producer="p", seq=2).duplicates == 1
+    assert count(lake) == (5, 5)
+
+
+def test_the_index_forgets_what_is_sealed(lake, table, monkeypatch):
+    from lakestore import append
+
+    monkeypatch.setattr(append, "_REBUILD_ROWS", 10)
+    table.append(events(0, 100))
+    table.seal()
+    table.append(events(100, 103))
+    table.flush()
+    table.append(events(103, 105))
+    known = table._appender._known
+    assert len(known) == 5
+    table.seal()
+    table.append(events(0, 106))
+    table.flush()
+    assert count(lake) == (106, 106)

@@ -33,9 +33,11 @@ def written(tmp_path_factory) -> tuple[bytes, list[int]]:
     ends = [
         start,
         journal.append(batches(0, 3), None, None),
-        journal.append(batches(3, 5), "job", 7),
-        journal.append(batches(5, 6) + batches(6, 9), None, None),
     ]
+    journal.sync_to(ends[-1])
+    ends.append(journal.append(batches(3, 5), "job", 7))
+    journal.sync_to(ends[-1])
+    ends.append(journal.append(batches(5, 6) + batches(6, 9), None, None))
     return journal.path.read_bytes(), ends
 
 
@@ -95,7 +97,7 @@ def test_a_torn_tail_of_any_bytes_is_cut(written, tmp_path_factory, cut, tail):
 
 
 @given(at=st.integers(0, 10_000), bit=st.integers(0, 7))
-def test_a_flipped_bit_before_valid_frames_is_reported(written, tmp_path_factory, at, bit):
+def test_a_flipped_bit_in_what_was_synced_is_reported(written, tmp_path_factory, at, bit):
     """It is never the rows after it that go, nor wrong rows that come."""
     data, ends = written
     at %= ends[2]  # before the last append, which stays valid
@@ -119,6 +121,26 @@ def test_a_flipped_bit_in_the_last_append_gives_no_wrong_row(written, tmp_path_f
 
     with suppress(ls.CorruptionError):  # the run's second frame is valid behind its damaged first
         assert read(path) == ids(5)
+
+
+def test_a_hole_in_what_was_not_synced_is_cut(journal):
+    """A power loss may keep later bytes and lose earlier ones; nobody was told they are safe."""
+    synced = journal.append(batches(0, 3), None, None)
+    journal.sync_to(synced)
+    lost = journal.append(batches(3, 5), None, None)
+    journal.append(batches(5, 9), None, None)
+    data = bytearray(journal.path.read_bytes())
+    data[synced:lost] = bytes(lost - synced)
+    journal.path.write_bytes(data)
+
+    assert read(journal.path) == ids(3)
+
+
+def test_a_crash_at_birth_is_no_damage(journal, tmp_path):
+    data = journal.path.read_bytes()
+    for broken in (b"", data[:30], bytes(len(data)), data[:40] + bytes(len(data) - 40)):
+        journal.path.write_bytes(broken)
+        assert read(journal.path) == []
 
 
 def test_a_frame_of_another_journal_is_refused(journal, tmp_path):

@@ -526,3 +526,41 @@ def test_two_tables_are_seen_as_of_one_instant(open_lake):
         done.set()
         thread.join()
     assert wrong == []
+
+
+def test_rows_that_come_while_a_query_pins_are_in_both_tables_or_neither(open_lake, monkeypatch):
+    """`b` is written before `a`; only `a` is flushed between the two looks at the catalog."""
+    lake = open_lake()
+    a, b = (lake.create_table(name, SCHEMA) for name in "ab")
+    catalog = lake._site.catalog
+    real, calls = catalog.states, []
+
+    def states(ids):
+        calls.append(ids)
+        if len(calls) == 2:
+            b.append(events(0, 1))
+            a.append(events(0, 1))
+            a.flush()
+        return real(ids)
+
+    monkeypatch.setattr(catalog, "states", states)
+    row = lake.sql("SELECT (SELECT count(*) FROM a), (SELECT count(*) FROM b)").fetchone()
+    assert row in ((0, 0), (0, 1), (1, 1))
+
+
+def test_a_vacuum_between_a_flushs_commit_and_its_end(lake, table, monkeypatch):
+    """While the buffer holds rows that a segment has too, the catalog must go on saying so."""
+    from lakestore.buffer import Buffer
+
+    table.append(events(0, 10))
+    retire, seen = Buffer.retire, []
+
+    def look(self, ids):
+        table.vacuum(dry_run=False)
+        seen.append(lake.sql("SELECT count(*) FROM events").fetchone())
+        retire(self, ids)
+
+    monkeypatch.setattr(Buffer, "retire", look)
+    table.flush()
+    assert seen == [(10,)]
+    assert len(table.vacuum(dry_run=False).journals) == 1

@@ -159,7 +159,7 @@ def test_damage_in_the_middle_of_a_journal_stops_the_open(open_lake, root):
     data[len(data) // 2] ^= 1
     journal.write_bytes(data)
 
-    with pytest.raises(ls.CorruptionError, match="valid rows follow"):
+    with pytest.raises(ls.CorruptionError, match="which was on the disk, and rows follow"):
         open_lake()
     assert journal.exists()
 
@@ -236,6 +236,63 @@ sys.stdin.read()
         assert lake.status().recovered_rows == 10
     finally:
         os.kill(child, signal.SIGKILL)
+
+
+def test_an_open_that_failed_holds_nothing(open_lake, root):
+    """Or the next open would take the dead writers for living ones, and hide their rows."""
+    lake = open_lake()
+    lake.create_table("events", SCHEMA).append(events(0, 10))
+    lake.close()
+    (journal,) = (root / "_site/journal").rglob("*.journal")
+    good = journal.read_bytes()
+    journal.write_bytes(good[:20] + b"?" + good[21:])
+    for _ in range(2):
+        with pytest.raises(ls.CorruptionError):
+            open_lake()
+    journal.write_bytes(good)
+    lake = open_lake()
+    assert lake.status().recovered_rows == 10
+    assert total(lake) == (10, 10)
+
+
+def test_a_create_that_was_cut_short_does_not_spoil_the_name(lake, monkeypatch, root):
+    from lakestore import shell
+
+    def fail(*_):
+        raise OSError("pulled the plug")
+
+    other = ls.TableSchema.from_toml("event_time = 't'\n[columns]\nt = 'TIMESTAMP'")
+    with monkeypatch.context() as patch:
+        patch.setattr(lake._site.storage, "read", fail)
+        write_empty = shell.write_empty
+        patch.setattr(shell, "write_empty", lambda table: (write_empty(table), fail()))
+        with pytest.raises(OSError, match="pulled the plug"):
+            lake.create_table("events", other)
+    assert lake.tables() == []
+    table = lake.create_table("events", SCHEMA)
+    table.append(events(0, 3))
+    table.flush()
+    assert total(lake) == (3, 3)
+    assert lake.status().problem is None
+
+
+def test_close_saves_every_table_though_one_fails(open_lake, monkeypatch):
+    lake = open_lake(upkeep="auto", settings={"flush_age_s": 9_999})
+    for name in "ab":
+        lake.create_table(name, SCHEMA).append(events(0, 3), level="memory")
+    from lakestore import flush
+
+    real = flush.flush
+
+    def fail_for_a(table):
+        if table.entry.name == "a":
+            raise ls.StorageError("no")
+        return real(table)
+
+    monkeypatch.setattr(flush, "flush", fail_for_a)
+    with pytest.raises(ls.StorageError, match="no"):
+        lake.close()
+    assert open_lake().sql("SELECT count(*) FROM b").fetchone() == (3,)
 
 
 def test_a_torn_tail_is_cut(open_lake, root):

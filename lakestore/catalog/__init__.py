@@ -47,6 +47,8 @@ class Catalog:
         sa.event.listen(self._engine, "connect", _configure)
         self._states: dict[int, TableState] = {}
         self._cold: dict[int, dict[str, ColdFile]] = {}
+        if path.exists():
+            self._check_format(path)
         if create is not None:
             with self._begin("IMMEDIATE") as con:
                 t.metadata.create_all(con)
@@ -54,12 +56,17 @@ class Catalog:
                     row = {"one": 1, "format": t.FORMAT, "version": 0}
                     con.execute(t.lake.insert(), row | {"uuid": create[0], "site": create[1]})
         with self._begin("DEFERRED") as con:
-            format, self.lake, self.site = con.execute(
-                sa.select(t.lake.c.format, t.lake.c.uuid, t.lake.c.site)
-            ).one()
-        if format > t.FORMAT:
+            self.lake, self.site = con.execute(sa.select(t.lake.c.uuid, t.lake.c.site)).one()
+
+    def _check_format(self, path: Path) -> None:
+        """Refuse a newer format before anything is written."""
+        with self._begin("DEFERRED") as con:
+            if not sa.inspect(con).has_table("lake"):
+                return
+            found = con.execute(sa.select(t.lake.c.format)).scalar_one_or_none()
+        if found is not None and found > t.FORMAT:
             raise FormatTooNewError(
-                f"catalog {str(path)!r} has format {format}, this lakestore reads "
+                f"catalog {str(path)!r} has format {found}, this lakestore reads "
                 f"{t.FORMAT}: upgrade lakestore"
             )
 

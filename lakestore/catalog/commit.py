@@ -1,6 +1,6 @@
 """One catalog transaction, as the changes it may make."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -47,8 +47,14 @@ class Commit:
         self._con = con
         self.now = now
 
-    def add_table(self, name: str, cold: str, schema_text: str) -> TableEntry:
-        """List a new table; raises `InvalidInputError` when the name is taken."""
+    def add_table(
+        self, name: str, cold: str, schema_text: str, is_taken: Callable[[str], bool]
+    ) -> TableEntry:
+        """List a new table; raises `InvalidInputError` when the name is taken.
+
+        Args:
+            is_taken: whether a folder of that name holds something already.
+        """
         rows = self._con.execute(
             sa.select(t.tables.c.name, t.tables.c.folder, t.tables.c.dropped_at)
         ).all()
@@ -60,7 +66,7 @@ class Commit:
                 )
         taken = {row.folder.casefold() for row in rows}
         folder, number = name, 1
-        while folder.casefold() in taken:
+        while folder.casefold() in taken or is_taken(folder):
             number += 1
             folder = f"{name}-{number}"
         values = {"name": name, "folder": folder, "cold": cold, "sealed_through": 0}
@@ -121,12 +127,14 @@ class Commit:
             .where(t.tables.c.id == table_id, t.tables.c.last_segment < segment.last)
             .values(last_segment=segment.last)
         )
-        self.add_flushed(table_id, covers)
+        self.add_flushed(table_id, covers, producers)
+
+    def add_flushed(
+        self, table_id: int, covers: Sequence[GenerationId], producers: Mapping[str, int]
+    ) -> None:
+        """Generations whose rows are published, or known already: their files may go."""
         for producer, seq in producers.items():
             self._raise_producer(table_id, producer, seq)
-
-    def add_flushed(self, table_id: int, covers: Sequence[GenerationId]) -> None:
-        """Generations that hold no row any more, whose files may go."""
         for id in covers:
             self._con.execute(
                 t.generations.insert(),

@@ -1,4 +1,4 @@
-"""The catalog's relations, once, for SQLite and Postgres alike."""
+"""The catalog's relations."""
 
 from sqlalchemy import (
     BigInteger,

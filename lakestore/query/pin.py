@@ -62,7 +62,7 @@ def pin(site: SiteContext, tables: Sequence[TableContext]) -> list[TablePin]:
         before = states
         pinned = _pin_unflushed(tables, before, site.visibility)
         states = site.catalog.states(ids)
-        if not any(pinned.values()) or all(before[id].version == states[id].version for id in ids):
+        if all(before[id].version == states[id].version for id in ids):
             break
         # Something was published in between: what is pinned may be in a segment by now, with
         # rows newer than those pinned of other tables. Only a new pin is one instant.

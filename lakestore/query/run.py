@@ -144,7 +144,10 @@ class Queries:
         return relation
 
     def connect(self, tables: Sequence[TableContext]) -> duckdb.DuckDBPyConnection:
-        """A DuckDB of the caller's own, with views of the tables as of now, over Parquet."""
+        """A DuckDB of the caller's own, with views of the tables as of now, over Parquet.
+
+        The files are not held: one that lives past the grace fails with "No files found".
+        """
         con = duckdb.connect(config={"autoinstall_known_extensions": False})
         con.execute("SET GLOBAL TimeZone = 'UTC'")
         for one in pin(self._site, tables):
