@@ -170,6 +170,7 @@ def sorter(spill: Path, memory_bytes: int = SORT_BYTES) -> Iterator[duckdb.DuckD
     config: dict[str, str | bool | int | float | list[str]] = {
         "memory_limit": f"{memory_bytes}B",
         "preserve_insertion_order": False,  # the statement says ORDER BY
+        "threads": 1,  # each needs memory of its own, and appends want the other cores
         "temp_directory": str(spill),
         "autoinstall_known_extensions": False,
         "python_enable_replacements": False,

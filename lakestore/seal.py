@@ -177,12 +177,22 @@ def _by_day(
             f"FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false) "
             f"ORDER BY {order}"
         ).to_arrow_reader(max(1, min(_BATCH_ROWS, _BATCH_BYTES // width)))
-        for batch in reader:
+        for batch in _until_out_of_memory(reader):
             rows = pa.Table.from_batches([batch]).cast(schema.arrow).to_batches()[0]
             numbers = days(rows.column(schema.event_time))
             borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), rows.num_rows]
             for start, end in itertools.pairwise(borders):
                 yield int(numbers[start]), rows.slice(start, end - start)
+
+
+def _until_out_of_memory(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The batches; DuckDB's lack of memory, which Arrow hands on as an OSError, as what it is."""
+    try:
+        yield from reader
+    except (OSError, pa.ArrowException) as error:
+        if "Out of Memory" in str(error):
+            raise duckdb.OutOfMemoryException(str(error)) from error
+        raise
 
 
 def _publish(table: TableContext, written: _Written, first: int, last: int, part: int) -> ColdFile:

@@ -15,6 +15,8 @@ from conftest import SCHEMA, START, events
 import lakestore as ls
 from lakestore import datafile, flush, hot, retain, seal
 from lakestore.catalog.commit import Garbage
+from lakestore.demo import usage_events
+from lakestore.engine import sorter
 from lakestore.snapshot import FileInfo, Segment
 
 
@@ -225,6 +227,27 @@ def test_many_bytes_are_sorted_on_the_disk(open_lake, monkeypatch):
     (path,) = table._context.hot_folder.glob("*.parquet")
     assert pq.read_table(path)["id"].to_pylist() == [f"e{i:06d}" for i in range(300)]
     assert total(lake) == expected(300)
+
+
+def test_a_seal_short_of_memory_goes_on_with_fewer_segments(lake, monkeypatch):
+    """Wherever the sort runs out: at once, or in the middle of its stream, through Arrow."""
+    table = lake.create_table("usage", "llm_usage")
+    for batch in usage_events(60_000, batch_rows=20_000):
+        table.append(batch)
+        table.flush()
+    asked = []
+
+    def tight(spill, memory_bytes):
+        asked.append(memory_bytes)
+        return sorter(spill, 24 << 20 if len(asked) <= 2 else memory_bytes)
+
+    monkeypatch.setattr(seal, "sorter", tight)
+    assert table.seal() == 60_000
+    assert len(asked) > 2  # all at once, then the first alone, then the rest
+    assert lake.sql("SELECT count(*), count(DISTINCT event_id) FROM usage").fetchone() == (
+        60_000,
+        60_000,
+    )
 
 
 def test_rows_of_many_kilobytes_are_sealed(lake):
