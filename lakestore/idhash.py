@@ -129,7 +129,7 @@ class IdIndex:
     Sorted runs, each at least four times as long as the next, so n hashes are in log4(n) runs
     and each was merged as often (a log-structured merge). Before them a bitmap of which slots,
     named by a hash's highest bits, hold any: with a million hashes it answers for 31 of 32 that
-    are not there. Its size is fixed, for growing it would cost an append tens of milliseconds.
+    are not there. Its size is fixed, so that no append has to rebuild it.
     """
 
     def __init__(self) -> None:

@@ -322,7 +322,8 @@ def test_a_journal_that_was_flushed_but_not_deleted_is_not_read_again(open_lake,
     assert lake.sql("SELECT count(*) FROM made").fetchone() == (5,)
 
 
-def test_a_crash_between_publishing_and_committing_a_segment(open_lake, monkeypatch):
+@pytest.mark.parametrize(("verb", "step"), [("flush", "add_segment"), ("seal", "seal")])
+def test_a_failure_between_publishing_and_committing(open_lake, monkeypatch, verb, step):
     from lakestore.catalog.commit import Commit
 
     lake = open_lake()
@@ -333,30 +334,11 @@ def test_a_crash_between_publishing_and_committing_a_segment(open_lake, monkeypa
         def fail(*_):
             raise OSError("pulled the plug")
 
-        patch.setattr(Commit, "add_segment", fail)
+        patch.setattr(Commit, step, fail)
         with pytest.raises(OSError, match="pulled the plug"):
-            table.flush()
+            getattr(table, verb)()
         assert total(lake) == (30, 30)
-    assert table.flush() == 30
-    assert total(lake) == (30, 30)
-
-
-def test_a_crash_between_publishing_and_committing_a_seal(open_lake, monkeypatch):
-    from lakestore.catalog.commit import Commit
-
-    lake = open_lake()
-    table = lake.create_table("events", SCHEMA)
-    table.append(events(0, 30))
-    with monkeypatch.context() as patch:
-
-        def fail(*_):
-            raise OSError("pulled the plug")
-
-        patch.setattr(Commit, "seal", fail)
-        with pytest.raises(OSError, match="pulled the plug"):
-            table.seal()
-        assert total(lake) == (30, 30)
-    assert table.seal() == 30
+    assert getattr(table, verb)() == 30
     assert total(lake) == (30, 30)
 
 
