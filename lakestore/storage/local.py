@@ -4,6 +4,7 @@
 fsync of its parent; without it a power loss can take the folder and everything in it.
 """
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -28,6 +29,21 @@ def fsync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def start_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Have the disk take in bytes that an fsync will wait for soon; promises nothing.
+
+    Half of the 0.7 ms that an fdatasync of 190 KB takes is the transfer.
+    """
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, offset, size, _SYNC_FILE_RANGE_WRITE)
+
+
+_SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def make_folder(path: Path) -> Path:
