@@ -59,13 +59,22 @@ class Appender:
         buffer: Buffer,
         settings: Settings,
         find_published: Callable[[pa.Array], pa.Table],
+        highest_elsewhere: Callable[[str], int],
         on_append: Callable[[Buffer], None],
     ) -> None:
+        """The appender of a table.
+
+        Args:
+            find_published: ids and times of published events that have one of these ids.
+            highest_elsewhere: the highest seq of a producer that other writers hold.
+            on_append: told of each append.
+        """
         self._table = table
         self._schema = schema
         self._buffer = buffer
         self._settings = settings
         self._find_published = find_published
+        self._highest_elsewhere = highest_elsewhere
         self._on_append = on_append
         self._known = IdIndex()  # guarded by buffer.lock
 
@@ -101,7 +110,7 @@ class Appender:
     ) -> tuple[int, Generation, int] | None:
         """Journal the new ones of the rows and hold them; None when all were known before."""
         buffer = self._buffer
-        if producer is not None and seq is not None and seq <= buffer.producers.get(producer, -1):
+        if producer is not None and seq is not None and self._is_known(producer, seq):
             return None
         buffer.wait_for_room(self._settings.buffer_bytes, self._settings.append_timeout_s)
         fresh = batches
@@ -121,6 +130,17 @@ class Appender:
         if level != "disk":
             buffer.publish(generation, end)
         return sum(batch.num_rows for batch in fresh), generation, end
+
+    def _is_known(self, producer: str, seq: int) -> bool:
+        """Whether a producer's batch was accepted, by this process or another.
+
+        The journal file is made first: a flush that commits the same batch later than this look
+        then knows that there is a writer who may not have seen it (see `flush`).
+        """
+        if seq <= self._buffer.producers.get(producer, -1):
+            return True
+        self._buffer.current()
+        return seq <= self._highest_elsewhere(producer)
 
     def sync_all(self, level: Level) -> None:
         """Bring everything accepted so far to `level`."""

@@ -8,7 +8,8 @@ import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -21,7 +22,7 @@ from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
 from lakestore.catalog.commit import TableEntry
 from lakestore.clock import Clock, SystemClock
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import Recovery, SiteContext, TableContext
 from lakestore.errors import (
     ClosedError,
     InvalidInputError,
@@ -33,7 +34,7 @@ from lakestore.query.plan import Parameters
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
 from lakestore.quoting import identifier, identifiers
-from lakestore.recover import recover, unsealed_hashes
+from lakestore.recover import recover, take_over, unsealed_hashes
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
@@ -108,16 +109,19 @@ class Lake:
         self._pid = os.getpid()
         self._closed = False
         self._auto = upkeep == "auto" and mode == "rw"
-        self._opening = threading.RLock()  # guards _tables, _known_version and _recovered_rows
+        self._opening = threading.RLock()  # guards _tables and _known_version
         self._tables: dict[int, Table] = {}
         self._known_version = -1
-        self._recovered_rows = 0
         self._site = SiteContext.open(
             root, local or root / "_site", settings, clock, write=mode == "rw"
         )
         self._queries = Queries(self._site)
         self._upkeep = Upkeep(
-            self._site, self._known_tables, self._queries.in_use, self._forget_sealed
+            self._site,
+            self._known_tables,
+            self._queries.in_use,
+            self._forget_sealed,
+            self._take_over,
         )
         try:
             self._refresh()
@@ -274,6 +278,11 @@ class Lake:
         if generation is not None:  # else a segment holds it
             buffer.sync(generation, position.offset)
 
+    @property
+    def open_report(self) -> Recovery:
+        """What was taken over from writers that died: at open, and since."""
+        return replace(self._site.recovery)
+
     def flush(self) -> int:
         """Flush every table; returns the rows published."""
         self._check_open(write=True)
@@ -308,7 +317,7 @@ class Lake:
             self._site.catalog.lake,
             self.mode,
             tuple(tables),
-            self._recovered_rows,
+            self.open_report,
             len(self._site.catalog.garbage()),
             self._upkeep.problem,
         )
@@ -381,6 +390,12 @@ class Lake:
                 with context.flushing:  # no segment may come between reading and rebuilding
                     table._appender.forget_sealed(lambda: unsealed_hashes(context))
 
+    def _take_over(self, writers: Sequence[str]) -> None:
+        """Hold the rows of writers that died while this lake is open."""
+        for table in self._opened():
+            if table._appender is not None:
+                take_over(table._context, table._appender, writers)
+
     def _known_tables(self) -> list[TableContext]:
         """Every table of the lake, those included that another process created by now."""
         if not self._closed:
@@ -417,9 +432,10 @@ class Lake:
                 context.buffer,
                 self._site.settings,
                 lambda ids: _published_ids(self._queries, context, ids),
+                context.highest_elsewhere,
                 self._after_append,
             )
-            self._recovered_rows += recover(context, appender)
+            recover(context, appender)
         table = Table(self, context, appender)
         self._tables[entry.id] = table
         return table

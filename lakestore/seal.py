@@ -84,10 +84,11 @@ def _seal_one(table: TableContext, segment: Sequence[Segment]) -> list[ColdFile]
 def _seal_some(
     table: TableContext, segments: Sequence[Segment], memory_bytes: int
 ) -> list[ColdFile]:
-    for segment in segments:
-        _check(table, segment)
-    with TemporaryDirectory(dir=table.site.staging, prefix="seal-") as folder:
-        return _seal_in(Path(folder), table, segments, memory_bytes)
+    with table.conflict_if_superseded(segments):
+        for segment in segments:
+            _check(table, segment)
+        with TemporaryDirectory(dir=table.site.staging, prefix="seal-") as folder:
+            return _seal_in(Path(folder), table, segments, memory_bytes)
 
 
 def _seal_in(

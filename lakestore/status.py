@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from lakestore.context import TableContext
+from lakestore.context import Recovery, TableContext
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Status:
     lake: str
     mode: str
     tables: tuple[TableStatus, ...]
-    recovered_rows: int
+    recovery: Recovery
     superseded_files: int
     problem: str | None
 

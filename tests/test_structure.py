@@ -132,7 +132,7 @@ def test_public_methods_are_the_promised_ones():
 
     assert public(ls.Lake) == {
         "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
-        "seal", "maintain", "status", "close",
+        "seal", "maintain", "status", "open_report", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
         "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow",

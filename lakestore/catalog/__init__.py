@@ -5,7 +5,7 @@ reader sees one version of everything. The catalog is never the only record of a
 and cold files say in their footers what they are.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from lakestore.catalog import tables as t
-from lakestore.catalog.commit import Commit, Garbage, TableEntry
+from lakestore.catalog.commit import Commit, Garbage, Sent, TableEntry
 from lakestore.catalog.rows import info_of, segment_of
 from lakestore.clock import Clock
 from lakestore.errors import (
@@ -168,6 +168,20 @@ class Catalog:
         with self._begin("DEFERRED") as con:
             return {row.producer: row.seq for row in con.execute(query)}
 
+    def highest_seq(self, table_id: int, producer: str) -> int:
+        """The highest sequence number that a segment holds of a producer, or -1."""
+        query = sa.select(t.producers.c.seq).where(
+            t.producers.c.table_id == table_id, t.producers.c.producer == producer
+        )
+        with self._begin("DEFERRED") as con:
+            found = con.execute(query).scalar_one_or_none()
+        return -1 if found is None else int(found)
+
+    def sent(self, table_id: int, pairs: Collection[Sent]) -> set[Sent]:
+        """Those of the (producer, seq) that a segment holds, as far as it is still remembered."""
+        with self._begin("DEFERRED") as con:
+            return Commit(con, self._clock.now()).sent(table_id, pairs)
+
     def garbage(self) -> list[Garbage]:
         """Every superseded file not yet deleted."""
         query = sa.select(
@@ -192,6 +206,18 @@ class Catalog:
         with self._begin("IMMEDIATE") as con:
             yield Commit(con, self._clock.now())
             con.execute(t.lake.update().values(version=t.lake.c.version + 1))
+
+    def lease(self, table_id: int, writer: str, seconds: float, *, over: bool = False) -> bool:
+        """Whether `writer` maintains a table for so long from now on, and nobody else.
+
+        A lease saves work that two would do; what they commit is right without it. With `over` it
+        is taken from whoever has it. It changes no answer, so the version stays.
+        """
+        now = self._clock.now()
+        with self._begin("IMMEDIATE") as con:
+            return Commit(con, now).take_lease(
+                table_id, writer, now.timestamp() + seconds, over=over
+            )
 
     @contextmanager
     def _begin(self, kind: str) -> Iterator[Connection]:
