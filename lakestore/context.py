@@ -23,6 +23,7 @@ from lakestore.cold import ColdTable
 from lakestore.cold.parquet import ParquetCold
 from lakestore.engine import Engine, engine
 from lakestore.errors import CorruptionError
+from lakestore.failpoint import reach
 from lakestore.fileids import FileIds
 from lakestore.journal import JournalHeader, JournalWriter
 from lakestore.lakefile import lake_id
@@ -66,8 +67,10 @@ class SiteContext:
         """
         storage, layout = LocalStorage(root), SiteLayout(local)
         lake = lake_id(storage, root, create=write)
+        reach("open.1")
         if write:
             make_folder(local)
+        reach("open.2")
         catalog = Catalog(
             layout.catalog, clock, create=(lake, secrets.token_hex(4)) if write else None
         )
@@ -77,12 +80,16 @@ class SiteContext:
                 f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and {str(root)!r} is "
                 f"lake {lake}: pass the right local= folder"
             )
+        reach("open.3")
         lock, dead = None, []
         if write:
             lock = WriterLock.create(layout.writers)
             make_folder(layout.staging_of(lock.name))
+            reach("open.4")
             dead = take_over_dead(layout)
+            reach("open.5")
             sweep_staging(layout, dead)
+            reach("open.6")
         instance = engine(settings.memory_bytes)
         return cls(layout, storage, catalog, instance, settings, clock, lock, tuple(dead))
 

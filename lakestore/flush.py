@@ -1,9 +1,15 @@
 """Flush: buffered generations → one hot segment; and merge: neighbouring segments → one.
 
-Order of effects: rotate, drop duplicates, stage and check the files, then in one catalog
-transaction link them to their names and list them. That transaction is the commit point, and it
-gives the segment its number, so segments are numbered in the order they become visible. A crash
-before it leaves staged files, which are swept, and journals, which are flushed again.
+Order of effects, numbered as their failpoints are:
+
+    flush.1 generations closed    .2 duplicates dropped    .3 files staged, checked and fsynced
+    .4 catalog transaction begun    .5 files linked to their names    .6 listed in the catalog
+    .7 committed    .8 generations let go by the buffer
+    merge.1 neighbours read    .2 staged    .3 linked    .4 listed    .5 committed
+
+The catalog transaction is the commit point, and it gives the segment its number, so segments are
+numbered in the order they become visible. A crash before it leaves staged files, which are swept,
+and journals, which are flushed again.
 """
 
 from collections.abc import Iterable, Sequence
@@ -17,6 +23,7 @@ import pyarrow.parquet as pq
 from lakestore import datafile, hot, quoting
 from lakestore.buffer import ClosedGeneration
 from lakestore.context import TableContext
+from lakestore.failpoint import reach
 from lakestore.idhash import hash_batch, identities, in_sorted, twins
 from lakestore.settings import MIB, Settings
 from lakestore.snapshot import GenerationId, Segment, TableState
@@ -53,10 +60,12 @@ def flush(table: TableContext) -> list[Segment]:
     """
     assert table.buffer is not None
     generations = table.buffer.rotate()
+    reach("flush.1")
     segments = []
     for group in _groups(generations):
         segment = _flush_group(table, group)
         table.buffer.retire([g.id for g in group])
+        reach("flush.8")
         if segment is not None:
             segments.append(segment)
     return segments
@@ -82,6 +91,7 @@ def _flush_group(table: TableContext, group: Sequence[ClosedGeneration]) -> Segm
         rows = pa.Table.from_batches(batches, schema=table.schema.arrow)
         assert rows.num_rows == sum(g.rows for g in fresh)
         rows = drop_duplicates(table, rows, state)
+        reach("flush.2")
         covers = [g.id for g in fresh]
         marks = _highest(mark for g in fresh for mark in g.producers.items())
         if rows.num_rows == 0:
@@ -90,6 +100,7 @@ def _flush_group(table: TableContext, group: Sequence[ClosedGeneration]) -> Segm
                     commit.add_flushed(table.entry.id, covers, marks)
             return None
         staged = _stage(table, rows, covers, marks)
+        reach("flush.3")
         segment = _commit(table, staged, covers, marks, state)
         if segment is not None:
             # The appender knows the ids of what it accepted itself; recovered rows may repeat.
@@ -130,12 +141,16 @@ def _commit(
     newest = max((s.last for s in state.segments), default=state.sealed_through)
     make_folder(table.hot_folder)
     with table.site.catalog.commit() as commit:
+        reach("flush.4")
         number = commit.last_segment(table.entry.id) + 1
         if number - 1 > newest or commit.flushed(table.entry.id) & set(covers):
             return None
         name, has_duckdb = hot.publish(staged, table.hot_folder, number, number)
+        reach("flush.5")
         segment = Segment(number, number, name, staged.info, has_duckdb, commit.now)
         commit.add_segment(table.entry.id, segment, covers, marks)
+        reach("flush.6")
+    reach("flush.7")
     return segment
 
 
@@ -213,6 +228,7 @@ def merge(table: TableContext) -> Segment | None:
         return None
     parts = [pq.read_table(table.segment_path(s), page_checksum_verification=True) for s in chosen]
     rows = pa.concat_tables(parts).cast(table.schema.arrow)
+    reach("merge.1")
     footers = [datafile.read_footer(table.segment_path(s)) for s in chosen]
     footer = table.footer(
         tier="hot",
@@ -223,11 +239,15 @@ def merge(table: TableContext) -> Segment | None:
     staged = hot.stage(
         table.site.staging, uuid4().hex, table.schema, rows, footer, table.site.engine
     )
+    reach("merge.2")
     first, last = chosen[0].first, chosen[-1].last
     with table.site.catalog.commit() as commit:
         name, has_duckdb = hot.publish(staged, table.hot_folder, first, last)
+        reach("merge.3")
         segment = Segment(first, last, name, staged.info, has_duckdb, chosen[0].committed_at)
         commit.replace_segments(table.entry.id, chosen, segment)
+        reach("merge.4")
+    reach("merge.5")
     if all(s.name in table.file_ids.checked for s in chosen):
         table.file_ids.checked.add(name)
     for old in chosen:

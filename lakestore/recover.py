@@ -2,7 +2,8 @@
 
 It only reads, so it can be repeated: a dead writer's journals become closed generations of this
 process's buffer, in the order of their numbers, and are flushed with its own. A crash before that
-flush leaves the journals as they were.
+flush leaves the journals as they were. Failpoints: recover.1 a journal read    .2 its rows held
+.3 unsealed ids learned
 """
 
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 from lakestore.append import Appender
 from lakestore.context import TableContext
 from lakestore.errors import CorruptionError
+from lakestore.failpoint import reach
 from lakestore.fileids import read_hashes
 from lakestore.idhash import Hashes, hash_batch
 from lakestore.journal import JournalReader
@@ -43,12 +45,15 @@ def recover(table: TableContext, appender: Appender) -> int:
             entries = reader.read()
             if reader.header is not None and reader.header.lake != table.site.catalog.lake:
                 raise CorruptionError(f"journal {str(reader.path)!r} is of another lake")
+            reach("recover.1")
             buffer.adopt(id, entries)
+            reach("recover.2")
             rows += sum(batch.num_rows for entry in entries for batch in entry.batches)
     if table.schema.dedup != "none":
         appender.learn(unsealed_hashes(table))
         for batch in buffer.all_batches():
             appender.learn(hash_batch(batch, table.schema))
+    reach("recover.3")
     return rows
 
 
