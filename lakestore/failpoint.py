@@ -20,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
-_STEPS = {
+STEPS = {
     "append": 5,
     "journal": 7,
     "flush": 8,
@@ -37,20 +37,23 @@ _STEPS = {
     "open": 8,
     "recover": 3,
 }
-POINTS = tuple(f"{verb}.{step + 1}" for verb, steps in _STEPS.items() for step in range(steps))
+"""How many steps each verb has; the header of its module says what they are."""
+POINTS = tuple(f"{verb}.{step + 1}" for verb, steps in STEPS.items() for step in range(steps))
 """Every name there is."""
 
 Action = str | Callable[[], object]
 
 
 @dataclass
-class _Trap:
+class Trap:
+    """Somebody waits at a point; `seen` says how often it was reached."""
+
     action: Action
     hit: int | None  # None: every time
     seen: int = 0
 
 
-_traps: dict[str, list[_Trap]] = {}  # by name
+_traps: dict[str, list[Trap]] = {}  # by name
 _counters: list[Counter[str]] = []
 _lock = threading.Lock()  # guards what the two hold
 
@@ -84,22 +87,22 @@ def _act(action: Action, name: str) -> None:
         raise OSError(number, f"{os.strerror(number)} (failpoint {name})")
 
 
-def _set(name: str, action: Action, hit: int | None) -> _Trap:
+def _set(name: str, action: Action, hit: int | None) -> Trap:
     known = callable(action) or action == "crash" or hasattr(errno, action)
     if name not in POINTS or not known:
         raise ValueError(f"{name}={action}: no such failpoint, or no such action")
-    trap = _Trap(action, hit)
+    trap = Trap(action, hit)
     with _lock:
         _traps.setdefault(name, []).append(trap)
     return trap
 
 
 @contextmanager
-def at(name: str, action: Action, *, hit: int | None = 1) -> Iterator[None]:
+def at(name: str, action: Action, *, hit: int | None = 1) -> Iterator[Trap]:
     """Act when `name` is reached for the `hit`-th time from now on, or each time (None)."""
     trap = _set(name, action, hit)
     try:
-        yield
+        yield trap
     finally:
         with _lock:
             _traps[name].remove(trap)
