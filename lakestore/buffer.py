@@ -12,6 +12,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pyarrow as pa
 
@@ -20,6 +21,9 @@ from lakestore.errors import BackpressureError, StorageError
 from lakestore.journal import Entry, JournalWriter
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
+
+Level = Literal["memory", "os", "disk"]
+"""How safe a row is once it is acknowledged: in this process, in the kernel, on the disk."""
 
 _TINY_BATCHES = 64
 """So many unmerged batches are merged when a query pins them; each scan costs per batch."""
@@ -105,22 +109,43 @@ class Buffer:
         batches: Sequence[pa.RecordBatch],
         producer: str | None,
         seq: int | None,
-        *,
-        queue: bool = False,
+        choose: Callable[[], Sequence[pa.RecordBatch]],
+        level: Level,
     ) -> tuple[Generation, int]:
         """Journal rows and hold them, not yet visible; the caller has `lock`.
+
+        Args:
+            choose: says which of the rows to keep, the same batches when that is all of them;
+                meanwhile the disk already takes them in.
+
+        Returns:
+            The generation, and the journal offset after the rows.
 
         Raises:
             StorageError: the disk refused; nothing was accepted.
         """
         generation = self._current()
-        assert generation.journal is not None
-        end = generation.journal.append(batches, producer, seq, queue=queue)
-        with self.visibility:
-            generation.add(batches, end)
-        if producer is not None and seq is not None:
-            generation.marks.append((end, producer, seq, self.producers.get(producer, -1)))
-            self.producers[producer] = seq
+        journal = generation.journal
+        assert journal is not None
+        if level != "memory":
+            journal.begin(batches, producer, seq, sync=level == "disk")
+        try:
+            kept = choose()
+        except BaseException:
+            journal.withdraw()
+            raise
+        if kept is batches and level != "memory":
+            end = journal.accept()
+        else:
+            journal.withdraw()
+            queue = level == "memory"
+            end = journal.append(kept, producer, seq, queue=queue) if kept else journal.end
+        if kept:
+            with self.visibility:
+                generation.add(kept, end)
+            if producer is not None and seq is not None:
+                generation.marks.append((end, producer, seq, self.producers.get(producer, -1)))
+                self.producers[producer] = seq
         return generation, end
 
     def adopt(self, id: GenerationId, entries: Sequence[Entry]) -> None:

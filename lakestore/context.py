@@ -25,7 +25,8 @@ from lakestore.engine import Engine, engine
 from lakestore.errors import CorruptionError
 from lakestore.failpoint import reach
 from lakestore.fileids import FileIds
-from lakestore.journal import JournalHeader, JournalWriter
+from lakestore.frames import JournalHeader
+from lakestore.journal import JournalWriter
 from lakestore.lakefile import lake_id
 from lakestore.layout import SiteLayout, data_prefix
 from lakestore.schema import TableSchema

