@@ -21,8 +21,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 STEPS = {
-    "append": 5,
-    "journal": 7,
+    "append": 6,
+    "journal": 8,
     "flush": 8,
     "merge": 5,
     "segment": 6,

@@ -81,10 +81,6 @@ class Stage:
             shutil.copytree(self._template, folder)
         return folder
 
-    def must(self, verb: str, *arguments: object, failpoints: str = "") -> None:
-        code, error = self.zygote.run(verb, *arguments, failpoints=failpoints)
-        assert code == 0, error
-
     def must_die(self, verb: str, *arguments: object, failpoints: str) -> None:
         code, error = self.zygote.run(verb, *arguments, failpoints=failpoints)
         assert code == -signal.SIGKILL, error or f"{failpoints}: nothing happened"
@@ -97,9 +93,14 @@ def stage(zygote: Zygote, template: Path, tmp_path: Path) -> Stage:
 
 @pytest.fixture(scope="module")
 def hits(
-    zygote: Zygote, template: Path, tmp_path_factory: pytest.TempPathFactory
+    zygote: Zygote,
+    template: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    request: pytest.FixtureRequest,
 ) -> Callable[[str, str], list[int]]:
-    """The first time that a chapter reaches a point, and the last."""
+    """When a chapter reaches a point: the first time, and the last where the two differ much."""
+    both = ("publish", "catalog", "vacuum")
+    soak = request.config.getoption("--soak")
     stage = Stage(zygote, template, tmp_path_factory.mktemp("counted"))
 
     @cache
@@ -111,7 +112,7 @@ def hits(
     def of(chapter: str, point: str) -> list[int]:
         reached = count(chapter)[point]
         assert reached, f"{chapter} never reaches {point}"
-        return sorted({1, reached})
+        return sorted({1, reached}) if soak or point.split(".")[0] in both else [1]
 
     return of
 
@@ -133,13 +134,13 @@ def test_a_crash_loses_and_doubles_nothing(stage, hits, chapter, point):
     for hit in hits(chapter, point):
         folder = stage.lake_for(chapter)
         stage.must_die("play", folder, chapter, failpoints=f"{point}=crash@{hit}")
-        stage.must("check", folder)
+        lifecycle.check(folder)
 
 
 @pytest.mark.parametrize(("chapter", "point"), CASES)
 def test_an_open_lake_goes_on_after_a_failing_disk(stage, hits, chapter, point):
     for hit, error in itertools.product(
-        hits(chapter, point), ["ENOSPC", "EIO"] if point in FSYNCS else ["ENOSPC"]
+        hits(chapter, point), ["EIO"] if point in FSYNCS else ["ENOSPC"]
     ):
         folder = stage.lake_for(chapter)
         with failpoint.at(point, error, hit=hit) as trap:
@@ -149,7 +150,6 @@ def test_an_open_lake_goes_on_after_a_failing_disk(stage, hits, chapter, point):
             life.open()
         life.append("events", "r-0", range(200, 215))
         life.flush()
-        life.append("events", "r-1", range(210, 220))
         life.seal()
         life.lake.maintain()
         life.check()
@@ -159,19 +159,19 @@ def test_an_open_lake_goes_on_after_a_failing_disk(stage, hits, chapter, point):
         life.close()
 
 
-FIRST = ["flush.6", "seal.6", "vacuum.2"]
+FIRST = ["flush.6", "seal.6"]
 OPENING = [point for point in failpoint.POINTS if point.split(".")[0] in ("open", "recover")]
 
 
 @pytest.mark.parametrize("point", [*OPENING, "views.2", "replace.2"])
 def test_a_second_crash_during_recovery(stage, hits, point):
-    """After each of three first ones, which leave files that nothing names."""
+    """After each of two first ones, which leave published files that nothing names."""
     for first in FIRST:
         chapter = first.split(".")[0]
         folder = stage.lake_for(chapter)
         stage.must_die("play", folder, chapter, failpoints=f"{first}=crash")
-        stage.must_die("recover", folder, failpoints=f"{point}=crash")
-        stage.must("check", folder)
+        stage.must_die("play", folder, "reopen", failpoints=f"{point}=crash")
+        lifecycle.check(folder)
 
 
 @pytest.mark.soak
@@ -182,9 +182,9 @@ def test_all_pairs_of_crashes(stage, hits, first, point):
     for hit in hits(chapter, first_point):
         folder = stage.lake_for(chapter)
         stage.must_die("play", folder, chapter, failpoints=f"{first_point}=crash@{hit}")
-        code, error = stage.zygote.run("recover", folder, failpoints=f"{point}=crash")
+        code, error = stage.zygote.run("play", folder, "reopen", failpoints=f"{point}=crash")
         assert code in (0, -signal.SIGKILL), error  # there may be nothing to recover
-        stage.must("check", folder)
+        lifecycle.check(folder)
 
 
 def test_points_are_set_by_the_environment(tmp_path):
@@ -203,13 +203,13 @@ def test_points_are_set_by_the_environment(tmp_path):
             text=True,
         )
 
-    assert run("open.3=crash").returncode == -signal.SIGKILL
+    assert run("publish.1=EIO@9;open.3=crash").returncode == -signal.SIGKILL
     failed = run("open.5=ENOSPC@1")
     assert failed.returncode == 1
     assert "No space left on device (failpoint open.5)" in failed.stderr
-    assert run("open.3=crash@2;publish.1=EIO@9").returncode == 0
-    assert "no such failpoint" in run("open.99=crash").stderr
-    assert "no such action" in run("open.3=crush").stderr
+    for wrong in ("open.99=crash", "open.3=crush"):
+        with pytest.raises(ValueError, match="no such failpoint, or no such action"):
+            failpoint.configure(wrong)
 
 
 def test_points_call_back_and_count():

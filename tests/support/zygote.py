@@ -5,19 +5,32 @@ forked child, and answers `[exit code, error]`; the code is negative when a sign
 Starting a new interpreter for each child would take ten times as long.
 """
 
+import faulthandler
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import traceback
 from pathlib import Path
 
 from support import lifecycle
 
 from lakestore import failpoint
+from lakestore.catalog import Catalog
+from lakestore.clock import SystemClock
+
+_SECONDS_MAX = 60
+"""A child that takes longer hangs: it says where, and ends."""
 
 
 def serve() -> None:
+    with tempfile.TemporaryDirectory() as folder:  # so that SQLAlchemy has compiled its queries
+        catalog = Catalog(Path(folder) / "c", SystemClock(), create=("lake", "site"))
+        catalog.states([])
+        catalog.garbage()
+        catalog.tables()
+        catalog.close()
     for line in sys.stdin:
         verb, arguments, failpoints = json.loads(line)
         read, write = os.pipe()
@@ -33,6 +46,7 @@ def serve() -> None:
 
 
 def _run(verb: str, arguments: list[str], failpoints: str, write: int) -> int:
+    faulthandler.dump_traceback_later(_SECONDS_MAX, exit=True, file=write)
     try:
         failpoint.configure(failpoints)
         getattr(lifecycle, verb)(Path(arguments[0]), *arguments[1:])
@@ -57,7 +71,8 @@ class Zygote:
 
     def run(self, verb: str, *arguments: object, failpoints: str = "") -> tuple[int, str]:
         """Exit code and error of a child that does `verb`."""
-        assert self._process.stdin is not None and self._process.stdout is not None
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
         self._process.stdin.write(json.dumps([verb, [*map(str, arguments)], failpoints]) + "\n")
         self._process.stdin.flush()
         code, error = json.loads(self._process.stdout.readline())
