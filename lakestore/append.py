@@ -1,8 +1,11 @@
 """Append: coerce, drop duplicates, journal, acknowledge.
 
-Order of effects: frame in the journal, but for its digest; duplicates looked up while the disk
-takes it in; the digest, or a frame without them; batches in the buffer, fdatasync, visible,
-acknowledged.
+Order of effects, numbered as their failpoints are:
+
+    append.1 coerced    .2 frame in the journal, but for its digest    .3 duplicates looked up,
+    while the disk takes it in    .4 the digest, or a frame without them; batches in the buffer
+    .5 fdatasync    .6 visible, and then acknowledged
+
 The commit point is the fdatasync (level `disk`), the write (`os`) or the buffer (`memory`).
 """
 
@@ -18,6 +21,7 @@ import pyarrow.compute as pc
 from lakestore.buffer import Buffer, Generation, Level
 from lakestore.coerce import to_batches
 from lakestore.errors import InvalidInputError
+from lakestore.failpoint import reach
 from lakestore.idhash import Hashes, IdIndex, hash_batch, identities, in_sorted, twins
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
@@ -92,6 +96,7 @@ class Appender:
         if not batches:
             return Ack(0, 0, level, None)
         rows = sum(batch.num_rows for batch in batches)
+        reach("append.1")
         buffer = self._buffer
         with buffer.lock:
             accepted = self._accept(batches, producer, seq, level)
@@ -102,6 +107,7 @@ class Appender:
         fresh, generation, end = accepted
         if level == "disk":
             buffer.sync(generation, end)
+        reach("append.6")
         self._on_append(buffer)
         return Ack(fresh, rows - fresh, level, Position(self._table, generation.id, end))
 
@@ -125,6 +131,7 @@ class Appender:
             return fresh
 
         generation, end = buffer.append(batches, producer, seq, choose, level)
+        reach("append.4")
         if not fresh:
             return None
         if level != "disk":

@@ -25,6 +25,7 @@ from lakestore.cold import ColdTable
 from lakestore.cold.parquet import ParquetCold
 from lakestore.engine import Engine, engine
 from lakestore.errors import ConflictError, CorruptionError
+from lakestore.failpoint import reach
 from lakestore.fileids import FileIds
 from lakestore.frames import JournalHeader
 from lakestore.journal import JournalWriter
@@ -88,8 +89,10 @@ class SiteContext:
         """
         storage, layout = LocalStorage(root), SiteLayout(local)
         lake = lake_id(storage, root, create=write)
+        reach("open.1")
         if write:
             make_folder(local)
+        reach("open.2")
         catalog = Catalog(
             layout.catalog, clock, create=(lake, secrets.token_hex(4)) if write else None
         )
@@ -99,10 +102,12 @@ class SiteContext:
                 f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and {str(root)!r} is "
                 f"lake {lake}: pass the right local= folder"
             )
+        reach("open.3")
         lock = None
         if write:
             lock = WriterLock.create(layout.writers)
             make_folder(layout.staging_of(lock.name))
+            reach("open.4")
         instance = engine(settings.memory_bytes)
         site = cls(layout, storage, catalog, instance, settings, clock, lock, [], Recovery())
         if write:
@@ -114,8 +119,10 @@ class SiteContext:
         with self._deaths:
             found = take_over_dead(self.layout, self.writers)
             self.dead.extend(found)
+        reach("open.5")
         self.recovery.writers += len(found)
         self.recovery.staged_files += sweep_staging(self.layout, found)
+        reach("open.6")
         return found
 
     def forget_dead(self) -> None:

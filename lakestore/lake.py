@@ -1,4 +1,17 @@
-"""An open lake: tables, queries over them, and their upkeep."""
+"""An open lake: tables, queries over them, and their upkeep.
+
+Order of effects, numbered as their failpoints are:
+
+    open.1 lake made or known    .2 local folder made    .3 catalog opened    .4 writer locked
+    .5 dead writers' locks taken    .6 their staging swept    .7 tables opened, rows recovered
+    .8 `lake.duckdb` made
+    create.1 listed in the catalog    .2 empty file put    .3 document put    .4 committed
+    .5 table opened
+    drop.1 unlisted in the catalog    .2 committed    .3 buffer let go
+
+A create or a drop is committed by its catalog transaction. An open only adds, and sweeps what
+nothing names: a crash leaves work for the next one.
+"""
 
 from __future__ import annotations
 
@@ -28,6 +41,7 @@ from lakestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
+from lakestore.failpoint import reach
 from lakestore.layout import check_table_name, schema_key
 from lakestore.query.frames import of_caller
 from lakestore.query.plan import Parameters
@@ -125,8 +139,10 @@ class Lake:
         )
         try:
             self._refresh()
+            reach("open.7")
             if mode == "rw":
                 self._upkeep.publish()
+                reach("open.8")
         except BaseException:
             self._release()  # or the locks of dead writers would stay taken, and their rows hidden
             raise
@@ -169,12 +185,17 @@ class Lake:
         with self._opening:
             with self._site.catalog.commit() as commit:
                 entry = commit.add_table(name, cold, resolved.text, self._is_taken)
+                reach("create.1")
                 context = TableContext.open(self._site, entry, resolved)
                 shell.write_empty(context)
+                reach("create.2")
                 staged = context.site.staging / f"{uuid.uuid4().hex}.toml"
                 staged.write_text(resolved.text, encoding="utf-8")
                 self._site.storage.put_new(schema_key(entry.folder, 1), staged)
+                reach("create.3")
+            reach("create.4")
             table = self._open_table(entry, context)
+            reach("create.5")
         self._upkeep.publish()
         return table
 
@@ -194,9 +215,12 @@ class Lake:
         with table._context.flushing, table._context.sealing, self._opening:
             with self._site.catalog.commit() as commit:
                 commit.drop_table(table._context.entry.id)
+                reach("drop.1")
+            reach("drop.2")
             self._tables.pop(table._context.entry.id, None)
             if table._context.buffer is not None:
                 table._context.buffer.close()
+            reach("drop.3")
         self._upkeep.publish()
 
     def __getitem__(self, name: str) -> Table:

@@ -1,6 +1,7 @@
 """Vacuum: the only thing that deletes. It deletes what nothing names any more, after a grace.
 
-Order of effects: the file goes first, then its line in the catalog. A crash between the two
+Order of effects, numbered as their failpoints are: vacuum.1 files chosen, .2 one deleted,
+.3 their folders fsynced, .4 their lines struck off the catalog, .5 committed. A crash before that
 leaves a line for a file that is gone, and the next vacuum strikes it off. Deleting outside any
 lock is safe, because names are never used twice: nobody can be creating what is deleted here.
 """
@@ -13,6 +14,7 @@ from pathlib import Path
 from lakestore import hot
 from lakestore.catalog.commit import Garbage
 from lakestore.context import SiteContext
+from lakestore.failpoint import reach
 from lakestore.layout import SiteLayout, journal_name
 from lakestore.storage.local import fsync_folder, storage_error
 
@@ -51,18 +53,23 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
         StorageError: the disk refused; what is gone is struck off at the next vacuum.
     """
     if not dry_run:
+        reach("vacuum.1")
         for item in chosen:
             try:
                 _delete(item, site)
+                reach("vacuum.2")
             except OSError as error:
                 raise storage_error(f"cannot delete {item.name!r}", error) from error
         for folder in {_folder(item, site.layout) for item in chosen}:
             if folder.is_dir():  # or a power loss could bring back what the catalog forgets next
                 fsync_folder(folder)
+        reach("vacuum.3")
         if chosen:
             with site.catalog.commit() as commit:
                 for item in chosen:
                     commit.forget(item)
+                reach("vacuum.4")
+            reach("vacuum.5")
     return Vacuumed(
         tuple(g.name for g in chosen if g.kind == "journal"),
         tuple(g.name for g in chosen if g.kind != "journal"),

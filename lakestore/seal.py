@@ -1,8 +1,13 @@
 """Seal: hot segments → cold files, in segment order.
 
-Order of effects: check the segments' bytes, write one sorted file a day (more when it grows past
-the target size), check each, publish it, then commit. The commit lists the files and moves
-`sealed_through`, so at no instant is a row in both tiers or in neither. A crash before it leaves
+Order of effects, numbered as their failpoints are:
+
+    seal.1 segments' bytes checked    .2 one sorted file a day staged (more past the target size)
+    .3 rows and ids checked    .4 a file published    .5 all of them    .6 listed in the catalog
+    .7 committed    .8 caches of ids brought up to date
+
+The commit lists the files and moves `sealed_through`, so at no instant is a row in both tiers or
+in neither. A crash before it leaves
 files that nothing names; the next seal writes the same rows under names of their own.
 """
 
@@ -22,6 +27,7 @@ from lakestore import datafile, quoting
 from lakestore.context import TableContext
 from lakestore.engine import SORT_BYTES, sorter
 from lakestore.errors import CorruptionError, StorageError
+from lakestore.failpoint import reach
 from lakestore.fileids import read_hashes
 from lakestore.idhash import Hashes, days, hash_batch, id_sum
 from lakestore.layout import ColdName
@@ -87,6 +93,7 @@ def _seal_some(
     with table.conflict_if_superseded(segments):
         for segment in segments:
             _check(table, segment)
+        reach("seal.1")
         with TemporaryDirectory(dir=table.site.staging, prefix="seal-") as folder:
             return _seal_in(Path(folder), table, segments, memory_bytes)
 
@@ -96,6 +103,7 @@ def _seal_in(
 ) -> list[ColdFile]:
     first, last = segments[0].first, segments[-1].last
     written = list(_write_files(folder, table, segments, memory_bytes))
+    reach("seal.2")
     expected = sum(s.info.rows for s in segments)
     found = sum(w.info.rows for w in written)
     ids = [read_hashes(table.segment_path(s), table.schema) for s in segments]
@@ -104,12 +112,16 @@ def _seal_in(
             f"sealing segments {first} to {last} gave {found:,} rows of {expected:,}; "
             "nothing was committed"
         )
+    reach("seal.3")
     files = [_publish(table, w, first, last, part) for part, w in enumerate(written)]
+    reach("seal.5")
     table.cold.publish(segments, files, last)
+    reach("seal.7")
     for file, one in zip(files, written, strict=True):
         table.file_ids.remember(file.name, one.hashes)
     for segment in segments:
         table.file_ids.forget(segment.name)
+    reach("seal.8")
     return files
 
 
@@ -207,6 +219,7 @@ def _publish(table: TableContext, written: _Written, first: int, last: int, part
         and table.site.storage.size(key) != info.bytes
     ):
         raise StorageError(f"{key!r} exists and has another size; nothing was committed")
+    reach("seal.4")
     return file
 
 

@@ -2,7 +2,8 @@
 
 SQLAlchemy Core over SQLite. One transaction is one commit point: a flush, a seal, a drop. A
 reader sees one version of everything. The catalog is never the only record of a row: segments
-and cold files say in their footers what they are.
+and cold files say in their footers what they are. Failpoints: catalog.1 begun    .2 changed
+.3 committed
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -24,6 +25,7 @@ from lakestore.errors import (
     NotFoundError,
     StorageError,
 )
+from lakestore.failpoint import reach
 from lakestore.snapshot import ColdFile, GenerationId, TableState
 
 
@@ -204,8 +206,11 @@ class Catalog:
             StorageError: the disk refused; nothing was committed.
         """
         with self._begin("IMMEDIATE") as con:
+            reach("catalog.1")
             yield Commit(con, self._clock.now())
             con.execute(t.lake.update().values(version=t.lake.c.version + 1))
+            reach("catalog.2")
+        reach("catalog.3")
 
     def lease(self, table_id: int, writer: str, seconds: float, *, over: bool = False) -> bool:
         """Whether `writer` maintains a table for so long from now on, and nobody else.

@@ -2,6 +2,8 @@
 
 `link` and not `rename`, because rename overwrites. A new folder is itself made durable by an
 fsync of its parent; without it a power loss can take the folder and everything in it.
+Failpoints: publish.1 folder made    .2 file fsynced    .3 linked    .4 folder fsynced
+.5 staged name dropped    replace.1 file fsynced    .2 renamed    .3 folder fsynced
 """
 
 import ctypes
@@ -11,6 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
+from lakestore.failpoint import reach
 
 
 def fsync_file(path: Path) -> None:
@@ -70,14 +73,19 @@ def publish_new(source: Path, target: Path) -> bool:
     """
     try:
         make_folder(target.parent)
+        reach("publish.1")
         fsync_file(source)
+        reach("publish.2")
         try:
             os.link(source, target)
             created = True
         except FileExistsError:
             created = False
+        reach("publish.3")
         fsync_folder(target.parent)
+        reach("publish.4")
         source.unlink()
+        reach("publish.5")
     except OSError as error:
         raise storage_error(f"cannot publish {str(target)!r}", error) from error
     return created
@@ -117,8 +125,11 @@ class LocalStorage:
         target = self.path(key)
         try:
             fsync_file(source)
+            reach("replace.1")
             os.replace(source, target)
+            reach("replace.2")
             fsync_folder(target.parent)
+            reach("replace.3")
         except OSError as error:
             raise storage_error(f"cannot replace {str(target)!r}", error) from error
 
