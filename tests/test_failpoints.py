@@ -25,6 +25,8 @@ from support.zygote import Zygote
 import lakestore as ls
 from lakestore import failpoint
 
+pytestmark = pytest.mark.faults
+
 VERBS = {
     "birth": "create publish catalog",
     "append": "append journal",
