@@ -17,6 +17,7 @@ from lakestore.idhash import Hashes, hash_batch
 from lakestore.journal import JournalReader
 from lakestore.layout import journal_name, parse_journal_name
 from lakestore.snapshot import GenerationId
+from lakestore.storage.local import storage_error
 
 
 def recover(table: TableContext, appender: Appender) -> int:
@@ -40,7 +41,10 @@ def recover(table: TableContext, appender: Appender) -> int:
             if id in state.flushed:
                 continue
             reader = JournalReader(folder / journal_name(number))
-            entries = reader.read()
+            try:
+                entries = reader.read()
+            except OSError as error:
+                raise storage_error(f"cannot read journal {str(reader.path)!r}", error) from error
             if reader.header is not None and reader.header.lake != table.site.catalog.lake:
                 raise CorruptionError(f"journal {str(reader.path)!r} is of another lake")
             buffer.adopt(id, entries)
