@@ -23,6 +23,7 @@ from lakestore.coerce import to_batches
 from lakestore.errors import InvalidInputError
 from lakestore.failpoint import reach
 from lakestore.idhash import Hashes, IdIndex, hash_batch, identities, in_sorted, twins
+from lakestore.quoting import UNSPEAKABLE
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
@@ -243,7 +244,8 @@ def _check_producer(producer: str | None, seq: int | None) -> None:
         raise InvalidInputError("producer and seq go together: pass both or neither")
     if producer is None:
         return
-    if not isinstance(producer, str) or not producer or len(producer.encode()) > 512:
+    size = len(producer.encode(errors="replace")) if isinstance(producer, str) else 0
+    if not 0 < size <= 512 or UNSPEAKABLE.search(str(producer).replace("\0", "")):
         raise InvalidInputError("producer must be 1 to 512 bytes of text")
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**63:
         raise InvalidInputError(f"seq {seq!r} is not an integer from 0 to 2**63 - 1")

@@ -47,8 +47,13 @@ from lakestore.query.frames import of_caller
 from lakestore.query.plan import Parameters
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
+<<<<<<< HEAD
 from lakestore.quoting import identifier, identifiers
 from lakestore.recover import recover, take_over, unsealed_hashes
+=======
+from lakestore.quoting import UNSPEAKABLE, identifier, identifiers
+from lakestore.recover import recover, unsealed_hashes
+>>>>>>> untrusted
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
@@ -91,6 +96,8 @@ def open(
     if "://" in str(root):
         raise InvalidInputError(f"{str(root)!r}: a lake is a folder of this machine")
     for folder in (root, local or ""):
+        if UNSPEAKABLE.search(str(folder)):
+            raise InvalidInputError(f"{str(folder)!r} is no path of UTF-8 text, as DuckDB needs it")
         if set(str(folder)) & set("*?[\\"):
             raise InvalidInputError(
                 f"{str(folder)!r}: DuckDB takes '*', '?', '[' and backslashes in a path for "
@@ -251,7 +258,11 @@ class Lake:
         """Run one statement that reads, over every tier of the tables it names, as of now.
 
         The caller's own data can be joined by its variable's name: Arrow, Polars, pandas, or a
-        DuckDB relation.
+        DuckDB relation. So can files of this machine, by path or by `read_csv` and its like.
+        Nothing else: what writes, attaches a database, loads an extension, runs SQL out of text
+        (`query()`), or changes what later statements see is refused before DuckDB binds it, also
+        inside EXPLAIN ANALYZE and WITH. It guards against mistakes and injected text; whoever may
+        send any SQL may still read what this process may read, and use its memory and time.
 
         Args:
             query: DuckDB SQL; `$name` or `?` where a parameter goes.

@@ -20,6 +20,7 @@ from lakestore.idhash import Hashes, hash_batch
 from lakestore.journal import JournalReader
 from lakestore.layout import journal_name, parse_journal_name
 from lakestore.snapshot import GenerationId
+from lakestore.storage.local import storage_error
 
 
 def recover(table: TableContext, appender: Appender) -> None:
@@ -49,8 +50,16 @@ def take_over(table: TableContext, appender: Appender, writers: Sequence[str]) -
             if id in done:
                 continue
             reader = JournalReader(folder / journal_name(number))
+<<<<<<< HEAD
             entries = reader.read()
             if reader.header is not None and reader.header.lake != site.catalog.lake:
+=======
+            try:
+                entries = reader.read()
+            except OSError as error:
+                raise storage_error(f"cannot read journal {str(reader.path)!r}", error) from error
+            if reader.header is not None and reader.header.lake != table.site.catalog.lake:
+>>>>>>> untrusted
                 raise CorruptionError(f"journal {str(reader.path)!r} is of another lake")
             reach("recover.1")
             batches = [batch for entry in entries for batch in entry.batches]

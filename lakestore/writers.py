@@ -78,7 +78,7 @@ def sweep_staging(site: SiteLayout, dead: list[WriterLock]) -> int:
     count = 0
     for lock in dead:
         folder = site.staging_of(lock.name)
-        if folder.is_dir():
+        if folder.is_dir() and not folder.is_symlink():
             count += sum(1 for _ in folder.iterdir())
             shutil.rmtree(folder)
     return count

@@ -139,6 +139,8 @@ class LocalStorage:
             return self.path(key).read_bytes()
         except FileNotFoundError as error:
             raise NotFoundError(f"no object {key!r} in {str(self.root)!r}") from error
+        except OSError as error:
+            raise storage_error(f"cannot read {str(self.root / key)!r}", error) from error
 
     def size(self, key: str) -> int | None:
         """Bytes of the object, or None."""
@@ -146,6 +148,8 @@ class LocalStorage:
             return self.path(key).stat().st_size
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise storage_error(f"cannot look at {key!r}", error) from error
 
     def delete(self, key: str) -> None:
         """Remove the object, if it is there."""
