@@ -47,13 +47,8 @@ from lakestore.query.frames import of_caller
 from lakestore.query.plan import Parameters
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
-<<<<<<< HEAD
-from lakestore.quoting import identifier, identifiers
-from lakestore.recover import recover, take_over, unsealed_hashes
-=======
 from lakestore.quoting import UNSPEAKABLE, identifier, identifiers
-from lakestore.recover import recover, unsealed_hashes
->>>>>>> untrusted
+from lakestore.recover import recover, take_over, unsealed_hashes
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId

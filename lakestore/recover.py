@@ -50,16 +50,11 @@ def take_over(table: TableContext, appender: Appender, writers: Sequence[str]) -
             if id in done:
                 continue
             reader = JournalReader(folder / journal_name(number))
-<<<<<<< HEAD
-            entries = reader.read()
-            if reader.header is not None and reader.header.lake != site.catalog.lake:
-=======
             try:
                 entries = reader.read()
             except OSError as error:
                 raise storage_error(f"cannot read journal {str(reader.path)!r}", error) from error
-            if reader.header is not None and reader.header.lake != table.site.catalog.lake:
->>>>>>> untrusted
+            if reader.header is not None and reader.header.lake != site.catalog.lake:
                 raise CorruptionError(f"journal {str(reader.path)!r} is of another lake")
             reach("recover.1")
             batches = [batch for entry in entries for batch in entry.batches]

@@ -10,8 +10,10 @@ from pathlib import Path
 import hypothesis
 import pyarrow as pa
 import pytest
+from support.figures import figure, pytest_terminal_summary  # noqa: F401  (for pytest)
 
 import lakestore as ls
+
 
 hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=60, print_blob=True
@@ -98,6 +100,18 @@ class FixedClock:
 
     def move(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption(
+        "--soak", action="store_true", help="run the long form of the fault programmes: hours"
+    )
+
+
+@pytest.fixture(scope="session")
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether the run may take hours."""
+    return bool(request.config.getoption("--soak"))
 
 
 @pytest.fixture
