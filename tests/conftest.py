@@ -14,7 +14,6 @@ from support.figures import figure, pytest_terminal_summary  # noqa: F401  (for 
 
 import lakestore as ls
 
-
 hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=60, print_blob=True
 )
@@ -27,7 +26,6 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "soak: too long for every run; only with --soak")
-    config.addinivalue_line("markers", "faults: a fault programme; once a CI run is enough")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -100,12 +98,6 @@ class FixedClock:
 
     def move(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--soak", action="store_true", help="run the long form of the fault programmes: hours"
-    )
 
 
 @pytest.fixture(scope="session")

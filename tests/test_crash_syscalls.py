@@ -14,9 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from support.forks import Zygote
 from support.strace import CHANGING, SPACE, Point, calls_below, need_strace, run_traced, struck
 from support.strace import tracing as traced
-from support.forks import Zygote
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
