@@ -49,12 +49,15 @@ from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
 from lakestore.quoting import identifier, identifiers
 from lakestore.recover import recover, take_over, unsealed_hashes
+from lakestore.repair import Repaired, repair
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
 from lakestore.status import Status, table_status
 from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
+from lakestore.verify.report import Report as VerifyReport
+from lakestore.verify.run import verify
 
 
 def open(
@@ -345,6 +348,29 @@ class Lake:
             len(self._site.catalog.garbage()),
             self._upkeep.problem,
         )
+
+    def verify(self) -> VerifyReport:
+        """Re-check every promise against the bytes: names, sums, counts, ids, order, statistics.
+
+        It reads every file of the lake, changes nothing, and trusts the catalog in nothing.
+        Others may write meanwhile.
+        """
+        self._check_open()
+        self._refresh()
+        return verify(self._site, Path(self.root), self._contexts())
+
+    def repair(self, *, dry_run: bool = True) -> Repaired:
+        """Verify, and say what is safe to do about it, or (`dry_run=False`) do it.
+
+        Caches are made again, and what nothing reads is moved to `quarantine/`. It works in mode
+        `r` too, so that damage which hinders an open to write does not hinder it.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._check_open()
+        self._refresh()
+        return repair(self._site, Path(self.root), self._contexts(), dry_run=dry_run)
 
     def close(self) -> None:
         """Close the lake; with upkeep `auto`, what is buffered is flushed first."""

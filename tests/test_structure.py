@@ -26,6 +26,19 @@ LEVELS: list[list[str]] = [
     ["cold", "cold.parquet", "context"],
     ["append", "recover", "flush", "seal", "retain", "shell", "status"],
     ["query", "query.pin", "query.plan", "query.result", "query.run", "query.frames"],
+    [
+        "verify",
+        "verify.report",
+        "verify.datafiles",
+        "verify.documents",
+        "verify.duplicates",
+        "verify.tiers",
+        "verify.journals",
+        "verify.caches",
+        "verify.leftovers",
+        "verify.run",
+        "repair",
+    ],
     ["upkeep"],
     ["table", "lake"],
     ["", "demo", "cli"],
@@ -142,7 +155,7 @@ def test_public_methods_are_the_promised_ones():
 
     assert public(ls.Lake) == {
         "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
-        "seal", "maintain", "status", "open_report", "close",
+        "seal", "maintain", "status", "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
         "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow",

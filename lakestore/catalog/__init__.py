@@ -6,6 +6,7 @@ and cold files say in their footers what they are. Failpoints: catalog.1 begun  
 .3 committed
 """
 
+import sqlite3
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,18 +16,22 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from lakestore.catalog import tables as t
-from lakestore.catalog.commit import Commit, Garbage, Sent, TableEntry
-from lakestore.catalog.rows import info_of, segment_of
+from lakestore.catalog.commit import Commit, Garbage, Inventory, Sent, TableEntry, TableRecord
+from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
 from lakestore.clock import Clock
 from lakestore.errors import (
     CorruptionError,
     FormatTooNewError,
+    LakestoreError,
     LockedError,
     NotFoundError,
     StorageError,
 )
 from lakestore.failpoint import reach
 from lakestore.snapshot import ColdFile, GenerationId, TableState
+
+_DAMAGED = "the catalog is damaged"
+_REBUILD = "`lakestore rebuild` makes it again from the lake's files"
 
 
 class Catalog:
@@ -131,13 +136,16 @@ class Catalog:
                 t.generations.c.table_id == table_id
             )
         )
-        state = TableState(
-            version,
-            sealed,
-            tuple(segment_of(row) for row in segments),
-            self._cold_files(con, table_id),
-            frozenset(GenerationId(*row) for row in flushed),
-        )
+        try:
+            state = TableState(
+                version,
+                sealed,
+                tuple(segment_of(row) for row in segments),
+                self._cold_files(con, table_id),
+                frozenset(GenerationId(*row) for row in flushed),
+            )
+        except DAMAGED as error:
+            raise CorruptionError(f"{_DAMAGED}: {error!r}; {_REBUILD}") from error
         self._states[table_id] = state
         return state
 
@@ -155,10 +163,7 @@ class Catalog:
         files = {name: known[name] for name in names if name in known}
         for row in rows:
             if row.name in missing:
-                info = info_of(row.info)
-                files[row.name] = ColdFile(
-                    row.name, row.day, row.first, row.last, row.schema_version, info
-                )
+                files[row.name] = cold_of(row)
         self._cold[table_id] = files
         return tuple(files[name] for name in names)
 
@@ -186,16 +191,58 @@ class Catalog:
 
     def garbage(self) -> list[Garbage]:
         """Every superseded file not yet deleted."""
-        query = sa.select(
-            t.garbage.c.id,
-            t.garbage.c.table_id,
-            t.tables.c.folder,
-            t.garbage.c.kind,
-            t.garbage.c.name,
-            t.garbage.c.since,
-        ).join(t.tables, t.tables.c.id == t.garbage.c.table_id)
         with self._begin("DEFERRED") as con:
-            return [Garbage(*row) for row in con.execute(query)]
+            return _garbage(con)
+
+    def inventory(self, *, settled: bool = False) -> Inventory:
+        """Everything the catalog says, of one version.
+
+        Args:
+            settled: wait for a commit under way, so that a file that was there before this call
+                is either named now, or never will be by the commit that put it there.
+        """
+        with self._begin("IMMEDIATE" if settled else "DEFERRED") as con:
+            version = con.execute(sa.select(t.lake.c.version)).scalar_one()
+            garbage = _garbage(con)
+            try:
+                return Inventory(
+                    version,
+                    tuple(
+                        self._record(con, row, version, garbage)
+                        for row in con.execute(sa.select(t.tables).order_by(t.tables.c.id)).all()
+                    ),
+                )
+            except DAMAGED as error:
+                raise CorruptionError(f"{_DAMAGED}: {error!r}; {_REBUILD}") from error
+
+    def _record(
+        self, con: Connection, row: Any, version: int, garbage: Sequence[Garbage]
+    ) -> TableRecord:
+        schemas = sa.select(t.schemas.c.version, t.schemas.c.text)
+        marks = sa.select(t.producers.c.producer, t.producers.c.seq)
+        batches = sa.select(t.batches.c.producer, t.batches.c.seq)
+        return TableRecord(
+            row.id,
+            row.name,
+            row.folder,
+            row.dropped_at is not None,
+            row.last_segment,
+            _pairs(con, schemas.where(t.schemas.c.table_id == row.id)),
+            _pairs(con, marks.where(t.producers.c.table_id == row.id)),
+            frozenset(
+                (p, seq) for p, seq in con.execute(batches.where(t.batches.c.table_id == row.id))
+            ),
+            tuple(g for g in garbage if g.table_id == row.id),
+            self._state(con, row.id, version),
+        )
+
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong in its own file, and references that lead nowhere."""
+        with self._begin("DEFERRED") as con:
+            found = con.exec_driver_sql("PRAGMA integrity_check(20)").scalars().all()
+            keys = con.exec_driver_sql("PRAGMA foreign_key_check").all()
+        wrong = [text for text in found if text != "ok"]
+        return wrong + [f"a row of {row[0]!r} names no {row[2]!r}" for row in keys[:20]]
 
     @contextmanager
     def commit(self) -> Iterator["Commit"]:
@@ -236,11 +283,32 @@ class Catalog:
                     raise
                 con.exec_driver_sql("COMMIT")
         except sa.exc.OperationalError as error:
-            if "locked" in str(error.orig):
-                raise LockedError(f"the catalog stayed busy for 30 s: {error.orig}") from error
-            raise StorageError(f"the catalog cannot be used: {error.orig}") from error
+            raise _translated(error.orig) from error
         except sa.exc.DatabaseError as error:
-            raise CorruptionError(f"the catalog is damaged: {error.orig}") from error
+            raise CorruptionError(f"{_DAMAGED}: {error.orig}; {_REBUILD}") from error
+        except sqlite3.Error as error:  # of `_configure`, which SQLAlchemy does not see
+            raise _translated(error) from error
+
+
+def _garbage(con: Connection) -> list[Garbage]:
+    g = t.garbage.c
+    query = sa.select(g.id, g.table_id, t.tables.c.folder, g.kind, g.name, g.since)
+    return [Garbage(*row) for row in con.execute(query.join(t.tables, t.tables.c.id == g.table_id))]
+
+
+def _pairs(con: Connection, query: sa.Select[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {row[0]: row[1] for row in con.execute(query)}
+
+
+def _translated(error: BaseException | None) -> LakestoreError:
+    """What an error of SQLite means: wait, make room, or stop."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return LockedError(f"the catalog stayed busy for 30 s: {error}")
+    # SQLITE_ERROR too: our statements are right, so what they name is gone, or is no text.
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+        return CorruptionError(f"{_DAMAGED}: {error}; {_REBUILD}")
+    return StorageError(f"the catalog cannot be used: {error}")
 
 
 def _configure(connection: Any, _: Any) -> None:

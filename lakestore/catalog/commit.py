@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 import lakestore.catalog.tables as t
 from lakestore.catalog.rows import info_text
 from lakestore.errors import ConflictError, InvalidInputError
-from lakestore.snapshot import ColdFile, GenerationId, Segment
+from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
 
 Sent = tuple[str, int]
 """What a producer sent: its name, and the number of the batch."""
@@ -44,6 +44,30 @@ class Garbage:
     kind: GarbageKind
     name: str
     since: float
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """Everything the catalog says of one table, dropped ones included."""
+
+    id: int
+    name: str
+    folder: str
+    dropped: bool
+    last_segment: int
+    schemas: Mapping[int, str]
+    producers: Mapping[str, int]
+    batches: frozenset[Sent]
+    garbage: tuple[Garbage, ...]
+    state: TableState
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Everything the catalog says at one version."""
+
+    version: int
+    tables: tuple[TableRecord, ...]
 
 
 class Commit:
