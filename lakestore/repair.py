@@ -127,7 +127,7 @@ def _writing(site: SiteContext) -> Iterator[SiteContext]:
         return
     lock = WriterLock.create(site.layout.writers)
     try:
-        writing = replace(site, lock=lock, dead=())
+        writing = replace(site, lock=lock, dead=[])
         make_folder(writing.staging)
         yield writing
         if not any(writing.staging.iterdir()):

@@ -419,3 +419,11 @@ def test_lakes_own_file(full, root):
         assert found(full.verify()) == [("damage", "lake")]
     os.unlink(path)
     assert found(full.verify()) == [("damage", "lake")]
+
+
+def test_a_tombstone_of_a_table_that_lives(full, root):
+    (root / "tables/events/dropped.json").write_text("{}")
+    assert found(full.verify()) == [("damage", "tombstone")]
+    (root / "tables/events/dropped.json").unlink()
+    full.drop_table("events")
+    assert full.verify().ok

@@ -7,7 +7,7 @@ and cold files say in their footers what they are. Failpoints: catalog.1 begun  
 """
 
 import sqlite3
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -37,15 +37,28 @@ _REBUILD = "`lakestore rebuild` makes it again from the lake's files"
 class Catalog:
     """A site's catalog."""
 
-    def __init__(self, path: Path, clock: Clock, *, create: tuple[str, str] | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        *,
+        create: tuple[str, str] | None,
+        is_filled: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Open the catalog at `path`; `create` is (lake uuid, site) for a new one.
+
+        Args:
+            is_filled: whether there are files that a catalog has to name; then none is made.
 
         Raises:
             NotFoundError: there is none, and none is to be created.
+            CorruptionError: it is damaged, or there is none though there was one.
             FormatTooNewError: a newer lakestore wrote it.
         """
-        if create is None and not path.exists():
-            raise NotFoundError(f"no catalog at {str(path)!r}")
+        if not path.exists():
+            _refuse_lost(path, is_filled)
+            if create is None:
+                raise NotFoundError(f"no catalog at {str(path)!r}")
         self._clock = clock
         self._engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(path)),
@@ -54,28 +67,39 @@ class Catalog:
         sa.event.listen(self._engine, "connect", _configure)
         self._states: dict[int, TableState] = {}
         self._cold: dict[int, dict[str, ColdFile]] = {}
-        if path.exists():
-            self._check_format(path)
-        if create is not None:
-            with self._begin("IMMEDIATE") as con:
-                t.metadata.create_all(con)
-                if con.execute(sa.select(t.lake.c.one)).first() is None:
-                    row = {"one": 1, "format": t.FORMAT, "version": 0}
-                    con.execute(t.lake.insert(), row | {"uuid": create[0], "site": create[1]})
-        with self._begin("DEFERRED") as con:
-            self.lake, self.site = con.execute(sa.select(t.lake.c.uuid, t.lake.c.site)).one()
+        try:
+            if not self._is_made(path):
+                self._make(path, create, is_filled)
+            with self._begin("DEFERRED") as con:
+                self.lake, self.site = con.execute(sa.select(t.lake.c.uuid, t.lake.c.site)).one()
+        except BaseException:
+            self.close()
+            raise
 
-    def _check_format(self, path: Path) -> None:
-        """Refuse a newer format before anything is written."""
+    def _make(
+        self, path: Path, create: tuple[str, str] | None, is_filled: Callable[[], bool]
+    ) -> None:
+        with self._begin("IMMEDIATE") as con:
+            t.metadata.create_all(con)
+            if con.execute(sa.select(t.lake.c.one)).first() is None:  # else it was made just now
+                _refuse_lost(path, is_filled)
+                if create is None:
+                    raise NotFoundError(f"the catalog at {str(path)!r} is empty")
+                row = {"one": 1, "format": t.FORMAT, "version": 0}
+                con.execute(t.lake.insert(), row | {"uuid": create[0], "site": create[1]})
+
+    def _is_made(self, path: Path) -> bool:
+        """Whether the file is a catalog; refuses a newer format before anything is written."""
         with self._begin("DEFERRED") as con:
             if not sa.inspect(con).has_table("lake"):
-                return
+                return False
             found = con.execute(sa.select(t.lake.c.format)).scalar_one_or_none()
         if found is not None and found > t.FORMAT:
             raise FormatTooNewError(
                 f"catalog {str(path)!r} has format {found}, this lakestore reads "
                 f"{t.FORMAT}: upgrade lakestore"
             )
+        return found is not None
 
     def close(self) -> None:
         """Let every connection go."""
@@ -288,6 +312,14 @@ class Catalog:
             raise CorruptionError(f"{_DAMAGED}: {error.orig}; {_REBUILD}") from error
         except sqlite3.Error as error:  # of `_configure`, which SQLAlchemy does not see
             raise _translated(error) from error
+
+
+def _refuse_lost(path: Path, is_filled: Callable[[], bool]) -> None:
+    """Never make an empty catalog beside files that one has to name."""
+    if is_filled():
+        raise CorruptionError(
+            f"the catalog {str(path)!r} is lost, and the lake is not empty; {_REBUILD}"
+        )
 
 
 def _garbage(con: Connection) -> list[Garbage]:

@@ -1,6 +1,6 @@
 """One catalog transaction, as the changes it may make."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -120,6 +120,35 @@ class Commit:
         )
         self.add_garbage(table_id, "table", [""])
 
+    def restore(self, record: TableRecord) -> None:
+        """List a table as a rebuild found it, its files and marks with it."""
+        now = self.now.timestamp()
+        values: dict[str, object] = {
+            "name": record.name,
+            "folder": record.folder,
+            "cold": "parquet",
+            "created_at": now,
+            "dropped_at": now if record.dropped else None,
+            "sealed_through": record.state.sealed_through,
+            "last_segment": record.last_segment,
+        }
+        key = self._con.execute(t.tables.insert(), values).inserted_primary_key
+        assert key is not None
+        table_id = int(key[0])
+        for version, text in record.schemas.items():
+            self._con.execute(
+                t.schemas.insert(), {"table_id": table_id, "version": version, "text": text}
+            )
+        for segment in record.state.segments:
+            self.add_segment(table_id, segment, (), ())
+        for file in record.state.cold:
+            self._add_cold(table_id, file)
+        self.add_flushed(table_id, sorted(record.state.flushed), record.batches)
+        for producer, seq in record.producers.items():
+            self._raise_producer(table_id, producer, seq)
+        for item in record.garbage:
+            self.add_garbage(table_id, item.kind, [item.name])
+
     def last_segment(self, table_id: int) -> int:
         """The highest segment number given so far."""
         query = sa.select(t.tables.c.last_segment).where(t.tables.c.id == table_id)
@@ -214,19 +243,7 @@ class Commit:
         """
         self._remove_segments(table_id, sealed)
         for file in files:
-            self._con.execute(
-                t.cold_files.insert(),
-                {
-                    "table_id": table_id,
-                    "name": file.name,
-                    "day": file.day,
-                    "first": file.first,
-                    "last": file.last,
-                    "schema_version": file.schema_version,
-                    "committed_at": self.now.timestamp(),
-                    "info": info_text(file.info),
-                },
-            )
+            self._add_cold(table_id, file)
         moved = self._con.execute(
             t.tables.update()
             .where(t.tables.c.id == table_id, t.tables.c.sealed_through == sealed[0].first - 1)
@@ -254,6 +271,21 @@ class Commit:
         else:
             return False
         return True
+
+    def _add_cold(self, table_id: int, file: ColdFile) -> None:
+        self._con.execute(
+            t.cold_files.insert(),
+            {
+                "table_id": table_id,
+                "name": file.name,
+                "day": file.day,
+                "first": file.first,
+                "last": file.last,
+                "schema_version": file.schema_version,
+                "committed_at": self.now.timestamp(),
+                "info": info_text(file.info),
+            },
+        )
 
     def add_garbage(self, table_id: int, kind: GarbageKind, names: Sequence[str]) -> None:
         """Note files that nothing names from this commit on."""

@@ -60,6 +60,7 @@ for _verb in (
     tables.flush,
     tables.seal,
     check.verify,
+    check.rebuild,
     demo.demo,
 ):
     app.command()(_verb)

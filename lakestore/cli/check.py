@@ -1,4 +1,4 @@
-"""Commands that look after the bytes: verify."""
+"""Commands that look after the bytes: verify, rebuild."""
 
 from typing import Annotated
 
@@ -6,6 +6,7 @@ import typer
 
 import lakestore
 from lakestore.cli.output import Json, LakeFolder, print_json
+from lakestore.rebuild.run import rebuild as rebuild_lake
 
 
 def verify(
@@ -34,3 +35,15 @@ def verify(
         print("\n".join([*lines, str(report)]))
     if not report.ok:
         raise typer.Exit(1)
+
+
+def rebuild(lake: LakeFolder, as_json: Json = False) -> None:
+    """Make a lost or damaged catalog again from all other files; the old one goes to quarantine.
+
+    Nothing is changed when a damaged or missing file would cost rows.
+    """
+    made = rebuild_lake(lake)
+    if as_json:
+        print_json(made.to_dict())
+    else:
+        print(made)

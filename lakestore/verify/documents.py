@@ -43,6 +43,7 @@ def _empty(path: Path, lake: str, record: TableRecord, version: int, text: str) 
     except SchemaError:
         return
     says = {"lake": lake, "table": record.name, "tier": "schema", "schema_version": version}
+    says["document"] = text
     try:
         footer = datafile.read_footer(path)
         with tempfile.TemporaryDirectory(prefix="lakestore-verify-") as folder:

@@ -21,6 +21,8 @@ from lakestore.snapshot import GenerationId
 from lakestore.storage import Storage
 from lakestore.verify.report import MOVE, REBUILD, Problem
 
+_TOMBSTONE = "move it away if the table is to stay, or a rebuild would leave the table out"
+
 
 class Disk:
     """Names of the lake's files, listed before the catalog is read: what is published later
@@ -89,8 +91,12 @@ def _key_problem(
         if path.exists() and not living:  # else it may be a table that is being made
             yield _leftover("orphan", None, path, "no table has this folder")
         return
+    if key == tombstone_key(folder) and not record.dropped and path.exists():
+        what = "it says that the table was dropped, and the catalog lists the table"
+        yield Problem("tombstone", "damage", record.name, path, what, _TOMBSTONE)
+        return
     version = parse_schema_name(rest.removeprefix("schema/"))
-    known = key == tombstone_key(folder) or version in record.schemas or record.dropped
+    known = version in record.schemas or record.dropped
     if not known and path.exists():
         yield _leftover("orphan", record, path, "nothing names it")
 
