@@ -29,7 +29,7 @@ from lakestore.failpoint import reach
 from lakestore.fileids import FileIds
 from lakestore.frames import JournalHeader
 from lakestore.journal import JournalWriter
-from lakestore.lakefile import lake_id
+from lakestore.lakefile import is_filled, lake_id
 from lakestore.layout import SiteLayout, data_prefix
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
@@ -94,7 +94,10 @@ class SiteContext:
             make_folder(local)
         reach("open.2")
         catalog = Catalog(
-            layout.catalog, clock, create=(lake, secrets.token_hex(4)) if write else None
+            layout.catalog,
+            clock,
+            create=(lake, secrets.token_hex(4)) if write else None,
+            is_filled=lambda: is_filled(storage, layout),
         )
         if catalog.lake != lake:
             catalog.close()

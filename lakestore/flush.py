@@ -9,7 +9,8 @@ Order of effects, numbered as their failpoints are:
 
 The catalog transaction is the commit point, and it gives the segment its number, so segments are
 numbered in the order they become visible. A crash before it leaves staged files, which are swept,
-and journals, which are flushed again.
+and journals, which are flushed again. Rows that are all known give a segment of no rows: its
+footer says that they were taken.
 """
 
 from collections.abc import Sequence
@@ -98,10 +99,7 @@ def _flush_group(table: TableContext, group: Sequence[ClosedGeneration]) -> Segm
                 raise
             continue  # another process took away a file that may hold the same ids
         reach("flush.2")
-        if not taken.rows.num_rows:
-            if taken.covers:
-                with table.site.catalog.commit() as commit:
-                    commit.add_flushed(table.entry.id, taken.covers, taken.sent)
+        if not taken.covers:
             return None
         staged = _stage(table, taken)
         try:
@@ -320,9 +318,7 @@ def merge(table: TableContext) -> Segment | None:
     footer = table.footer(
         tier="hot",
         replaces=[s.name for s in chosen],
-        covers=[pair for f in footers for pair in f.get("covers", [])],
-        producers=dict(sorted(pair for f in footers for pair in f["producers"].items())),
-        sent=sorted(pair for f in footers for pair in f["sent"]),
+        **hot.taken(footers),
     )
     staged = hot.stage(
         table.site.staging, uuid4().hex, table.schema, rows, footer, table.site.engine

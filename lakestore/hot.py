@@ -6,7 +6,7 @@ Failpoints: segment.1 Parquet written    .2 fsynced    .3 DuckDB file built    .
 .5 Parquet linked to its name    .6 DuckDB file linked
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -146,6 +146,24 @@ def publish(staged: StagedSegment, folder: Path, first: int, last: int) -> tuple
 def duckdb_path(folder: Path, name: str) -> Path:
     """The DuckDB file beside a segment's Parquet file."""
     return folder / name.replace(".parquet", ".duckdb")
+
+
+def taken(footers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several segments took together, for the footer of the file that takes their place."""
+    covers, marks, sent = [], [], []
+    for footer in footers:
+        covers += footer["covers"]
+        marks += footer["producers"].items()
+        sent += footer["sent"]
+    return {"covers": covers, "producers": highest(marks), "sent": sorted(sent)}
+
+
+def highest(marks: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The highest sequence number of each producer."""
+    found: dict[str, int] = {}
+    for producer, seq in marks:
+        found[producer] = max(seq, found.get(producer, seq))
+    return found
 
 
 def delete(folder: Path, name: str) -> None:

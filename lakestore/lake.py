@@ -30,7 +30,7 @@ from typing import Any, Literal, Self
 import duckdb
 import pyarrow as pa
 
-from lakestore import coerce, schema, shell
+from lakestore import coerce, retain, schema, shell
 from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
 from lakestore.catalog.commit import TableEntry
@@ -38,8 +38,10 @@ from lakestore.clock import Clock, SystemClock
 from lakestore.context import Recovery, SiteContext, TableContext
 from lakestore.errors import (
     ClosedError,
+    CorruptionError,
     InvalidInputError,
     NotFoundError,
+    SchemaError,
 )
 from lakestore.failpoint import reach
 from lakestore.layout import check_table_name, schema_key
@@ -49,12 +51,15 @@ from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
 from lakestore.quoting import UNSPEAKABLE, identifier, identifiers
 from lakestore.recover import recover, take_over, unsealed_hashes
+from lakestore.repair import Repaired, repair
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
 from lakestore.status import Status, table_status
 from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
+from lakestore.verify.report import Report as VerifyReport
+from lakestore.verify.run import verify
 
 
 def open(
@@ -143,6 +148,7 @@ class Lake:
             self._refresh()
             reach("open.7")
             if mode == "rw":
+                self._bury_dropped()
                 self._upkeep.publish()
                 reach("open.8")
         except BaseException:
@@ -219,11 +225,18 @@ class Lake:
                 commit.drop_table(table._context.entry.id)
                 reach("drop.1")
             reach("drop.2")
+            retain.bury(self._site, table._context.entry.folder)
             self._tables.pop(table._context.entry.id, None)
             if table._context.buffer is not None:
                 table._context.buffer.close()
             reach("drop.3")
         self._upkeep.publish()
+
+    def _bury_dropped(self) -> None:
+        """Finish what a crash in `drop_table` left undone."""
+        for item in self._site.catalog.garbage():
+            if item.kind == "table":
+                retain.bury(self._site, item.folder)
 
     def __getitem__(self, name: str) -> Table:
         """The table of that name; raises `NotFoundError`."""
@@ -352,6 +365,29 @@ class Lake:
             self._upkeep.problem,
         )
 
+    def verify(self) -> VerifyReport:
+        """Re-check every promise against the bytes: names, sums, counts, ids, order, statistics.
+
+        It reads every file of the lake, changes nothing, and trusts the catalog in nothing.
+        Others may write meanwhile.
+        """
+        self._check_open()
+        self._refresh()
+        return verify(self._site, Path(self.root), self._contexts())
+
+    def repair(self, *, dry_run: bool = True) -> Repaired:
+        """Verify, and say what is safe to do about it, or (`dry_run=False`) do it.
+
+        Caches are made again, and what nothing reads is moved to `quarantine/`. It works in mode
+        `r` too, so that damage which hinders an open to write does not hinder it.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._check_open()
+        self._refresh()
+        return repair(self._site, Path(self.root), self._contexts(), dry_run=dry_run)
+
     def close(self) -> None:
         """Close the lake; with upkeep `auto`, what is buffered is flushed first."""
         if self._closed:
@@ -445,7 +481,7 @@ class Lake:
             entries = {entry.id: entry for entry in self._site.catalog.tables()}
             for entry in entries.values():
                 if entry.id not in self._tables:
-                    resolved = TableSchema.from_toml(entry.schema_text, f"schema of {entry.name!r}")
+                    resolved = _listed_schema(entry)
                     self._open_table(entry, TableContext.open(self._site, entry, resolved))
             for gone in self._tables.keys() - entries.keys():
                 dropped = self._tables.pop(gone)._context.buffer
@@ -495,6 +531,16 @@ def _close_all() -> None:
     """Close what the caller did not, before DuckDB and the threads go."""
     for lake in list(_open_lakes):
         lake.close()
+
+
+def _listed_schema(entry: TableEntry) -> TableSchema:
+    try:
+        return TableSchema.from_toml(entry.schema_text)
+    except SchemaError as error:
+        raise CorruptionError(
+            f"the catalog's schema of table {entry.name!r} is none: {error}; `lakestore rebuild` "
+            "makes the catalog again from the lake's files"
+        ) from error
 
 
 def _schema_of(source: Any, roles: dict[str, Any]) -> TableSchema:

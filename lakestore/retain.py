@@ -6,16 +6,18 @@ leaves a line for a file that is gone, and the next vacuum strikes it off. Delet
 lock is safe, because names are never used twice: nobody can be creating what is deleted here.
 """
 
+import json
 import shutil
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from lakestore import hot
 from lakestore.catalog.commit import Garbage
 from lakestore.context import SiteContext
 from lakestore.failpoint import reach
-from lakestore.layout import SiteLayout, journal_name
+from lakestore.layout import SiteLayout, journal_name, tombstone_key
 from lakestore.storage.local import fsync_folder, storage_error
 
 
@@ -94,12 +96,32 @@ def _delete(item: Garbage, site: SiteContext) -> None:
         hot.delete(layout.hot(item.folder), item.name)
         site.engine.forget(hot.duckdb_path(layout.hot(item.folder), item.name))
     elif item.kind == "table":
-        for key in list(site.storage.list(f"tables/{item.folder}/")):
+        _delete_table(item.folder, site)
+
+
+def _delete_table(name: str, site: SiteContext) -> None:
+    """Delete all of a dropped table; last what says that it was dropped."""
+    bury(site, name)
+    layout, tombstone = site.layout, tombstone_key(name)
+    for folder in (layout.hot(name), layout.ids(name), layout.journals(name)):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+            fsync_folder(folder.parent)
+    for key in list(site.storage.list(f"tables/{name}/")):
+        if key != tombstone:
             site.storage.delete(key)
-        for folder in (
-            layout.hot(item.folder),
-            layout.ids(item.folder),
-            layout.journals(item.folder),
-        ):
-            if folder.is_dir():
-                shutil.rmtree(folder)
+            fsync_folder(Path(site.storage.url(key)).parent)
+    site.storage.delete(tombstone)
+
+
+def bury(site: SiteContext, folder: str) -> None:
+    """Say beside a dropped table's files that it was dropped: a rebuild must not bring it back.
+
+    Only once the catalog says so, for a table that lives on must have no tombstone. A crash in
+    between is made good by the next open, or by vacuum.
+    """
+    key = tombstone_key(folder)
+    if site.storage.size(key) is None:
+        staged = site.staging / f"{uuid4().hex}.json"
+        staged.write_text(json.dumps({"format": 1, "dropped": site.clock.now().isoformat()}) + "\n")
+        site.storage.put_new(key, staged)

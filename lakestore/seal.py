@@ -23,7 +23,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lakestore import datafile, quoting
+from lakestore import datafile, hot, quoting
 from lakestore.context import TableContext
 from lakestore.engine import SORT_BYTES, sorter
 from lakestore.errors import CorruptionError, StorageError
@@ -50,11 +50,16 @@ def is_due(hot_bytes: int, oldest_age_s: float, settings: Settings) -> bool:
 
 
 def choose(segments: Sequence[Segment]) -> Sequence[Segment]:
-    """The oldest segments, as many as one seal should take: at least one, then up to 512 MiB."""
+    """The oldest segments, as many as one seal should take: at least one, then up to 512 MiB.
+
+    None while no segment has a row: there would be no file whose footer says what they took.
+    """
+    if not any(segment.info.rows for segment in segments):
+        return ()
     total = 0
     for count, segment in enumerate(segments):
         total += segment.info.bytes
-        if count and total > _SEAL_BYTES_MAX:
+        if total > _SEAL_BYTES_MAX and any(s.info.rows for s in segments[:count]):
             return segments[:count]
     return segments
 
@@ -72,18 +77,20 @@ def seal(table: TableContext) -> list[ColdFile]:
         try:
             files += _seal_some(table, segments, SORT_BYTES)
         except duckdb.OutOfMemoryException:  # rows so wide that one segment is work enough
-            files += _seal_one(table, segments[:1])
+            filled = next(i for i, segment in enumerate(segments) if segment.info.rows)
+            files += _seal_one(table, segments[: filled + 1])
     return files
 
 
-def _seal_one(table: TableContext, segment: Sequence[Segment]) -> list[ColdFile]:
+def _seal_one(table: TableContext, segments: Sequence[Segment]) -> list[ColdFile]:
+    """Seal the first segment that has rows, and those without before it."""
     for memory_bytes in _MORE_SORT_BYTES:
         try:
-            return _seal_some(table, segment, memory_bytes)
+            return _seal_some(table, segments, memory_bytes)
         except duckdb.OutOfMemoryException as error:
             failure = error
     raise StorageError(
-        f"segment {segment[0].name!r} cannot be sorted in {_MORE_SORT_BYTES[-1] >> 20:,} MiB"
+        f"segment {segments[-1].name!r} cannot be sorted in {_MORE_SORT_BYTES[-1] >> 20:,} MiB"
     ) from failure
 
 
@@ -148,15 +155,24 @@ def _check(table: TableContext, segment: Segment) -> None:
 def _write_files(
     folder: Path, table: TableContext, segments: Sequence[Segment], memory_bytes: int
 ) -> Iterator[_Written]:
-    """Write the rows of the segments, sorted within each day, to files in `folder`."""
-    footer = table.footer(tier="cold", first=segments[0].first, last=segments[-1].last)
+    """Write the rows of the segments, sorted within each day, to files in `folder`.
+
+    Their footers say of which seal they are, and the last one's how many there are and what they
+    took: files that are not a whole seal are nothing to a rebuild.
+    """
+    footer = table.footer(
+        tier="cold", seal=uuid4().hex, first=segments[0].first, last=segments[-1].last
+    )
+    took = hot.taken(datafile.read_footer(table.segment_path(s)) for s in segments)
+    remembered = table.site.catalog.sent(table.entry.id, {(p, seq) for p, seq in took["sent"]})
+    took["sent"] = sorted(remembered)
     writer: datafile.DataFileWriter | None = None
-    path, day = folder, 0
+    path, day, part = folder, 0, -1
     hashes: list[Hashes] = []
 
-    def finish() -> Iterator[_Written]:
+    def finish(**more: object) -> Iterator[_Written]:
         if writer is not None:
-            info = writer.close()
+            info = writer.close(part=part, **more)
             yield _Written(_EPOCH + timedelta(days=day), path, info, np.concatenate(hashes))
 
     try:
@@ -165,10 +181,11 @@ def _write_files(
             if writer is None or number != day or full:
                 yield from finish()
                 path, day, hashes = folder / f"{uuid4().hex}.parquet", number, []
+                part += 1
                 writer = datafile.DataFileWriter(path, table.schema, footer, bloom=True)
             writer.write(batch)
             hashes.append(hash_batch(batch, table.schema))
-        yield from finish()
+        yield from finish(parts=part + 1, **took)
     except OSError as error:
         raise storage_error("cannot write cold files", error) from error
 

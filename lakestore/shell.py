@@ -122,6 +122,8 @@ def _facts(site: SiteContext, states: dict[int, TableState]) -> str:
 def write_empty(table: TableContext) -> None:
     """Publish the zero-row file that keeps the view of an empty table well-formed."""
     staged = table.site.staging / f"{uuid4().hex}.parquet"
-    datafile.write(staged, table.schema, (), table.footer(tier="schema"))
+    datafile.write(
+        staged, table.schema, (), table.footer(tier="schema", document=table.schema.text)
+    )
     key = schema_key(table.entry.folder, table.entry.schema_version, "parquet")
     table.site.storage.put_new(key, staged)

@@ -34,6 +34,23 @@ LEVELS: list[list[str]] = [
         "query.run",
         "query.frames",
     ],
+    [
+        "verify",
+        "verify.report",
+        "verify.datafiles",
+        "verify.documents",
+        "verify.duplicates",
+        "verify.tiers",
+        "verify.journals",
+        "verify.caches",
+        "verify.leftovers",
+        "verify.run",
+        "repair",
+        "tiling",
+        "rebuild",
+        "rebuild.found",
+        "rebuild.run",
+    ],
     ["upkeep"],
     ["table", "lake"],
     ["", "demo", "cli"],
@@ -150,7 +167,7 @@ def test_public_methods_are_the_promised_ones():
 
     assert public(ls.Lake) == {
         "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
-        "seal", "maintain", "status", "open_report", "close",
+        "seal", "maintain", "status", "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
         "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow",

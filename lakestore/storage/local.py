@@ -9,6 +9,7 @@ Failpoints: publish.1 folder made    .2 file fsynced    .3 linked    .4 folder f
 import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -89,6 +90,28 @@ def publish_new(source: Path, target: Path) -> bool:
     except OSError as error:
         raise storage_error(f"cannot publish {str(target)!r}", error) from error
     return created
+
+
+def set_aside(source: Path, target: Path) -> None:
+    """Move a file to a name that is free, durably: at no instant is it under neither.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with source.open("rb") as old, target.open("xb") as new:
+                shutil.copyfileobj(old, new)
+        fsync_file(target)
+        fsync_folder(target.parent)
+        source.unlink()
+        fsync_folder(source.parent)
+    except OSError as error:
+        raise storage_error(f"cannot move {str(source)!r} to {str(target)!r}", error) from error
 
 
 def storage_error(what: str, error: OSError) -> StorageError:
