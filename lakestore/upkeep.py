@@ -111,10 +111,13 @@ class Upkeep:
             flush.flush(table)
         rows = 0
         with table.sealing:
-            while table.state().hot:
+            while seal.choose((state := table.state()).hot):
                 self._lease(table, over=True)  # whoever asks by hand need not wait
-                with suppress(ConflictError):  # another process does it, and goes on
+                try:
                     rows += sum(file.info.rows for file in seal.seal(table))
+                except ConflictError:  # another process does it: what is left is for us
+                    if table.state().version == state.version:
+                        raise
         self._on_seal(table)
         self.publish()
         return rows

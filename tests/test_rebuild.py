@@ -271,7 +271,7 @@ def test_several_writers_that_died(open_lake: Open, root, clock):
     with open_lake(mode="r") as reader:
         assert everything(reader) == before
     lake = open_lake()
-    assert lake.status().recovered_rows == 30
+    assert lake.open_report.rows == 30
     _behaves(lake, before)
 
 
@@ -514,7 +514,9 @@ def test_a_dropped_rule_would_be_caught(open_lake: Open, root, clock, monkeypatc
 
     lake = open_lake()
     with monkeypatch.context() as patch:
-        patch.setattr(hot_module, "taken", lambda footers: {"covers": [], "producers": {}})
+        patch.setattr(
+            hot_module, "taken", lambda footers: {"covers": [], "producers": {}, "sent": []}
+        )
         without_dedup(lake)
     lake.close()
     with open_lake(mode="r") as reader:

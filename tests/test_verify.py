@@ -194,7 +194,7 @@ def test_rows_that_are_published_twice(full, root, monkeypatch):
     appender._known = type(appender._known)()
     full["events"].append(events(79, 80))
     full["events"].append(events(100, 103))
-    monkeypatch.setattr(flush, "drop_duplicates", lambda table, rows, state: rows)
+    monkeypatch.setattr(flush, "drop_duplicates", lambda table, rows, state, **_: rows)
     full.flush()
     problems = [p for p in full.verify().problems if p.kind == "duplicate"]
     assert problems
