@@ -14,7 +14,6 @@ from support.figures import figure, pytest_terminal_summary  # noqa: F401  (for 
 
 import lakestore as ls
 
-
 hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=60, print_blob=True
 )

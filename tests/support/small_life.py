@@ -9,8 +9,8 @@ from typing import Any
 
 import pyarrow as pa
 from support import mutants
-from support.oracle import Ledger, Oracle, append_recorded
 from support.forks import say
+from support.oracle import Ledger, Oracle, append_recorded
 
 import lakestore as ls
 
