@@ -1,8 +1,11 @@
 """Append: coerce, drop duplicates, journal, acknowledge.
 
-Order of effects: frame in the journal, but for its digest; duplicates looked up while the disk
-takes it in; the digest, or a frame without them; batches in the buffer, fdatasync, visible,
-acknowledged.
+Order of effects, numbered as their failpoints are:
+
+    append.1 coerced    .2 frame in the journal, but for its digest    .3 duplicates looked up,
+    while the disk takes it in    .4 the digest, or a frame without them; batches in the buffer
+    .5 fdatasync    .6 visible, and then acknowledged
+
 The commit point is the fdatasync (level `disk`), the write (`os`) or the buffer (`memory`).
 """
 
@@ -18,7 +21,9 @@ import pyarrow.compute as pc
 from lakestore.buffer import Buffer, Generation, Level
 from lakestore.coerce import to_batches
 from lakestore.errors import InvalidInputError
+from lakestore.failpoint import reach
 from lakestore.idhash import Hashes, IdIndex, hash_batch, identities, in_sorted, twins
+from lakestore.quoting import UNSPEAKABLE
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
@@ -92,6 +97,7 @@ class Appender:
         if not batches:
             return Ack(0, 0, level, None)
         rows = sum(batch.num_rows for batch in batches)
+        reach("append.1")
         buffer = self._buffer
         with buffer.lock:
             accepted = self._accept(batches, producer, seq, level)
@@ -102,6 +108,7 @@ class Appender:
         fresh, generation, end = accepted
         if level == "disk":
             buffer.sync(generation, end)
+        reach("append.6")
         self._on_append(buffer)
         return Ack(fresh, rows - fresh, level, Position(self._table, generation.id, end))
 
@@ -125,6 +132,7 @@ class Appender:
             return fresh
 
         generation, end = buffer.append(batches, producer, seq, choose, level)
+        reach("append.4")
         if not fresh:
             return None
         if level != "disk":
@@ -236,7 +244,8 @@ def _check_producer(producer: str | None, seq: int | None) -> None:
         raise InvalidInputError("producer and seq go together: pass both or neither")
     if producer is None:
         return
-    if not isinstance(producer, str) or not producer or len(producer.encode()) > 512:
+    size = len(producer.encode(errors="replace")) if isinstance(producer, str) else 0
+    if not 0 < size <= 512 or UNSPEAKABLE.search(str(producer).replace("\0", "")):
         raise InvalidInputError("producer must be 1 to 512 bytes of text")
     if not isinstance(seq, int) or isinstance(seq, bool) or not 0 <= seq < 2**63:
         raise InvalidInputError(f"seq {seq!r} is not an integer from 0 to 2**63 - 1")

@@ -18,6 +18,7 @@ import pyarrow as pa
 
 from lakestore.clock import Clock
 from lakestore.errors import BackpressureError, StorageError
+from lakestore.failpoint import reach
 from lakestore.journal import Entry, JournalWriter
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
@@ -157,7 +158,9 @@ class Buffer:
         if level != "memory":
             journal.begin(batches, producer, seq, sync=level == "disk")
         try:
+            reach("append.2")
             kept = choose()
+            reach("append.3")
         except BaseException:
             journal.withdraw()
             raise
@@ -216,6 +219,7 @@ class Buffer:
         finally:
             if journal.failed:
                 self._fail(generation)
+        reach("append.5")
         self.publish(generation, end)
 
     def sync_all(self) -> None:

@@ -31,6 +31,7 @@ MAX_TIME = datetime(2262, 1, 1, tzinfo=UTC)
 FRAME_ROWS = 65_536
 FRAME_BYTES = 16 * MIB
 _SMALL_ROWS = 4_096
+_DEPTH_MAX = 100
 _MIN_US = int(MIN_TIME.timestamp()) * 1_000_000
 _MAX_US = int(MAX_TIME.timestamp()) * 1_000_000
 
@@ -142,8 +143,24 @@ def _from_mappings(rows: Iterable[Any], schema: TableSchema) -> pa.Table:
     return pa.table(columns)
 
 
+def _check_depth(values: Iterable[Any], where: str) -> None:
+    """Refuse what nests so deeply that Arrow's own recursion would end the process."""
+    level: list[Any] = list(values)
+    for _ in range(_DEPTH_MAX):
+        level = [
+            child
+            for value in level
+            if isinstance(value, Mapping | list | tuple)
+            for child in (value.values() if isinstance(value, Mapping) else value)
+        ]
+        if not level:
+            return
+    raise SchemaError(f"{where}: a value is nested more than {_DEPTH_MAX} levels deep")
+
+
 def _from_values(values: list[Any], name: str, target: pa.DataType) -> pa.Array:
     """Python values as an Arrow array: of the target's type, or else as Arrow infers them."""
+    _check_depth(values, f"column {name!r}")
     if pa.types.is_string(target):
         values = [str(v) if isinstance(v, UUID) else v for v in values]
     if pa.types.is_map(target):
@@ -398,9 +415,10 @@ def infer(data: Any, event_time: str | None = None) -> pa.Schema:
     if isinstance(data, Mapping):
         data = [data]
     if isinstance(data, list | tuple):
+        _check_depth(data, "no schema can be inferred")
         try:
             table = pa.Table.from_pylist(list(data))
-        except (pa.ArrowException, TypeError, AttributeError) as error:
+        except (pa.ArrowException, TypeError, AttributeError, ValueError) as error:
             raise SchemaError(f"no schema can be inferred: {error}") from error
     else:
         table = _to_table(data, None)

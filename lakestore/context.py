@@ -25,10 +25,11 @@ from lakestore.cold import ColdTable
 from lakestore.cold.parquet import ParquetCold
 from lakestore.engine import Engine, engine
 from lakestore.errors import ConflictError, CorruptionError
+from lakestore.failpoint import reach
 from lakestore.fileids import FileIds
 from lakestore.frames import JournalHeader
 from lakestore.journal import JournalWriter
-from lakestore.lakefile import lake_id
+from lakestore.lakefile import is_filled, lake_id
 from lakestore.layout import SiteLayout, data_prefix
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
@@ -88,10 +89,15 @@ class SiteContext:
         """
         storage, layout = LocalStorage(root), SiteLayout(local)
         lake = lake_id(storage, root, create=write)
+        reach("open.1")
         if write:
             make_folder(local)
+        reach("open.2")
         catalog = Catalog(
-            layout.catalog, clock, create=(lake, secrets.token_hex(4)) if write else None
+            layout.catalog,
+            clock,
+            create=(lake, secrets.token_hex(4)) if write else None,
+            is_filled=lambda: is_filled(storage, layout),
         )
         with ExitStack() as undo:  # locks that stayed taken would hide rows from the next attempt
             undo.callback(catalog.close)
@@ -100,11 +106,13 @@ class SiteContext:
                     f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and {str(root)!r} is "
                     f"lake {lake}: pass the right local= folder"
                 )
+            reach("open.3")
             lock = None
             if write:
                 lock = WriterLock.create(layout.writers)
                 undo.callback(lock.abandon)
                 make_folder(layout.staging_of(lock.name))
+                reach("open.4")
             dead: list[WriterLock] = []
             undo.callback(_abandon, dead)
             instance = engine(settings.memory_bytes)
@@ -119,8 +127,10 @@ class SiteContext:
         with self._deaths:
             found = take_over_dead(self.layout, self.writers)
             self.dead.extend(found)
+        reach("open.5")
         self.recovery.writers += len(found)
         self.recovery.staged_files += sweep_staging(self.layout, found)
+        reach("open.6")
         return found
 
     def forget_dead(self) -> None:

@@ -56,7 +56,11 @@ class Engine:
         spill = Path(tempfile.gettempdir()) / f"lakestore-{self._pid}"
         self._instance = duckdb.connect(
             ":memory:",
-            config={"autoinstall_known_extensions": False, "temp_directory": str(spill)},
+            config={
+                "autoinstall_known_extensions": False,
+                "autoload_known_extensions": False,  # a caller's statement must load nothing
+                "temp_directory": str(spill),
+            },
         )
         # GLOBAL, or cursors would not see them; the zone, or days would follow the machine.
         self._instance.execute("SET GLOBAL TimeZone = 'UTC'")

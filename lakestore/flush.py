@@ -1,9 +1,16 @@
 """Flush: buffered generations → one hot segment; and merge: neighbouring segments → one.
 
-Order of effects: rotate, drop duplicates, stage and check the files, then in one catalog
-transaction link them to their names and list them. That transaction is the commit point, and it
-gives the segment its number, so segments are numbered in the order they become visible. A crash
-before it leaves staged files, which are swept, and journals, which are flushed again.
+Order of effects, numbered as their failpoints are:
+
+    flush.1 generations closed    .2 duplicates dropped    .3 files staged, checked and fsynced
+    .4 catalog transaction begun    .5 files linked to their names    .6 listed in the catalog
+    .7 committed    .8 generations let go by the buffer
+    merge.1 neighbours read    .2 staged    .3 linked    .4 listed    .5 committed
+
+The catalog transaction is the commit point, and it gives the segment its number, so segments are
+numbered in the order they become visible. A crash before it leaves staged files, which are swept,
+and journals, which are flushed again. Rows that are all known give a segment of no rows: its
+footer says that they were taken.
 """
 
 from collections.abc import Sequence
@@ -20,6 +27,7 @@ from lakestore import datafile, hot, quoting
 from lakestore.buffer import ClosedGeneration
 from lakestore.catalog.commit import Sent
 from lakestore.context import TableContext
+from lakestore.failpoint import reach
 from lakestore.idhash import hash_batch, identities, in_sorted, twins
 from lakestore.settings import MIB, Settings
 from lakestore.snapshot import GenerationId, Segment, TableState
@@ -58,10 +66,12 @@ def flush(table: TableContext) -> list[Segment]:
     """
     assert table.buffer is not None
     generations = table.buffer.rotate()
+    reach("flush.1")
     segments = []
     for group in _groups(generations):
         segment = _flush_group(table, group)
         table.buffer.retire([g.id for g in group])
+        reach("flush.8")
         if segment is not None:
             segments.append(segment)
     return segments
@@ -88,13 +98,12 @@ def _flush_group(table: TableContext, group: Sequence[ClosedGeneration]) -> Segm
             if state.version == table.site.catalog.version():
                 raise
             continue  # another process took away a file that may hold the same ids
-        if not taken.rows.num_rows:
-            if taken.covers:
-                with table.site.catalog.commit() as commit:
-                    commit.add_flushed(table.entry.id, taken.covers, taken.sent)
+        reach("flush.2")
+        if not taken.covers:
             return None
         staged = _stage(table, taken)
         try:
+            reach("flush.3")
             segment = _publish(table, taken, staged, state)
         finally:
             staged.discard()
@@ -185,17 +194,21 @@ def _commit(
     newest = max((s.last for s in state.segments), default=state.sealed_through)
     id = table.entry.id
     with table.site.catalog.commit() as commit:
+        reach("flush.4")
         number = commit.last_segment(id) + 1
         flushed = commit.flushed(id)
         if number - 1 > newest or flushed & set(taken.covers) or commit.sent(id, taken.sent):
             return None
         name, has_duckdb = hot.publish(staged, table.hot_folder, number, number)
+        reach("flush.5")
         segment = Segment(number, number, name, staged.info, has_duckdb, commit.now)
         if not table.tails.unflushed({table.site.writer}, flushed.union(taken.covers)):
             # Whoever accepted one of these batches too, not having seen it published, had made
             # its journal file before it looked, and would be among the unflushed now.
             commit.forget_sent(id)
         commit.add_segment(id, segment, taken.covers, taken.sent)
+        reach("flush.6")
+    reach("flush.7")
     return segment
 
 
@@ -301,25 +314,28 @@ def merge(table: TableContext) -> Segment | None:
         ]
         footers = [datafile.read_footer(table.segment_path(s)) for s in chosen]
     rows = pa.concat_tables(parts).cast(table.schema.arrow)
+    reach("merge.1")
     footer = table.footer(
         tier="hot",
         replaces=[s.name for s in chosen],
-        covers=[pair for f in footers for pair in f.get("covers", [])],
-        producers=dict(sorted(pair for f in footers for pair in f["producers"].items())),
-        sent=sorted(pair for f in footers for pair in f["sent"]),
+        **hot.taken(footers),
     )
     staged = hot.stage(
         table.site.staging, uuid4().hex, table.schema, rows, footer, table.site.engine
     )
+    reach("merge.2")
     first, last = chosen[0].first, chosen[-1].last
     try:
         with table.site.catalog.commit() as commit:
             commit.check_listed(table.entry.id, chosen)
             name, has_duckdb = hot.publish(staged, table.hot_folder, first, last)
+            reach("merge.3")
             segment = Segment(first, last, name, staged.info, has_duckdb, chosen[0].committed_at)
             commit.replace_segments(table.entry.id, chosen, segment)
+            reach("merge.4")
     finally:
         staged.discard()
+    reach("merge.5")
     if all(s.name in table.file_ids.checked for s in chosen):
         table.file_ids.checked.add(name)
     for old in chosen:

@@ -145,6 +145,20 @@ def frames(data: memoryview, at: int, header: JournalHeader) -> Iterator[Frame]:
         at = end
 
 
+def is_torn(data: memoryview, header: JournalHeader) -> bool:
+    """Whether bytes after the last append are what a write leaves that was stopped.
+
+    That is: whole frames of a run, then less than its head says of one more frame.
+    """
+    at = max((frame.end for frame in frames(data, 0, header)), default=0)
+    rest = data[at:]
+    if len(rest) < _FRAME.size:
+        return bytes(rest[: len(MAGIC)]) == MAGIC[: len(rest)]
+    magic, _, name_len, _, _, body_len, *_ = _FRAME.unpack_from(rest)
+    end = _FRAME.size + name_len + body_len + _DIGEST_BYTES
+    return bool(magic == MAGIC and len(rest) < end)
+
+
 def parse_header(path: Path, data: memoryview) -> tuple[JournalHeader, int] | None:
     """The header and where frames begin; None while it is not whole, as in a crash at birth."""
     whole = len(data) >= _FILE.size

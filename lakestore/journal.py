@@ -8,6 +8,9 @@ What a crash leaves of a frame, or a run without its last frame, is cut when the
 so is what follows a hole: a power loss may keep later bytes and lose earlier ones. But each frame
 says up to where the bytes were on the disk when it was written. Damage below that is not a crash's
 doing, and is reported.
+
+Failpoints: journal.1 file made    .2 header written    .3 fsynced    .4 folder fsynced
+.5 bytes written    .6 before the fdatasync    .7 after it    .8 before what was begun is cut off
 """
 
 import errno
@@ -21,6 +24,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from lakestore.errors import CorruptionError
+from lakestore.failpoint import reach
 from lakestore.frames import KEEP, MAGIC, JournalHeader, Part, digest, frames, pack, parse_header
 from lakestore.layout import journal_name
 from lakestore.snapshot import GenerationId
@@ -63,9 +67,13 @@ class JournalWriter:
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._descriptor = os.open(self.path, flags, 0o644)
             try:
+                reach("journal.1")
                 self._write_all([start])
+                reach("journal.2")
                 os.fsync(self._descriptor)
+                reach("journal.3")
                 fsync_folder(folder)
+                reach("journal.4")
             except OSError:
                 os.close(self._descriptor)
                 self.path.unlink(missing_ok=True)
@@ -132,6 +140,7 @@ class JournalWriter:
         if self._ragged:
             self._begun = []
             with suppress(OSError):
+                reach("journal.8")
                 os.ftruncate(self._descriptor, self._written)
                 self._ragged = False
 
@@ -166,7 +175,9 @@ class JournalWriter:
             target = self._written
         failure: OSError | None = InterruptedError(errno.EINTR, "interrupted")
         try:
+            reach("journal.6")
             os.fdatasync(self._descriptor)
+            reach("journal.7")
             failure = None
         except OSError as error:
             failure = error
@@ -242,6 +253,7 @@ class JournalWriter:
                 os.ftruncate(self._descriptor, self._written)
             self._ragged = True
             self._write_all(parts)
+            reach("journal.5")
         except BaseException as error:
             # An interrupt as well: half a frame here would hide every frame after it.
             broken: OSError | None = InterruptedError(errno.EINTR, "interrupted")

@@ -1,4 +1,17 @@
-"""An open lake: tables, queries over them, and their upkeep."""
+"""An open lake: tables, queries over them, and their upkeep.
+
+Order of effects, numbered as their failpoints are:
+
+    open.1 lake made or known    .2 local folder made    .3 catalog opened    .4 writer locked
+    .5 dead writers' locks taken    .6 their staging swept    .7 tables opened, rows recovered
+    .8 `lake.duckdb` made
+    create.1 listed in the catalog    .2 empty file put    .3 document put    .4 committed
+    .5 table opened
+    drop.1 unlisted in the catalog    .2 committed    .3 buffer let go
+
+A create or a drop is committed by its catalog transaction. An open only adds, and sweeps what
+nothing names: a crash leaves work for the next one.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +30,7 @@ from typing import Any, Literal, Self
 import duckdb
 import pyarrow as pa
 
-from lakestore import coerce, schema, shell
+from lakestore import coerce, retain, schema, shell
 from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
 from lakestore.catalog.commit import TableEntry
@@ -25,16 +38,20 @@ from lakestore.clock import Clock, SystemClock
 from lakestore.context import Recovery, SiteContext, TableContext
 from lakestore.errors import (
     ClosedError,
+    CorruptionError,
     InvalidInputError,
     NotFoundError,
+    SchemaError,
 )
+from lakestore.failpoint import reach
 from lakestore.layout import check_table_name, schema_key
 from lakestore.query.frames import of_caller
 from lakestore.query.plan import Parameters
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
-from lakestore.quoting import identifier, identifiers
+from lakestore.quoting import UNSPEAKABLE, identifier, identifiers
 from lakestore.recover import recover, take_over, unsealed_hashes
+from lakestore.repair import Repaired, repair
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
@@ -42,6 +59,8 @@ from lakestore.status import Status, table_status
 from lakestore.storage.local import refusals
 from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
+from lakestore.verify.report import Report as VerifyReport
+from lakestore.verify.run import verify
 
 
 def open(
@@ -78,6 +97,8 @@ def open(
     if "://" in str(root):
         raise InvalidInputError(f"{str(root)!r}: a lake is a folder of this machine")
     for folder in (root, local or ""):
+        if UNSPEAKABLE.search(str(folder)):
+            raise InvalidInputError(f"{str(folder)!r} is no path of UTF-8 text, as DuckDB needs it")
         if set(str(folder)) & set("*?[\\"):
             raise InvalidInputError(
                 f"{str(folder)!r}: DuckDB takes '*', '?', '[' and backslashes in a path for "
@@ -126,8 +147,11 @@ class Lake:
         )
         try:
             self._refresh()
+            reach("open.7")
             if mode == "rw":
+                self._bury_dropped()
                 self._upkeep.publish()
+                reach("open.8")
         except BaseException:
             self._release()  # or the locks of dead writers would stay taken, and their rows hidden
             raise
@@ -171,13 +195,18 @@ class Lake:
         with self._opening:
             with self._site.catalog.commit() as commit:
                 entry = commit.add_table(name, cold, resolved.text, self._is_taken)
+                reach("create.1")
                 context = TableContext.open(self._site, entry, resolved)
                 shell.write_empty(context)
+                reach("create.2")
                 staged = context.site.staging / f"{uuid.uuid4().hex}.toml"
                 with refusals(f"cannot write {str(staged)!r}"):
                     staged.write_text(resolved.text, encoding="utf-8")
                 self._site.storage.put_new(schema_key(entry.folder, 1), staged)
+                reach("create.3")
+            reach("create.4")
             table = self._open_table(entry, context)
+            reach("create.5")
         self._upkeep.publish()
         return table
 
@@ -197,10 +226,20 @@ class Lake:
         with table._context.flushing, table._context.sealing, self._opening:
             with self._site.catalog.commit() as commit:
                 commit.drop_table(table._context.entry.id)
+                reach("drop.1")
+            reach("drop.2")
+            retain.bury(self._site, table._context.entry.folder)
             self._tables.pop(table._context.entry.id, None)
             if table._context.buffer is not None:
                 table._context.buffer.close()
+            reach("drop.3")
         self._upkeep.publish()
+
+    def _bury_dropped(self) -> None:
+        """Finish what a crash in `drop_table` left undone."""
+        for item in self._site.catalog.garbage():
+            if item.kind == "table":
+                retain.bury(self._site, item.folder)
 
     def __getitem__(self, name: str) -> Table:
         """The table of that name; raises `NotFoundError`."""
@@ -230,7 +269,11 @@ class Lake:
         """Run one statement that reads, over every tier of the tables it names, as of now.
 
         The caller's own data can be joined by its variable's name: Arrow, Polars, pandas, or a
-        DuckDB relation.
+        DuckDB relation. So can files of this machine, by path or by `read_csv` and its like.
+        Nothing else: what writes, attaches a database, loads an extension, runs SQL out of text
+        (`query()`), or changes what later statements see is refused before DuckDB binds it, also
+        inside EXPLAIN ANALYZE and WITH. It guards against mistakes and injected text; whoever may
+        send any SQL may still read what this process may read, and use its memory and time.
 
         Args:
             query: DuckDB SQL; `$name` or `?` where a parameter goes.
@@ -325,6 +368,29 @@ class Lake:
             self._upkeep.problem,
         )
 
+    def verify(self) -> VerifyReport:
+        """Re-check every promise against the bytes: names, sums, counts, ids, order, statistics.
+
+        It reads every file of the lake, changes nothing, and trusts the catalog in nothing.
+        Others may write meanwhile.
+        """
+        self._check_open()
+        self._refresh()
+        return verify(self._site, Path(self.root), self._contexts())
+
+    def repair(self, *, dry_run: bool = True) -> Repaired:
+        """Verify, and say what is safe to do about it, or (`dry_run=False`) do it.
+
+        Caches are made again, and what nothing reads is moved to `quarantine/`. It works in mode
+        `r` too, so that damage which hinders an open to write does not hinder it.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._check_open()
+        self._refresh()
+        return repair(self._site, Path(self.root), self._contexts(), dry_run=dry_run)
+
     def close(self) -> None:
         """Close the lake; with upkeep `auto`, what is buffered is flushed first."""
         if self._closed:
@@ -418,7 +484,7 @@ class Lake:
             entries = {entry.id: entry for entry in self._site.catalog.tables()}
             for entry in entries.values():
                 if entry.id not in self._tables:
-                    resolved = TableSchema.from_toml(entry.schema_text, f"schema of {entry.name!r}")
+                    resolved = _listed_schema(entry)
                     self._open_table(entry, TableContext.open(self._site, entry, resolved))
             for gone in self._tables.keys() - entries.keys():
                 dropped = self._tables.pop(gone)._context.buffer
@@ -468,6 +534,16 @@ def _close_all() -> None:
     """Close what the caller did not, before DuckDB and the threads go."""
     for lake in list(_open_lakes):
         lake.close()
+
+
+def _listed_schema(entry: TableEntry) -> TableSchema:
+    try:
+        return TableSchema.from_toml(entry.schema_text)
+    except SchemaError as error:
+        raise CorruptionError(
+            f"the catalog's schema of table {entry.name!r} is none: {error}; `lakestore rebuild` "
+            "makes the catalog again from the lake's files"
+        ) from error
 
 
 def _schema_of(source: Any, roles: dict[str, Any]) -> TableSchema:

@@ -1,17 +1,22 @@
 """Text into SQL, in one place: identifiers and literals for DuckDB."""
 
+import re
 from collections.abc import Iterable
 
 from lakestore.errors import InvalidInputError
+
+UNSPEAKABLE = re.compile("[\0\ud800-\udfff]")
+"""What no SQL text and no path carries: NUL, and halves of characters (lone surrogates)."""
 
 
 def identifier(name: str) -> str:
     """`name` as a quoted SQL identifier.
 
     Raises:
-        InvalidInputError: it is empty or holds a NUL, which no quoting can carry.
+        InvalidInputError: it is empty, or holds what no quoting can carry: a NUL, or half a
+            character (a lone surrogate).
     """
-    if not name or "\0" in name:
+    if not name or UNSPEAKABLE.search(name):
         raise InvalidInputError(f"{name!r} cannot be an SQL identifier")
     return '"' + name.replace('"', '""') + '"'
 
@@ -23,8 +28,8 @@ def identifiers(names: Iterable[str]) -> str:
 
 def literal(text: str) -> str:
     """`text` as a quoted SQL string literal; for places that take no bound parameter."""
-    if "\0" in text:
-        raise InvalidInputError(f"{text!r} holds a NUL and cannot be an SQL literal")
+    if UNSPEAKABLE.search(text):
+        raise InvalidInputError(f"{text!r} cannot be an SQL literal")
     return "'" + text.replace("'", "''") + "'"
 
 

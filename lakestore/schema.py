@@ -231,7 +231,7 @@ def to_toml(document: TableDocument) -> str:
     lines = [f"{key} = {_toml_value(value)}" for key, value in data.items()]
     for name, table in tables.items():
         lines += ["", f"[{name}]"]
-        lines += [f"{json.dumps(key)} = {_toml_value(value)}" for key, value in table.items()]
+        lines += [f"{_toml_value(key)} = {_toml_value(value)}" for key, value in table.items()]
     for rollup in rollups:
         lines += ["", "[[rollups]]"]
         lines += [f"{key} = {_toml_value(value)}" for key, value in rollup.items()]
@@ -256,8 +256,9 @@ _SHIPPED = (
 def _toml_value(value: object) -> str:
     if isinstance(value, tuple | list):
         return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    # TOML's basic strings are JSON's, but for DEL, which TOML wants escaped.
-    return json.dumps(value, ensure_ascii=True).replace("\x7f", "\\u007f")
+    # TOML's basic strings are JSON's, but for DEL, which TOML wants escaped, and for characters
+    # beyond U+FFFF, which JSON escapes as two halves that TOML refuses.
+    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _explain(error: ValidationError) -> str:

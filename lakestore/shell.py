@@ -3,6 +3,7 @@
 It is made anew after each publish and put in place by a rename, so a shell sees exactly one
 snapshot: two globs over a changing lake doubled rows in every read that was tried. Only Parquet
 is listed, hot and cold: `read_duckdb()` gave NULL for the fields of structs (DuckDB 1.5).
+Failpoints: views.1 lock taken    .2 file staged    .3 put in place
 """
 
 import fcntl
@@ -18,6 +19,7 @@ import duckdb
 from lakestore import datafile, quoting
 from lakestore.context import SiteContext, TableContext
 from lakestore.errors import StorageError
+from lakestore.failpoint import reach
 from lakestore.layout import VIEWS_FILE, schema_key
 from lakestore.snapshot import TableState
 from lakestore.storage.local import refusals, storage_error
@@ -53,6 +55,7 @@ def _turn(site: SiteContext) -> Iterator[None]:
         patience = time.monotonic() + _PATIENCE_S
         while not _locked(lock) and time.monotonic() < patience:
             time.sleep(0.002)
+        reach("views.1")
         yield
     finally:
         os.close(lock)
@@ -84,7 +87,9 @@ def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]
             site.engine.build(staged, fill)
         except duckdb.Error as error:
             raise StorageError(f"cannot make {VIEWS_FILE}: {error}") from error
+        reach("views.2")
         site.storage.replace(VIEWS_FILE, staged)
+        reach("views.3")
     finally:
         with suppress(OSError):  # the sweep of this writer will find it
             staged.unlink(missing_ok=True)
@@ -118,7 +123,8 @@ def _facts(site: SiteContext, states: dict[int, TableState]) -> str:
 def write_empty(table: TableContext) -> None:
     """Publish the zero-row file that keeps the view of an empty table well-formed."""
     staged = table.site.staging / f"{uuid4().hex}.parquet"
+    footer = table.footer(tier="schema", document=table.schema.text)
     with refusals(f"cannot write {str(staged)!r}"):
-        datafile.write(staged, table.schema, (), table.footer(tier="schema"))
+        datafile.write(staged, table.schema, (), footer)
     key = schema_key(table.entry.folder, table.entry.schema_version, "parquet")
     table.site.storage.put_new(key, staged)

@@ -96,6 +96,6 @@ def table_status(table: TableContext, unflushed_rows: int, unflushed_bytes: int)
             ),
         ),
         state.sealed_through,
-        min((i.min_time for i in infos), default=None),
-        max((i.max_time for i in infos), default=None),
+        min((i.min_time for i in infos if i.rows), default=None),
+        max((i.max_time for i in infos if i.rows), default=None),
     )

@@ -97,8 +97,31 @@ def sweep_staging(site: SiteLayout, dead: list[WriterLock]) -> int:
     count = 0
     for lock in dead:
         folder = site.staging_of(lock.name)
-        if folder.is_dir():
+        if folder.is_dir() and not folder.is_symlink():
             with refusals(f"cannot sweep {str(folder)!r}"):
                 count += sum(1 for _ in folder.iterdir())
                 shutil.rmtree(folder)
     return count
+
+
+def is_alive(path: Path) -> bool:
+    """Whether the writer of a lock file lives: somebody holds its lock."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def living(site: SiteLayout) -> set[str]:
+    """Names of the writers that live, this process's own among them."""
+    if not site.writers.is_dir():
+        return set()
+    paths = (path for path in site.writers.iterdir() if WRITER_NAME.fullmatch(path.name))
+    return {path.name for path in paths if is_alive(path)}

@@ -19,6 +19,23 @@ hypothesis.settings.register_profile(
 )
 hypothesis.settings.load_profile("suite")
 
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the long forms of the tests too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "soak: too long for every run; only with --soak")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--soak"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("soak")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
+
 START = datetime(2025, 1, 1, tzinfo=UTC)
 SCHEMA = ls.TableSchema.from_toml(
     """
@@ -81,12 +98,6 @@ class FixedClock:
 
     def move(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
-
-
-def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption(
-        "--soak", action="store_true", help="run the long form of the fault programmes: hours"
-    )
 
 
 @pytest.fixture(scope="session")

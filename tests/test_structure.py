@@ -9,13 +9,48 @@ PACKAGE = Path(ls.__file__).parent
 
 LEVELS: list[list[str]] = [
     # A module imports only from levels below its own, or from its left in the same level.
-    ["errors", "clock", "settings", "quoting", "columns", "schema", "layout", "snapshot"],
+    [
+        "failpoint",
+        "errors",
+        "clock",
+        "settings",
+        "quoting",
+        "columns",
+        "schema",
+        "layout",
+        "snapshot",
+    ],
     ["storage", "storage.local", "engine", "idhash", "newids", "coerce", "datafile"],
     ["frames", "journal", "buffer", "tail", "lakefile", "writers", "hot", "fileids"],
     ["catalog.tables", "catalog.rows", "catalog.commit", "catalog"],
     ["cold", "cold.parquet", "context"],
     ["append", "recover", "flush", "seal", "retain", "shell", "status"],
-    ["query", "query.pin", "query.plan", "query.result", "query.run", "query.frames"],
+    [
+        "query",
+        "query.pin",
+        "query.plan",
+        "query.result",
+        "query.reads",
+        "query.run",
+        "query.frames",
+    ],
+    [
+        "verify",
+        "verify.report",
+        "verify.datafiles",
+        "verify.documents",
+        "verify.duplicates",
+        "verify.tiers",
+        "verify.journals",
+        "verify.caches",
+        "verify.leftovers",
+        "verify.run",
+        "repair",
+        "tiling",
+        "rebuild",
+        "rebuild.found",
+        "rebuild.run",
+    ],
     ["upkeep"],
     ["table", "lake"],
     ["", "demo", "cli"],
@@ -132,7 +167,7 @@ def test_public_methods_are_the_promised_ones():
 
     assert public(ls.Lake) == {
         "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
-        "seal", "maintain", "status", "open_report", "close",
+        "seal", "maintain", "status", "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
         "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow",

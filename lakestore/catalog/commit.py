@@ -1,6 +1,6 @@
 """One catalog transaction, as the changes it may make."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 import lakestore.catalog.tables as t
 from lakestore.catalog.rows import info_text
 from lakestore.errors import ConflictError, InvalidInputError
-from lakestore.snapshot import ColdFile, GenerationId, Segment
+from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
 
 Sent = tuple[str, int]
 """What a producer sent: its name, and the number of the batch."""
@@ -44,6 +44,30 @@ class Garbage:
     kind: GarbageKind
     name: str
     since: float
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """Everything the catalog says of one table, dropped ones included."""
+
+    id: int
+    name: str
+    folder: str
+    dropped: bool
+    last_segment: int
+    schemas: Mapping[int, str]
+    producers: Mapping[str, int]
+    batches: frozenset[Sent]
+    garbage: tuple[Garbage, ...]
+    state: TableState
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Everything the catalog says at one version."""
+
+    version: int
+    tables: tuple[TableRecord, ...]
 
 
 class Commit:
@@ -95,6 +119,35 @@ class Commit:
             .values(dropped_at=self.now.timestamp())
         )
         self.add_garbage(table_id, "table", [""])
+
+    def restore(self, record: TableRecord) -> None:
+        """List a table as a rebuild found it, its files and marks with it."""
+        now = self.now.timestamp()
+        values: dict[str, object] = {
+            "name": record.name,
+            "folder": record.folder,
+            "cold": "parquet",
+            "created_at": now,
+            "dropped_at": now if record.dropped else None,
+            "sealed_through": record.state.sealed_through,
+            "last_segment": record.last_segment,
+        }
+        key = self._con.execute(t.tables.insert(), values).inserted_primary_key
+        assert key is not None
+        table_id = int(key[0])
+        for version, text in record.schemas.items():
+            self._con.execute(
+                t.schemas.insert(), {"table_id": table_id, "version": version, "text": text}
+            )
+        for segment in record.state.segments:
+            self.add_segment(table_id, segment, (), ())
+        for file in record.state.cold:
+            self._add_cold(table_id, file)
+        self.add_flushed(table_id, sorted(record.state.flushed), record.batches)
+        for producer, seq in record.producers.items():
+            self._raise_producer(table_id, producer, seq)
+        for item in record.garbage:
+            self.add_garbage(table_id, item.kind, [item.name])
 
     def last_segment(self, table_id: int) -> int:
         """The highest segment number given so far."""
@@ -190,19 +243,7 @@ class Commit:
         """
         self._remove_segments(table_id, sealed)
         for file in files:
-            self._con.execute(
-                t.cold_files.insert(),
-                {
-                    "table_id": table_id,
-                    "name": file.name,
-                    "day": file.day,
-                    "first": file.first,
-                    "last": file.last,
-                    "schema_version": file.schema_version,
-                    "committed_at": self.now.timestamp(),
-                    "info": info_text(file.info),
-                },
-            )
+            self._add_cold(table_id, file)
         moved = self._con.execute(
             t.tables.update()
             .where(t.tables.c.id == table_id, t.tables.c.sealed_through == sealed[0].first - 1)
@@ -230,6 +271,21 @@ class Commit:
         else:
             return False
         return True
+
+    def _add_cold(self, table_id: int, file: ColdFile) -> None:
+        self._con.execute(
+            t.cold_files.insert(),
+            {
+                "table_id": table_id,
+                "name": file.name,
+                "day": file.day,
+                "first": file.first,
+                "last": file.last,
+                "schema_version": file.schema_version,
+                "committed_at": self.now.timestamp(),
+                "info": info_text(file.info),
+            },
+        )
 
     def add_garbage(self, table_id: int, kind: GarbageKind, names: Sequence[str]) -> None:
         """Note files that nothing names from this commit on."""

@@ -24,7 +24,9 @@ def of_caller(statement: str, caller: FrameType | None, tables: set[str]) -> Map
         name: value
         for scope in (caller.f_globals, caller.f_locals)
         for name, value in scope.items()
-        if name.casefold() in names and _holds_rows(value)
+        if name.casefold() in names
+        and not name.casefold().startswith("lakestore_")  # lakestore's own
+        and _holds_rows(value)
     }
     if not found:
         return {}

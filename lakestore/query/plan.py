@@ -50,6 +50,7 @@ class Planner:
         config: dict[str, Any] = {
             "threads": 1,
             "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,
             "python_enable_replacements": False,
         }
         self._instance = duckdb.connect(":memory:", config=config)

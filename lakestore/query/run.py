@@ -18,12 +18,17 @@ from lakestore.errors import InvalidInputError, NotFoundError, StorageError
 from lakestore.query import plan
 from lakestore.query.pin import FilesInUse, TablePin, pin
 from lakestore.query.plan import Parameters
+from lakestore.query.reads import Reading, reading
 from lakestore.query.result import Result
 from lakestore.snapshot import ColdFile
 
 _PLAIN = re.compile(r"[A-Za-z_]\w*")
 _QUOTED = re.compile(r'"((?:[^"]|"")+)"')
 _ATTEMPTS = 5
+_LISTS = {"show", "information_schema", "duckdb_views", "duckdb_columns", "pg_catalog"}
+"""Words of statements that list tables without naming them."""
+_READINGS_MAX = 512
+_READING_CHARS = 10_000
 
 
 @dataclass(frozen=True)
@@ -77,6 +82,7 @@ class Queries:
         self._site = site
         self._engine = site.engine
         self._planner = plan.Planner()
+        self._readings: dict[str, Reading] = {}  # statements seen before: checking takes 1 ms
         self.in_use = FilesInUse()
 
     def sql(
@@ -96,7 +102,7 @@ class Queries:
             InvalidInputError: not one statement, not one that reads, or wrong SQL.
             StorageError: a file cannot be read.
         """
-        statement = self._check(statement)
+        statement = self._check(statement, frames)
         named = _named(statement, tables)
         parquet_only = False
         for attempt in range(_ATTEMPTS):
@@ -105,11 +111,11 @@ class Queries:
                     statement, parameters, named, frames, parquet_only=parquet_only
                 ) as (cursor, _):
                     return Result(_fetch(cursor, statement, parameters))
-            except (duckdb.Error, ValueError) as error:
+            except (duckdb.Error, ValueError, RecursionError) as error:
                 last = attempt == _ATTEMPTS - 1
                 if "No files found" in str(error) and not last:
                     continue  # another process sealed and vacuumed a file: look again
-                if _may_be_damage(error) and not parquet_only:
+                if _may_be_damage(error) and not parquet_only and not last:
                     parquet_only = True  # a segment's DuckDB file is expendable, its twin is not
                     continue
                 raise _translated(error, tables) from error
@@ -123,13 +129,13 @@ class Queries:
         frames: Mapping[str, Any],
     ) -> Explanation:
         """What `sql` would read; raises as it does."""
-        statement = self._check(statement)
+        statement = self._check(statement, frames)
         named = _named(statement, tables)
         try:
             with self._prepared(statement, parameters, named, frames) as (cursor, chosen):
                 cursor.execute(f"EXPLAIN {statement}", parameters).fetchall()
                 return Explanation(_tiers(chosen.pins, chosen.kept), chosen.filters)
-        except (duckdb.Error, ValueError) as error:
+        except (duckdb.Error, ValueError, RecursionError) as error:
             raise _translated(error, tables) from error
 
     def relation(self, table: TableContext) -> duckdb.DuckDBPyRelation:
@@ -246,24 +252,19 @@ class Queries:
             parts.append(_read_parquet(columns, parquet))
         return _union(parts, one)
 
-    def _check(self, statement: str) -> str:
+    def _check(self, statement: str, frames: Mapping[str, Any]) -> str:
         """The statement, when it is exactly one and it reads."""
-        try:
-            statements = self._engine.cursor().extract_statements(statement)
-        except duckdb.Error as error:
-            raise InvalidInputError(_message(error)) from error
-        if len(statements) != 1:
-            raise InvalidInputError(
-                f"sql() takes one statement, this has {len(statements)}; "
-                "lake.connect() gives a DuckDB connection that runs anything"
-            )
-        kind = statements[0].type.name
-        if kind not in ("SELECT", "EXPLAIN"):
-            raise InvalidInputError(
-                f"sql() only reads, and this is {kind}; "
-                "lake.connect() gives a DuckDB connection that runs anything"
-            )
-        return str(statements[0].query).strip().rstrip(";")
+        known = self._readings.get(statement)
+        if known is None:
+            with self._engine.cursor() as cursor:
+                known = reading(cursor, statement)
+            if len(self._readings) >= _READINGS_MAX:
+                self._readings.clear()
+            if len(statement) <= _READING_CHARS:
+                self._readings[statement] = known
+        for name in known.reserved - frames.keys():
+            raise NotFoundError(f"{name!r} is lakestore's own: query the lake's tables")
+        return known.text
 
 
 def _fetch(cursor: duckdb.DuckDBPyConnection, statement: str, parameters: Parameters) -> pa.Table:
@@ -279,7 +280,7 @@ def mentioned(statement: str) -> set[str]:
 
 def _named(statement: str, tables: Sequence[TableContext]) -> list[TableContext]:
     names = mentioned(statement)
-    return [table for table in tables if table.entry.name.casefold() in names]
+    return [t for t in tables if t.entry.name.casefold() in names or names & _LISTS]
 
 
 def _read_parquet(columns: str, paths: Sequence[str]) -> str:
@@ -346,7 +347,7 @@ def _may_be_damage(error: Exception) -> bool:
     """Whether a DuckDB file of a segment may be at fault."""
     return isinstance(
         error, duckdb.IOException | duckdb.InternalException | duckdb.FatalException
-    ) or "orrupt" in str(error)
+    ) or any(word in str(error) for word in ("orrupt", "No files found"))
 
 
 def _translated(error: Exception, tables: Sequence[TableContext]) -> Exception:

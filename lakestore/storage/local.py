@@ -2,16 +2,20 @@
 
 `link` and not `rename`, because rename overwrites. A new folder is itself made durable by an
 fsync of its parent; without it a power loss can take the folder and everything in it.
+Failpoints: publish.1 folder made    .2 file fsynced    .3 linked    .4 folder fsynced
+.5 staged name dropped    replace.1 file fsynced    .2 renamed    .3 folder fsynced
 """
 
 import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
+from lakestore.failpoint import reach
 
 
 def fsync_file(path: Path) -> None:
@@ -76,14 +80,19 @@ def publish_new(source: Path, target: Path) -> bool:
     """
     try:
         make_folder(target.parent)
+        reach("publish.1")
         fsync_file(source)
+        reach("publish.2")
         try:
             os.link(source, target)
             created = True
         except FileExistsError:
             created = False
+        reach("publish.3")
         fsync_folder(target.parent)
+        reach("publish.4")
         source.unlink()
+        reach("publish.5")
     except OSError as error:
         raise storage_error(f"cannot publish {str(target)!r}", error) from error
     return created
@@ -96,6 +105,28 @@ def refusals(what: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise storage_error(what, error) from error
+
+
+def set_aside(source: Path, target: Path) -> None:
+    """Move a file to a name that is free, durably: at no instant is it under neither.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with source.open("rb") as old, target.open("xb") as new:
+                shutil.copyfileobj(old, new)
+        fsync_file(target)
+        fsync_folder(target.parent)
+        source.unlink()
+        fsync_folder(source.parent)
+    except OSError as error:
+        raise storage_error(f"cannot move {str(source)!r} to {str(target)!r}", error) from error
 
 
 def storage_error(what: str, error: OSError) -> StorageError:
@@ -132,8 +163,11 @@ class LocalStorage:
         target = self.path(key)
         try:
             fsync_file(source)
+            reach("replace.1")
             os.replace(source, target)
+            reach("replace.2")
             fsync_folder(target.parent)
+            reach("replace.3")
         except OSError as error:
             raise storage_error(f"cannot replace {str(target)!r}", error) from error
 
@@ -143,6 +177,10 @@ class LocalStorage:
             return self.path(key).read_bytes()
         except FileNotFoundError as error:
             raise NotFoundError(f"no object {key!r} in {str(self.root)!r}") from error
+        except OSError as error:
+            raise storage_error(f"cannot read {key!r} in {str(self.root)!r}", error) from error
+        except OSError as error:
+            raise storage_error(f"cannot read {str(self.root / key)!r}", error) from error
 
     def size(self, key: str) -> int | None:
         """Bytes of the object, or None."""
@@ -150,6 +188,8 @@ class LocalStorage:
             return self.path(key).stat().st_size
         except FileNotFoundError:
             return None
+        except OSError as error:
+            raise storage_error(f"cannot look at {key!r}", error) from error
 
     def delete(self, key: str) -> None:
         """Remove the object, if it is there."""
