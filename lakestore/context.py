@@ -13,7 +13,7 @@ Locks of a process, in the order in which they may be taken; each may be skipped
 import secrets
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -99,22 +99,27 @@ class SiteContext:
             create=(lake, secrets.token_hex(4)) if write else None,
             is_filled=lambda: is_filled(storage, layout),
         )
-        if catalog.lake != lake:
-            catalog.close()
-            raise CorruptionError(
-                f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and {str(root)!r} is "
-                f"lake {lake}: pass the right local= folder"
-            )
-        reach("open.3")
-        lock = None
-        if write:
-            lock = WriterLock.create(layout.writers)
-            make_folder(layout.staging_of(lock.name))
-            reach("open.4")
-        instance = engine(settings.memory_bytes)
-        site = cls(layout, storage, catalog, instance, settings, clock, lock, [], Recovery())
-        if write:
-            site.take_over()
+        with ExitStack() as undo:  # locks that stayed taken would hide rows from the next attempt
+            undo.callback(catalog.close)
+            if catalog.lake != lake:
+                raise CorruptionError(
+                    f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and {str(root)!r} is "
+                    f"lake {lake}: pass the right local= folder"
+                )
+            reach("open.3")
+            lock = None
+            if write:
+                lock = WriterLock.create(layout.writers)
+                undo.callback(lock.abandon)
+                make_folder(layout.staging_of(lock.name))
+                reach("open.4")
+            dead: list[WriterLock] = []
+            undo.callback(_abandon, dead)
+            instance = engine(settings.memory_bytes)
+            site = cls(layout, storage, catalog, instance, settings, clock, lock, dead, Recovery())
+            if write:
+                site.take_over()
+            undo.pop_all()
         return site
 
     def take_over(self) -> list[WriterLock]:
@@ -142,7 +147,8 @@ class SiteContext:
         for lock in self._locks:
             lock.release(forget=lock.name not in left)
         if self.lock is not None and self.staging.is_dir() and not any(self.staging.iterdir()):
-            self.staging.rmdir()
+            with suppress(OSError):  # an empty folder is swept once this writer is dead
+                self.staging.rmdir()
         self.catalog.close()
 
     def abandon(self) -> None:
@@ -265,3 +271,8 @@ class TableContext:
             "schema_version": self.entry.schema_version,
             **facts,
         }
+
+
+def _abandon(locks: Sequence[WriterLock]) -> None:
+    for lock in locks:
+        lock.abandon()

@@ -8,6 +8,7 @@ file. Segments are read when first asked for; they live too briefly for a cache 
 import os
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy.typing as npt
 import pyarrow.parquet as pq
 import xxhash
 
+from lakestore.errors import StorageError
 from lakestore.idhash import HASH_VERSION, Hashes, hash_batch, in_sorted
 from lakestore.layout import ids_name
 from lakestore.schema import TableSchema
@@ -49,7 +51,8 @@ class FileIds:
         with self._lock:
             self._known.pop(name, None)
             self.checked.discard(name)
-        self._path(name).unlink(missing_ok=True)
+        with suppress(OSError):  # a cache that stays is only never read again
+            self._path(name).unlink(missing_ok=True)
 
     def _load(self, name: str, path: str) -> Hashes:
         with self._lock:
@@ -78,8 +81,9 @@ class FileIds:
             make_folder(self._folder)
             staged.write_bytes(_MAGIC + digest + ordered.tobytes())
             staged.replace(path)
-        except OSError:  # it can be made again, from the file itself
-            staged.unlink(missing_ok=True)
+        except (OSError, StorageError):  # it can be made again, from the file itself
+            with suppress(OSError):
+                staged.unlink(missing_ok=True)
 
     def cached(self, name: str) -> Hashes | None:
         """The hashes in a cold file's cache; None when it is missing, damaged or outdated."""

@@ -56,6 +56,7 @@ from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
 from lakestore.status import Status, table_status
+from lakestore.storage.local import refusals
 from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
 from lakestore.verify.report import Report as VerifyReport
@@ -182,6 +183,7 @@ class Lake:
         Raises:
             InvalidInputError: the name is taken or not allowed.
             SchemaError: the schema is wrong; says where.
+            StorageError: the disk refused; there is no such table.
         """
         self._check_open(write=True)
         check_table_name(name)
@@ -198,7 +200,8 @@ class Lake:
                 shell.write_empty(context)
                 reach("create.2")
                 staged = context.site.staging / f"{uuid.uuid4().hex}.toml"
-                staged.write_text(resolved.text, encoding="utf-8")
+                with refusals(f"cannot write {str(staged)!r}"):
+                    staged.write_text(resolved.text, encoding="utf-8")
                 self._site.storage.put_new(schema_key(entry.folder, 1), staged)
                 reach("create.3")
             reach("create.4")

@@ -18,7 +18,7 @@ from lakestore.catalog.commit import Garbage
 from lakestore.context import SiteContext
 from lakestore.failpoint import reach
 from lakestore.layout import SiteLayout, journal_name, tombstone_key
-from lakestore.storage.local import fsync_folder, storage_error
+from lakestore.storage.local import fsync_folder, refusals
 
 
 @dataclass(frozen=True)
@@ -57,14 +57,13 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
     if not dry_run:
         reach("vacuum.1")
         for item in chosen:
-            try:
+            with refusals(f"cannot delete {item.name!r}"):
                 _delete(item, site)
                 reach("vacuum.2")
-            except OSError as error:
-                raise storage_error(f"cannot delete {item.name!r}", error) from error
         for folder in {_folder(item, site.layout) for item in chosen}:
             if folder.is_dir():  # or a power loss could bring back what the catalog forgets next
-                fsync_folder(folder)
+                with refusals(f"cannot sync {str(folder)!r}"):
+                    fsync_folder(folder)
         reach("vacuum.3")
         if chosen:
             with site.catalog.commit() as commit:

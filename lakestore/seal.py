@@ -33,7 +33,7 @@ from lakestore.idhash import Hashes, days, hash_batch, id_sum
 from lakestore.layout import ColdName
 from lakestore.settings import GIB, MIB, Settings
 from lakestore.snapshot import ColdFile, FileInfo, Segment
-from lakestore.storage.local import storage_error
+from lakestore.storage.local import refusals, storage_error
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * MIB
@@ -101,8 +101,13 @@ def _seal_some(
         for segment in segments:
             _check(table, segment)
         reach("seal.1")
-        with TemporaryDirectory(dir=table.site.staging, prefix="seal-") as folder:
-            return _seal_in(Path(folder), table, segments, memory_bytes)
+        with refusals("cannot stage cold files"):
+            # What cannot be removed afterwards is found by the sweep of this writer.
+            folder = TemporaryDirectory(
+                dir=table.site.staging, prefix="seal-", ignore_cleanup_errors=True
+            )
+        with folder as name:
+            return _seal_in(Path(name), table, segments, memory_bytes)
 
 
 def _seal_in(

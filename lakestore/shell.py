@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import UTC
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.layout import VIEWS_FILE, schema_key
 from lakestore.snapshot import TableState
-from lakestore.storage.local import storage_error
+from lakestore.storage.local import refusals, storage_error
 
 _PATIENCE_S = 2.0
 
@@ -91,7 +91,8 @@ def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]
         site.storage.replace(VIEWS_FILE, staged)
         reach("views.3")
     finally:
-        staged.unlink(missing_ok=True)
+        with suppress(OSError):  # the sweep of this writer will find it
+            staged.unlink(missing_ok=True)
     return version
 
 
@@ -122,8 +123,8 @@ def _facts(site: SiteContext, states: dict[int, TableState]) -> str:
 def write_empty(table: TableContext) -> None:
     """Publish the zero-row file that keeps the view of an empty table well-formed."""
     staged = table.site.staging / f"{uuid4().hex}.parquet"
-    datafile.write(
-        staged, table.schema, (), table.footer(tier="schema", document=table.schema.text)
-    )
+    footer = table.footer(tier="schema", document=table.schema.text)
+    with refusals(f"cannot write {str(staged)!r}"):
+        datafile.write(staged, table.schema, (), footer)
     key = schema_key(table.entry.folder, table.entry.schema_version, "parquet")
     table.site.storage.put_new(key, staged)

@@ -9,10 +9,11 @@ import os
 import secrets
 import shutil
 from collections.abc import Container
+from contextlib import suppress
 from pathlib import Path
 
 from lakestore.layout import WRITER_NAME, SiteLayout
-from lakestore.storage.local import make_folder
+from lakestore.storage.local import make_folder, refusals
 
 
 class WriterLock:
@@ -34,25 +35,34 @@ class WriterLock:
 
     @classmethod
     def take(cls, path: Path) -> "WriterLock | None":
-        """The lock of a writer, or None while that writer lives."""
-        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            if os.fstat(descriptor).st_nlink:  # else its last holder has just removed it
-                return cls(path, descriptor)
-        except BlockingIOError:
-            pass
-        os.close(descriptor)
-        return None
+        """The lock of a writer, or None while that writer lives.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        with refusals(f"cannot lock {str(path)!r}"):
+            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if os.fstat(descriptor).st_nlink:  # else its last holder has just removed it
+                    return cls(path, descriptor)
+            except BlockingIOError:
+                pass
+            except BaseException:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)
+            return None
 
     def release(self, *, forget: bool) -> None:
         """Let go; `forget` when the writer has left nothing to recover."""
         if forget:
-            self._path.unlink(missing_ok=True)
+            with suppress(OSError):  # whoever opens next takes it for a writer that left nothing
+                self._path.unlink(missing_ok=True)
         os.close(self._descriptor)
 
     def abandon(self) -> None:
-        """Close the descriptor that a forked child inherited; the parent keeps the lock."""
+        """Close the descriptor only, as a forked child does; the parent keeps the lock."""
         os.close(self._descriptor)
 
 
@@ -62,15 +72,24 @@ def writers_with_journals(layout: SiteLayout) -> set[str]:
 
 
 def take_over_dead(site: SiteLayout, mine: Container[str]) -> list[WriterLock]:
-    """Locks of every dead writer that left something, but for those in `mine`."""
+    """Locks of every dead writer that left something, but for those in `mine`.
+
+    Raises:
+        StorageError: the disk refused; no lock was taken.
+    """
     make_folder(site.writers)
     names = {path.name for path in site.writers.iterdir()} | writers_with_journals(site)
-    locks = [
-        WriterLock.take(site.writers / name)
-        for name in sorted(names)
-        if WRITER_NAME.fullmatch(name) and name not in mine
-    ]
-    return [lock for lock in locks if lock is not None]
+    locks: list[WriterLock] = []
+    try:
+        for name in sorted(names):
+            if WRITER_NAME.fullmatch(name) and name not in mine:
+                lock = WriterLock.take(site.writers / name)
+                locks += [lock] if lock is not None else []
+    except BaseException:
+        for lock in locks:  # or the rows behind them would be hidden from the next attempt
+            lock.abandon()
+        raise
+    return locks
 
 
 def sweep_staging(site: SiteLayout, dead: list[WriterLock]) -> int:
@@ -79,8 +98,9 @@ def sweep_staging(site: SiteLayout, dead: list[WriterLock]) -> int:
     for lock in dead:
         folder = site.staging_of(lock.name)
         if folder.is_dir() and not folder.is_symlink():
-            count += sum(1 for _ in folder.iterdir())
-            shutil.rmtree(folder)
+            with refusals(f"cannot sweep {str(folder)!r}"):
+                count += sum(1 for _ in folder.iterdir())
+                shutil.rmtree(folder)
     return count
 
 

@@ -15,8 +15,16 @@ from pathlib import Path
 
 import pytest
 from support.forks import Zygote
-from support.strace import CHANGING, SPACE, Point, calls_below, need_strace, run_traced, struck
-from support.strace import tracing as traced
+from support.strace import (
+    CHANGING,
+    SPACE,
+    Point,
+    calls_below,
+    need_strace,
+    run_traced,
+    struck,
+    tracing,
+)
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
@@ -61,7 +69,7 @@ def points(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> list[Poi
 def record(zygote: Zygote, folder: Path, mutant: str | None) -> list[Point]:
     child, code, trace = run_traced(
         zygote, "support.small_life:live", folder / "lake", folder / "ledger", mutant,
-        scratch=folder / "run", options=traced(CHANGING),
+        scratch=folder / "run", options=tracing(CHANGING),
     )  # fmt: skip
     assert (code, child.said) == (0, "")
     found = calls_below(trace, folder / "lake")
@@ -138,8 +146,9 @@ def test_an_error_at_a_system_call(zygote, points, tmp_path, figure, soak, chunk
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_planted_bug_is_caught(zygote, tmp_path, figure, mutant):
     found = record(zygote, tmp_path / "undisturbed", mutant)
+    near = [Fault(point, "kill") for point in found if point.name in ("writev", "link", "fsync")]
     caught = 0
-    for number, fault in enumerate(sample([Fault(point, "kill") for point in found], 60, False)):
+    for number, fault in enumerate(near):
         _, wrong = run(zygote, tmp_path / f"{number}", [fault], mutant)
         caught += bool(wrong)
         if caught:

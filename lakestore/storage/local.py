@@ -11,6 +11,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
@@ -51,15 +52,20 @@ if _sync_file_range is not None:
 
 
 def make_folder(path: Path) -> Path:
-    """Create a folder and its parents, each durable in its parent; returns `path`."""
+    """Create a folder and its parents, each durable in its parent; returns `path`.
+
+    Raises:
+        StorageError: the disk is full, read-only or failing.
+    """
     if not path.is_dir():
         make_folder(path.parent)
-        try:
-            path.mkdir()
-        except FileExistsError:
-            if not path.is_dir():
-                raise
-        fsync_folder(path.parent)
+        with refusals(f"cannot make folder {str(path)!r}"):
+            try:
+                path.mkdir()
+            except FileExistsError:
+                if not path.is_dir():
+                    raise
+            fsync_folder(path.parent)
     return path
 
 
@@ -90,6 +96,15 @@ def publish_new(source: Path, target: Path) -> bool:
     except OSError as error:
         raise storage_error(f"cannot publish {str(target)!r}", error) from error
     return created
+
+
+@contextmanager
+def refusals(what: str) -> Iterator[None]:
+    """Raise a `StorageError` in the place of an OSError, and say what could not be done."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(what, error) from error
 
 
 def set_aside(source: Path, target: Path) -> None:
@@ -162,6 +177,8 @@ class LocalStorage:
             return self.path(key).read_bytes()
         except FileNotFoundError as error:
             raise NotFoundError(f"no object {key!r} in {str(self.root)!r}") from error
+        except OSError as error:
+            raise storage_error(f"cannot read {key!r} in {str(self.root)!r}", error) from error
         except OSError as error:
             raise storage_error(f"cannot read {str(self.root / key)!r}", error) from error
 
