@@ -7,11 +7,12 @@ files that nothing names; the next seal writes the same rows under names of thei
 """
 
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from uuid import uuid4
 
 import duckdb
@@ -86,8 +87,12 @@ def _seal_some(
 ) -> list[ColdFile]:
     for segment in segments:
         _check(table, segment)
-    with TemporaryDirectory(dir=table.site.staging, prefix="seal-") as folder:
-        return _seal_in(Path(folder), table, segments, memory_bytes)
+    # No TemporaryDirectory: a process forked meanwhile would delete it as it ends.
+    folder = Path(mkdtemp(dir=table.site.staging, prefix="seal-"))
+    try:
+        return _seal_in(folder, table, segments, memory_bytes)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def _seal_in(

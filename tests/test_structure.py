@@ -9,7 +9,7 @@ PACKAGE = Path(ls.__file__).parent
 
 LEVELS: list[list[str]] = [
     # A module imports only from levels below its own, or from its left in the same level.
-    ["errors", "clock", "settings", "quoting", "columns", "schema", "layout", "snapshot"],
+    ["errors", "clock", "settings", "quoting", "forks", "columns", "schema", "layout", "snapshot"],
     ["storage", "storage.local", "engine", "idhash", "newids", "coerce", "datafile"],
     ["journal", "buffer", "tail", "lakefile", "writers", "hot", "fileids"],
     ["catalog.tables", "catalog.rows", "catalog.commit", "catalog"],
