@@ -1,28 +1,33 @@
 """Append: coerce, drop duplicates, journal, acknowledge.
 
-Order of effects: frame in the journal, batches in the buffer, fdatasync, visible, acknowledged.
+Order of effects, numbered as their failpoints are:
+
+    append.1 coerced    .2 frame in the journal, but for its digest    .3 duplicates looked up,
+    while the disk takes it in    .4 the digest, or a frame without them; batches in the buffer
+    .5 fdatasync    .6 visible, and then acknowledged
+
 The commit point is the fdatasync (level `disk`), the write (`os`) or the buffer (`memory`).
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakestore.buffer import Buffer
+from lakestore.buffer import Buffer, Generation, Level
 from lakestore.coerce import to_batches
 from lakestore.errors import InvalidInputError
+from lakestore.failpoint import reach
 from lakestore.idhash import Hashes, IdIndex, hash_batch, identities, in_sorted, twins
 from lakestore.quoting import UNSPEAKABLE
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
 
-Level = Literal["memory", "os", "disk"]
 LEVELS = ("memory", "os", "disk")
 _REBUILD_ROWS = 4_000_000
 
@@ -59,13 +64,22 @@ class Appender:
         buffer: Buffer,
         settings: Settings,
         find_published: Callable[[pa.Array], pa.Table],
+        highest_elsewhere: Callable[[str], int],
         on_append: Callable[[Buffer], None],
     ) -> None:
+        """The appender of a table.
+
+        Args:
+            find_published: ids and times of published events that have one of these ids.
+            highest_elsewhere: the highest seq of a producer that other writers hold.
+            on_append: told of each append.
+        """
         self._table = table
         self._schema = schema
         self._buffer = buffer
         self._settings = settings
         self._find_published = find_published
+        self._highest_elsewhere = highest_elsewhere
         self._on_append = on_append
         self._known = IdIndex()  # guarded by buffer.lock
 
@@ -83,35 +97,58 @@ class Appender:
         if not batches:
             return Ack(0, 0, level, None)
         rows = sum(batch.num_rows for batch in batches)
-        hashes = self._hashes(batches)
+        reach("append.1")
         buffer = self._buffer
         with buffer.lock:
-            if (
-                producer is not None
-                and seq is not None
-                and seq <= buffer.producers.get(producer, -1)
-            ):
-                fresh: list[pa.RecordBatch] = []
-            else:
-                buffer.wait_for_room(self._settings.buffer_bytes, self._settings.append_timeout_s)
-                fresh, ordered = self._drop_duplicates(batches, hashes)
-                if not fresh and producer is not None:
-                    fresh = [batches[0].slice(0, 0)]  # so that the pair is known for ever
-            if fresh:
-                generation, end = buffer.append(fresh, producer, seq, queue=level == "memory")
-                self._known.add(ordered)
-                if level != "disk":
-                    buffer.publish(generation, end)
-        accepted = sum(batch.num_rows for batch in fresh)
-        if not fresh:
+            accepted = self._accept(batches, producer, seq, level)
+        if accepted is None:
             # Its rows are known, but are they durable? Whoever sent them first may still wait.
             self.sync_all(level)
             return Ack(0, rows, level, None)
+        fresh, generation, end = accepted
         if level == "disk":
             buffer.sync(generation, end)
+        reach("append.6")
         self._on_append(buffer)
-        position = Position(self._table, generation.id, end)
-        return Ack(accepted, rows - accepted, level, position)
+        return Ack(fresh, rows - fresh, level, Position(self._table, generation.id, end))
+
+    def _accept(
+        self, batches: list[pa.RecordBatch], producer: str | None, seq: int | None, level: Level
+    ) -> tuple[int, Generation, int] | None:
+        """Journal the new ones of the rows and hold them; None when all were known before."""
+        buffer = self._buffer
+        if producer is not None and seq is not None and self._is_known(producer, seq):
+            return None
+        buffer.wait_for_room(self._settings.buffer_bytes, self._settings.append_timeout_s)
+        fresh = batches
+
+        def choose() -> list[pa.RecordBatch]:
+            nonlocal fresh
+            fresh, hashes = self._drop_duplicates(batches)
+            # Before the rows are held: a hash too many costs a look, one too few a double row.
+            self._known.add(hashes)
+            if not fresh and producer is not None:
+                fresh = [batches[0].slice(0, 0)]  # so that the pair is known for ever
+            return fresh
+
+        generation, end = buffer.append(batches, producer, seq, choose, level)
+        reach("append.4")
+        if not fresh:
+            return None
+        if level != "disk":
+            buffer.publish(generation, end)
+        return sum(batch.num_rows for batch in fresh), generation, end
+
+    def _is_known(self, producer: str, seq: int) -> bool:
+        """Whether a producer's batch was accepted, by this process or another.
+
+        The journal file is made first: a flush that commits the same batch later than this look
+        then knows that there is a writer who may not have seen it (see `flush`).
+        """
+        if seq <= self._buffer.producers.get(producer, -1):
+            return True
+        self._buffer.current()
+        return seq <= self._highest_elsewhere(producer)
 
     def sync_all(self, level: Level) -> None:
         """Bring everything accepted so far to `level`."""
@@ -142,9 +179,10 @@ class Appender:
         return [hash_batch(batch, self._schema) for batch in batches]
 
     def _drop_duplicates(
-        self, batches: list[pa.RecordBatch], hashes: list[Hashes]
+        self, batches: list[pa.RecordBatch]
     ) -> tuple[list[pa.RecordBatch], Hashes]:
         """The rows not seen before, and their hashes, sorted. Hashes nominate, ids decide."""
+        hashes = self._hashes(batches)
         if not hashes:
             return batches, np.empty(0, dtype=np.uint64)
         ordered = np.sort(hashes[0] if len(hashes) == 1 else np.concatenate(hashes))

@@ -9,20 +9,38 @@ they are acknowledged, in journal order. Two locks, always taken in this order:
 """
 
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from typing import Literal
 
 import pyarrow as pa
 
 from lakestore.clock import Clock
 from lakestore.errors import BackpressureError, StorageError
+from lakestore.failpoint import reach
 from lakestore.journal import Entry, JournalWriter
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
 
+Level = Literal["memory", "os", "disk"]
+"""How safe a row is once it is acknowledged: in this process, in the kernel, on the disk."""
+
 _TINY_BATCHES = 64
 """So many unmerged batches are merged when a query pins them; each scan costs per batch."""
+
+
+@dataclass(frozen=True)
+class Mark:
+    """One append of a producer: which rows of its generation, and the highest seq before it."""
+
+    producer: str
+    seq: int
+    start: int
+    stop: int
+    end: int
+    """Journal offset after it."""
+    before: int
 
 
 @dataclass
@@ -33,7 +51,7 @@ class Generation:
     journal: JournalWriter | None  # None: recovered from a dead writer's file
     began: float
     frames: list[tuple[pa.RecordBatch, int]] = field(default_factory=list)  # with journal offsets
-    marks: list[tuple[int, str, int, int]] = field(default_factory=list)
+    marks: list[Mark] = field(default_factory=list)
     visible: int = 0
     merged: int = 0
     rows: int = 0
@@ -44,10 +62,24 @@ class Generation:
         """Journal offset after the last row held; about as many bytes as Arrow takes."""
         return self.frames[-1][1] if self.frames else 0
 
-    def add(self, batches: Sequence[pa.RecordBatch], end: int) -> None:
-        """Take rows that the journal holds up to `end`: all of them, even if interrupted."""
+    def add(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        end: int,
+        producer: str | None,
+        seq: int | None,
+        before: int,
+    ) -> None:
+        """Take rows that the journal holds up to `end`: all of them, even if interrupted.
+
+        Args:
+            before: the highest seq of `producer` until now.
+        """
+        start = self.rows
         self.frames += [(batch, end) for batch in batches]
         self.rows += sum(batch.num_rows for batch in batches)
+        if producer is not None and seq is not None:
+            self.marks.append(Mark(producer, seq, start, self.rows, end, before))
 
 
 @dataclass(frozen=True)
@@ -66,7 +98,7 @@ class ClosedGeneration:
     id: GenerationId
     recovered: bool
     batches: tuple[pa.RecordBatch, ...]
-    producers: Mapping[str, int]
+    marks: tuple[Mark, ...]
 
     @property
     def rows(self) -> int:
@@ -105,39 +137,62 @@ class Buffer:
         batches: Sequence[pa.RecordBatch],
         producer: str | None,
         seq: int | None,
-        *,
-        queue: bool = False,
+        choose: Callable[[], Sequence[pa.RecordBatch]],
+        level: Level,
     ) -> tuple[Generation, int]:
         """Journal rows and hold them, not yet visible; the caller has `lock`.
+
+        Args:
+            choose: says which of the rows to keep, the same batches when that is all of them;
+                meanwhile the disk already takes them in.
+
+        Returns:
+            The generation, and the journal offset after the rows.
 
         Raises:
             StorageError: the disk refused; nothing was accepted.
         """
-        generation = self._current()
-        assert generation.journal is not None
-        end = generation.journal.append(batches, producer, seq, queue=queue)
-        with self.visibility:
-            generation.add(batches, end)
-        if producer is not None and seq is not None:
-            generation.marks.append((end, producer, seq, self.producers.get(producer, -1)))
-            self.producers[producer] = seq
+        generation = self.current()
+        journal = generation.journal
+        assert journal is not None
+        if level != "memory":
+            journal.begin(batches, producer, seq, sync=level == "disk")
+        try:
+            reach("append.2")
+            kept = choose()
+            reach("append.3")
+        except BaseException:
+            journal.withdraw()
+            raise
+        if kept is batches and level != "memory":
+            end = journal.accept()
+        else:
+            journal.withdraw()
+            queue = level == "memory"
+            end = journal.append(kept, producer, seq, queue=queue) if kept else journal.end
+        if kept:
+            before = self.producers.get(producer or "", -1)
+            with self.visibility:
+                generation.add(kept, end, producer, seq, before)
+            if producer is not None and seq is not None:
+                self.producers[producer] = max(before, seq)
         return generation, end
 
     def adopt(self, id: GenerationId, entries: Sequence[Entry]) -> None:
         """Hold the rows of a dead writer's journal, visible at once."""
         generation = Generation(id, None, self._clock.monotonic(), closed=True)
-        for entry in entries:
-            if entry.producer is not None and entry.seq is not None:
-                if (entry.producer, entry.seq) in self._adopted:
-                    continue  # written again after an fsync that failed: already held
-                self._adopted.add((entry.producer, entry.seq))
-                known = self.producers.get(entry.producer, -1)
-                generation.marks.append((entry.end, entry.producer, entry.seq, known))
-                self.producers[entry.producer] = max(known, entry.seq)
-            generation.add(entry.batches, entry.end)
-        generation.visible = len(generation.frames)
-        with self.lock, self.visibility:
-            self._generations.append(generation)
+        with self.lock:
+            for entry in entries:
+                before = self.producers.get(entry.producer or "", -1)
+                if entry.producer is not None and entry.seq is not None:
+                    if (entry.producer, entry.seq) in self._adopted:
+                        continue  # written again after an fsync that failed: already held
+                    self._adopted.add((entry.producer, entry.seq))
+                    self.producers[entry.producer] = max(before, entry.seq)
+                generation.add(entry.batches, entry.end, entry.producer, entry.seq, before)
+            generation.visible = len(generation.frames)
+            with self.visibility:
+                self._generations.insert(0, generation)  # the open one stays the last
 
     def publish(self, generation: Generation, end: int) -> None:
         """Make rows visible up to journal offset `end`, and all before them."""
@@ -164,6 +219,7 @@ class Buffer:
         finally:
             if journal.failed:
                 self._fail(generation)
+        reach("append.5")
         self.publish(generation, end)
 
     def sync_all(self) -> None:
@@ -200,8 +256,8 @@ class Buffer:
             self._room.notify_all()
 
     def pin(self) -> tuple[Pinned, ...]:
-        """The visible rows of every generation; the caller holds `visibility`."""
-        return tuple(Pinned(g.id, g.closed, _merged(g)) for g in self._generations if g.visible)
+        """The visible rows of every generation held; the caller holds `visibility`."""
+        return tuple(Pinned(g.id, g.closed, _merged(g)) for g in self._generations)
 
     def wait_for_room(self, bytes_max: int, timeout_s: float) -> None:
         """Return when less than `bytes_max` wait for a flush; the caller has `lock`.
@@ -231,7 +287,7 @@ class Buffer:
     def began(self) -> float | None:
         """Monotonic time at which the oldest unflushed row came, or None."""
         with self.visibility:
-            return next((g.began for g in self._generations if g.rows), None)
+            return min((g.began for g in self._generations if g.rows), default=None)
 
     @property
     def ids(self) -> frozenset[GenerationId]:
@@ -257,7 +313,12 @@ class Buffer:
                     generation.journal.close()
             self._generations = []
 
-    def _current(self) -> Generation:
+    def current(self) -> Generation:
+        """The generation that the next rows go to, its journal file made; the caller has `lock`.
+
+        Raises:
+            StorageError: the disk refused.
+        """
         with self.visibility:
             last = self._generations[-1] if self._generations else None
         if last is not None and not last.closed:
@@ -298,19 +359,17 @@ class Buffer:
                 generation.merged = min(generation.merged, kept)
                 generation.rows = sum(batch.num_rows for batch, _ in frames)
                 generation.closed = True
-            while generation.marks and generation.marks[-1][0] > generation.end:
-                _, producer, _, before = generation.marks.pop()
-                self.producers[producer] = before
+            while generation.marks and generation.marks[-1].end > generation.end:
+                mark = generation.marks.pop()
+                self.producers[mark.producer] = mark.before
             if cut:
                 journal.cut(generation.end or journal.start)
 
 
 def _closed(generation: Generation) -> ClosedGeneration:
-    producers: dict[str, int] = {}
-    for _, producer, seq, _ in generation.marks:
-        producers[producer] = max(seq, producers.get(producer, seq))
     batches = tuple(batch for batch, _ in generation.frames)
-    return ClosedGeneration(generation.id, generation.journal is None, batches, producers)
+    recovered = generation.journal is None
+    return ClosedGeneration(generation.id, recovered, batches, tuple(generation.marks))
 
 
 def _merged(generation: Generation) -> tuple[pa.RecordBatch, ...]:

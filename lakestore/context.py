@@ -12,6 +12,8 @@ Locks of a process, in the order in which they may be taken; each may be skipped
 
 import secrets
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,10 +24,12 @@ from lakestore.clock import Clock
 from lakestore.cold import ColdTable
 from lakestore.cold.parquet import ParquetCold
 from lakestore.engine import Engine, engine
-from lakestore.errors import CorruptionError
+from lakestore.errors import ConflictError, CorruptionError
+from lakestore.failpoint import reach
 from lakestore.fileids import FileIds
-from lakestore.journal import JournalHeader, JournalWriter
-from lakestore.lakefile import lake_id
+from lakestore.frames import JournalHeader
+from lakestore.journal import JournalWriter
+from lakestore.lakefile import is_filled, lake_id
 from lakestore.layout import SiteLayout, data_prefix
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
@@ -41,6 +45,22 @@ from lakestore.writers import (
 )
 
 
+@dataclass
+class Recovery:
+    """What this process took over from dead writers since it opened the lake."""
+
+    writers: int = 0
+    generations: int = 0
+    rows: int = 0
+    torn_bytes: int = 0
+    """Cut off the ends of journals: of appends that were not acknowledged."""
+    staged_files: int = 0
+    """Unpublished files that were swept."""
+
+    def __bool__(self) -> bool:
+        return bool(self.writers)
+
+
 @dataclass(frozen=True)
 class SiteContext:
     """What every table of an open lake shares in this process."""
@@ -52,9 +72,12 @@ class SiteContext:
     settings: Settings
     clock: Clock
     lock: WriterLock | None  # None: opened for reading only
-    dead: tuple[WriterLock, ...]
+    dead: list[WriterLock]
+    """Locks of dead writers whose rows this process has taken over."""
+    recovery: Recovery
     visibility: threading.Lock = field(default_factory=threading.Lock)
     """Guards what of the buffers is visible, so that all of them are pinned at one instant."""
+    _deaths: threading.Lock = field(default_factory=threading.Lock)  # guards dead
 
     @classmethod
     def open(
@@ -66,10 +89,15 @@ class SiteContext:
         """
         storage, layout = LocalStorage(root), SiteLayout(local)
         lake = lake_id(storage, root, create=write)
+        reach("open.1")
         if write:
             make_folder(local)
+        reach("open.2")
         catalog = Catalog(
-            layout.catalog, clock, create=(lake, secrets.token_hex(4)) if write else None
+            layout.catalog,
+            clock,
+            create=(lake, secrets.token_hex(4)) if write else None,
+            is_filled=lambda: is_filled(storage, layout),
         )
         if catalog.lake != lake:
             catalog.close()
@@ -77,14 +105,36 @@ class SiteContext:
                 f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and {str(root)!r} is "
                 f"lake {lake}: pass the right local= folder"
             )
-        lock, dead = None, []
+        reach("open.3")
+        lock = None
         if write:
             lock = WriterLock.create(layout.writers)
             make_folder(layout.staging_of(lock.name))
-            dead = take_over_dead(layout)
-            sweep_staging(layout, dead)
+            reach("open.4")
         instance = engine(settings.memory_bytes)
-        return cls(layout, storage, catalog, instance, settings, clock, lock, tuple(dead))
+        site = cls(layout, storage, catalog, instance, settings, clock, lock, [], Recovery())
+        if write:
+            site.take_over()
+        return site
+
+    def take_over(self) -> list[WriterLock]:
+        """Take the locks of writers that are dead by now, and sweep what they had staged."""
+        with self._deaths:
+            found = take_over_dead(self.layout, self.writers)
+            self.dead.extend(found)
+        reach("open.5")
+        self.recovery.writers += len(found)
+        self.recovery.staged_files += sweep_staging(self.layout, found)
+        reach("open.6")
+        return found
+
+    def forget_dead(self) -> None:
+        """Let go of dead writers that have no journal left."""
+        with self._deaths:
+            left = writers_with_journals(self.layout)
+            for lock in [lock for lock in self.dead if lock.name not in left]:
+                self.dead.remove(lock)
+                lock.release(forget=True)
 
     def close(self) -> None:
         """Let go of locks and files; a writer that left no journal is forgotten."""
@@ -165,9 +215,33 @@ class TableContext:
         """Where the table's segments are."""
         return self.site.layout.hot(self.entry.folder)
 
+    def highest_elsewhere(self, producer: str) -> int:
+        """The highest seq of a producer that other writers' journals or a segment hold, or -1."""
+        known = self.state().flushed | (self.buffer.ids if self.buffer else frozenset())
+        unflushed = self.tails.highest_seq(producer, {self.site.writer}, known)
+        return max(unflushed, self.site.catalog.highest_seq(self.entry.id, producer))
+
     def state(self) -> TableState:
         """What is published now."""
         return self.site.catalog.states([self.entry.id])[self.entry.id]
+
+    @contextmanager
+    def conflict_if_superseded(self, segments: Sequence[Segment]) -> Iterator[None]:
+        """Raise `ConflictError` for what fails because another process took segments away.
+
+        It may have merged or sealed them, and their files may be deleted by now.
+        """
+        try:
+            yield
+        except ConflictError:
+            raise
+        except Exception as error:
+            if {s.name for s in segments} <= {s.name for s in self.state().segments}:
+                raise
+            raise ConflictError(
+                f"segments of {self.entry.name!r} were merged or sealed meanwhile; "
+                "that result stands"
+            ) from error
 
     def segment_path(self, segment: Segment) -> Path:
         """A segment's Parquet file."""

@@ -24,6 +24,12 @@ from lakestore.snapshot import ColumnRange, FileInfo
 ROW_GROUP_ROWS = 131_072
 ROW_GROUP_BYTES = 64 * MIB
 FOOTER_KEY = b"lakestore"
+UNREADABLE = (
+    pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError,
+    StopIteration, MemoryError,
+)  # fmt: skip
+"""What reading damaged bytes raises."""
+_NO_MIN, _NO_MAX = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
 _RANGE_CHARS = 256
 """Longer least or greatest strings are not kept: they would cost more than they prune."""
 
@@ -53,7 +59,7 @@ class DataFileWriter:
         self.id_sum = 0
         self._min: datetime | None = None
         self._max: datetime | None = None
-        self._footer = json.dumps(dict(footer))
+        self._footer = dict(footer)
         self._codec = codec
         self._bloom = bloom
         self._sink = pa.OSFile(str(path), "wb")
@@ -72,7 +78,7 @@ class DataFileWriter:
             for name in (schema.bloom if self._bloom else ())
             if not pa.types.is_boolean(schema.column(name).arrow_type)
         ]
-        writer = pq.ParquetWriter(
+        return pq.ParquetWriter(
             self._sink,
             schema.arrow,
             compression=self._codec,
@@ -88,8 +94,6 @@ class DataFileWriter:
             bloom_filter_options={key: {"fpp": 0.01, "ndv": max(1, rows)} for key in filters}
             or None,
         )
-        writer.add_key_value_metadata({FOOTER_KEY: self._footer})
-        return writer
 
     def write(self, batch: pa.RecordBatch) -> None:
         """Add rows, in file order."""
@@ -111,8 +115,11 @@ class DataFileWriter:
         """Bytes in the file so far; what is held back for the next row group does not count."""
         return int(self._sink.tell())
 
-    def close(self) -> FileInfo:
+    def close(self, **more: object) -> FileInfo:
         """Finish the file; returns what it holds. The bytes are not yet fsynced.
+
+        Args:
+            more: facts for the footer that were not known before.
 
         Raises:
             CorruptionError: read back, the file does not hold what was written.
@@ -120,14 +127,15 @@ class DataFileWriter:
         self._write_row_group()
         if self._writer is None:
             self._writer = self._open(0)
+        self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(self._footer | more)})
         self._writer.close()
         self._sink.close()
         info = FileInfo(
             rows=self.rows,
             bytes=self._path.stat().st_size,
             sha256=sha256(self._path),
-            min_time=self._min or datetime.max.replace(tzinfo=UTC),
-            max_time=self._max or datetime.min.replace(tzinfo=UTC),
+            min_time=self._min or _NO_MIN,
+            max_time=self._max or _NO_MAX,
             ranges=_ranges(pq.read_metadata(self._path), self._schema),
         )
         check(self._path, self._schema, info.rows, self.id_sum)
@@ -213,6 +221,33 @@ def read_footer(path: Path) -> dict[str, Any]:
     if not isinstance(footer, dict):
         raise CorruptionError(f"{str(path)!r} has a footer that is no object")
     return footer
+
+
+def measure(path: Path, schema: TableSchema) -> FileInfo:
+    """What a finished file holds, as its writer measured it: from its bytes and its statistics.
+
+    Raises:
+        CorruptionError: it cannot be read as the table's Parquet.
+    """
+    try:
+        metadata = pq.read_metadata(path)
+        groups = [metadata.row_group(g) for g in range(metadata.num_row_groups)]
+        times = [_statistics(group, schema.event_time) for group in groups]
+        return FileInfo(
+            rows=metadata.num_rows,
+            bytes=path.stat().st_size,
+            sha256=sha256(path),
+            min_time=min((_utc(s.min) for s in times), default=_NO_MIN),
+            max_time=max((_utc(s.max) for s in times), default=_NO_MAX),
+            ranges=_ranges(metadata, schema),
+        )
+    except UNREADABLE as error:
+        raise CorruptionError(f"{str(path)!r} cannot be read: {error!r}") from error
+
+
+def _statistics(group: pq.RowGroupMetaData, column: str) -> pq.Statistics:
+    columns = (group.column(index) for index in range(group.num_columns))
+    return next(c.statistics for c in columns if c.path_in_schema == column)
 
 
 def row_bytes(path: str | Path) -> int:

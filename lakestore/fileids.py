@@ -16,6 +16,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from lakestore.idhash import HASH_VERSION, Hashes, hash_batch, in_sorted
+from lakestore.layout import ids_name
 from lakestore.schema import TableSchema
 from lakestore.storage.local import make_folder
 
@@ -54,7 +55,7 @@ class FileIds:
         with self._lock:
             known = self._known.pop(name, None)
         if known is None:
-            known = self._mapped(name)
+            known = self.cached(name)
             if known is None:
                 known = np.sort(read_hashes(path, self._schema))
                 if "/" in name:  # a cold file; segments have no folder
@@ -66,7 +67,7 @@ class FileIds:
         return known
 
     def _path(self, name: str) -> Path:
-        return self._folder / (name.replace("/", "-") + ".ids")
+        return self._folder / ids_name(name)
 
     def _store(self, name: str, ordered: Hashes) -> None:
         """A cache: no fsync, because a damaged one is noticed by its checksum."""
@@ -80,7 +81,8 @@ class FileIds:
         except OSError:  # it can be made again, from the file itself
             staged.unlink(missing_ok=True)
 
-    def _mapped(self, name: str) -> Hashes | None:
+    def cached(self, name: str) -> Hashes | None:
+        """The hashes in a cold file's cache; None when it is missing, damaged or outdated."""
         try:
             raw = np.memmap(self._path(name), dtype=np.uint64, mode="r")
         except (OSError, ValueError):

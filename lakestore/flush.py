@@ -1,14 +1,23 @@
 """Flush: buffered generations → one hot segment; and merge: neighbouring segments → one.
 
-Order of effects: rotate, drop duplicates, stage and check the files, then in one catalog
-transaction link them to their names and list them. That transaction is the commit point, and it
-gives the segment its number, so segments are numbered in the order they become visible. A crash
-before it leaves staged files, which are swept, and journals, which are flushed again.
+Order of effects, numbered as their failpoints are:
+
+    flush.1 generations closed    .2 duplicates dropped    .3 files staged, checked and fsynced
+    .4 catalog transaction begun    .5 files linked to their names    .6 listed in the catalog
+    .7 committed    .8 generations let go by the buffer
+    merge.1 neighbours read    .2 staged    .3 linked    .4 listed    .5 committed
+
+The catalog transaction is the commit point, and it gives the segment its number, so segments are
+numbered in the order they become visible. A crash before it leaves staged files, which are swept,
+and journals, which are flushed again. Rows that are all known give a segment of no rows: its
+footer says that they were taken.
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from uuid import uuid4
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
@@ -16,7 +25,9 @@ import pyarrow.parquet as pq
 
 from lakestore import datafile, hot, quoting
 from lakestore.buffer import ClosedGeneration
+from lakestore.catalog.commit import Sent
 from lakestore.context import TableContext
+from lakestore.failpoint import reach
 from lakestore.idhash import hash_batch, identities, in_sorted, twins
 from lakestore.settings import MIB, Settings
 from lakestore.snapshot import GenerationId, Segment, TableState
@@ -25,6 +36,8 @@ from lakestore.storage.local import make_folder
 _ROWS_MAX = 1 << 18
 _BYTES_MAX = 256 * MIB
 """A segment takes no more than this, unless one generation alone has more."""
+_VANISHED = (FileNotFoundError, duckdb.IOException)
+"""What reading a published file raises when another process took it away and deleted it."""
 
 
 def is_due(rows: int, bytes: int, age_s: float, settings: Settings) -> bool:
@@ -53,10 +66,12 @@ def flush(table: TableContext) -> list[Segment]:
     """
     assert table.buffer is not None
     generations = table.buffer.rotate()
+    reach("flush.1")
     segments = []
     for group in _groups(generations):
         segment = _flush_group(table, group)
         table.buffer.retire([g.id for g in group])
+        reach("flush.8")
         if segment is not None:
             segments.append(segment)
     return segments
@@ -77,72 +92,144 @@ def _groups(generations: Sequence[ClosedGeneration]) -> list[list[ClosedGenerati
 def _flush_group(table: TableContext, group: Sequence[ClosedGeneration]) -> Segment | None:
     while True:
         state = table.state()
-        fresh = [g for g in group if g.id not in state.flushed]
-        batches = [batch for g in fresh for batch in g.batches]
-        rows = pa.Table.from_batches(batches, schema=table.schema.arrow)
-        assert rows.num_rows == sum(g.rows for g in fresh)
-        rows = drop_duplicates(table, rows, state)
-        covers = [g.id for g in fresh]
-        marks = _highest(mark for g in fresh for mark in g.producers.items())
-        if rows.num_rows == 0:
-            if covers:
-                with table.site.catalog.commit() as commit:
-                    commit.add_flushed(table.entry.id, covers, marks)
+        try:
+            taken = _take(table, [g for g in group if g.id not in state.flushed], state)
+        except _VANISHED:
+            if state.version == table.site.catalog.version():
+                raise
+            continue  # another process took away a file that may hold the same ids
+        reach("flush.2")
+        if not taken.covers:
             return None
-        staged = _stage(table, rows, covers, marks)
-        segment = _commit(table, staged, covers, marks, state)
+        staged = _stage(table, taken)
+        try:
+            reach("flush.3")
+            segment = _publish(table, taken, staged, state)
+        finally:
+            staged.discard()
         if segment is not None:
             # The appender knows the ids of what it accepted itself; recovered rows may repeat.
-            if not any(g.recovered for g in fresh):
+            if not taken.recovered:
                 table.file_ids.checked.add(segment.name)
             return segment
-        staged.discard()  # somebody flushed meanwhile: look for duplicates in that too
 
 
-def _highest(marks: Iterable[tuple[str, int]]) -> dict[str, int]:
-    """The highest sequence number of each producer."""
-    highest: dict[str, int] = {}
-    for producer, seq in marks:
-        highest[producer] = max(seq, highest.get(producer, seq))
-    return highest
+@dataclass(frozen=True)
+class _Taken:
+    """What a segment takes of closed generations: rows that no published file holds."""
+
+    covers: Sequence[GenerationId]
+    sent: frozenset[Sent]
+    rows: pa.Table
+    recovered: bool
+
+    @property
+    def producers(self) -> dict[str, int]:
+        """The highest sequence number of each producer."""
+        return dict(sorted(self.sent))
 
 
-def _stage(
-    table: TableContext, rows: pa.Table, covers: Sequence[GenerationId], marks: dict[str, int]
-) -> hot.StagedSegment:
+def _take(
+    table: TableContext, generations: Sequence[ClosedGeneration], state: TableState
+) -> _Taken:
+    sent = {(mark.producer, mark.seq) for g in generations for mark in g.marks}
+    known = table.site.catalog.sent(table.entry.id, sent)
+    sent -= known
+    parts = []
+    for generation in generations:
+        rows = pa.Table.from_batches(generation.batches, schema=table.schema.arrow)
+        keep = np.ones(rows.num_rows, dtype=np.bool_)
+        for mark in generation.marks:
+            if (mark.producer, mark.seq) in known:
+                keep[mark.start : mark.stop] = False
+            known.add((mark.producer, mark.seq))
+        parts.append(rows if keep.all() else rows.filter(pa.array(keep)))
+    rows = pa.concat_tables(parts) if parts else table.schema.arrow.empty_table()
+    recovered = any(g.recovered for g in generations)
+    rows = drop_duplicates(table, rows, state, ask_all=recovered)
+    return _Taken([g.id for g in generations], frozenset(sent), rows, recovered)
+
+
+def _stage(table: TableContext, taken: _Taken) -> hot.StagedSegment:
     footer = table.footer(
-        tier="hot", covers=[[g.writer, g.number] for g in covers], producers=marks
+        tier="hot",
+        covers=[[g.writer, g.number] for g in taken.covers],
+        producers=taken.producers,
+        sent=sorted(taken.sent),
     )
     assert table.buffer is not None
-    wanted = wants_duckdb(rows.num_rows, table.buffer.bytes, table.site.settings)
+    wanted = wants_duckdb(taken.rows.num_rows, table.buffer.bytes, table.site.settings)
     engine = table.site.engine if wanted else None
-    return hot.stage(table.site.staging, uuid4().hex, table.schema, rows, footer, engine)
+    return hot.stage(table.site.staging, uuid4().hex, table.schema, taken.rows, footer, engine)
+
+
+def _publish(
+    table: TableContext, taken: _Taken, staged: hot.StagedSegment, state: TableState
+) -> Segment | None:
+    """Publish and list a segment; None when what was published meanwhile holds some of its rows.
+
+    Other processes flush too. What they published since is searched for the same ids, and only
+    when it has any is the work done again: writers do not wait for each other.
+    """
+    make_folder(table.hot_folder)
+    while True:
+        segment = _commit(table, taken, staged, state)
+        if segment is not None:
+            return segment
+        newer = table.state()
+        if newer.flushed & set(taken.covers) or table.site.catalog.sent(table.entry.id, taken.sent):
+            return None
+        try:
+            if drop_duplicates(table, taken.rows, newer, since=state).num_rows < len(taken.rows):
+                return None
+        except _VANISHED:
+            return None
+        state = newer
 
 
 def _commit(
-    table: TableContext,
-    staged: hot.StagedSegment,
-    covers: Sequence[GenerationId],
-    marks: dict[str, int],
-    state: TableState,
+    table: TableContext, taken: _Taken, staged: hot.StagedSegment, state: TableState
 ) -> Segment | None:
-    """Publish and list a segment; None when another segment came first."""
+    """List a segment; None when another segment came first, or one that took the same batch."""
     newest = max((s.last for s in state.segments), default=state.sealed_through)
-    make_folder(table.hot_folder)
+    id = table.entry.id
     with table.site.catalog.commit() as commit:
-        number = commit.last_segment(table.entry.id) + 1
-        if number - 1 > newest or commit.flushed(table.entry.id) & set(covers):
+        reach("flush.4")
+        number = commit.last_segment(id) + 1
+        flushed = commit.flushed(id)
+        if number - 1 > newest or flushed & set(taken.covers) or commit.sent(id, taken.sent):
             return None
         name, has_duckdb = hot.publish(staged, table.hot_folder, number, number)
+        reach("flush.5")
         segment = Segment(number, number, name, staged.info, has_duckdb, commit.now)
-        commit.add_segment(table.entry.id, segment, covers, marks)
+        if not table.tails.unflushed({table.site.writer}, flushed.union(taken.covers)):
+            # Whoever accepted one of these batches too, not having seen it published, had made
+            # its journal file before it looked, and would be among the unflushed now.
+            commit.forget_sent(id)
+        commit.add_segment(id, segment, taken.covers, taken.sent)
+        reach("flush.6")
+    reach("flush.7")
     return segment
 
 
-def drop_duplicates(table: TableContext, rows: pa.Table, state: TableState) -> pa.Table:
+def drop_duplicates(
+    table: TableContext,
+    rows: pa.Table,
+    state: TableState,
+    *,
+    ask_all: bool = False,
+    since: TableState | None = None,
+) -> pa.Table:
     """The rows without those whose id a published file holds, or an earlier row.
 
     Hashes nominate, ids decide; files are chosen by their times in scope `day`.
+
+    Args:
+        ask_all: also ask the segments whose ids the appender knew when it accepted the rows.
+        since: ask only files that were not published then.
+
+    Raises:
+        FileNotFoundError: another process took away a file that is to be asked.
     """
     schema = table.schema
     if schema.dedup == "none" or rows.num_rows == 0:
@@ -152,7 +239,10 @@ def drop_duplicates(table: TableContext, rows: pa.Table, state: TableState) -> p
     twice = twins(hashes[order])
     suspects = in_sorted(twice, hashes) if len(twice) else np.zeros(rows.num_rows, np.bool_)
     known: set[object] = set()
-    for name, path in _files_to_ask(table, rows, state):
+    asked = _files_to_ask(table, rows, since, ask_all=ask_all) if since is not None else []
+    for name, path in _files_to_ask(table, rows, state, ask_all=ask_all):
+        if (name, path) in asked:
+            continue
         hit = np.zeros(rows.num_rows, dtype=np.bool_)
         hit[order] = table.file_ids.contains(name, path, hashes[order])
         if hit.any():
@@ -163,10 +253,12 @@ def drop_duplicates(table: TableContext, rows: pa.Table, state: TableState) -> p
     return rows.filter(pa.array(_first_of_each(rows, suspects, known, table)))
 
 
-def _files_to_ask(table: TableContext, rows: pa.Table, state: TableState) -> list[tuple[str, str]]:
+def _files_to_ask(
+    table: TableContext, rows: pa.Table, state: TableState, *, ask_all: bool
+) -> list[tuple[str, str]]:
     """Published files that may hold an id of these rows, as (name, path)."""
     times = rows.column(table.schema.event_time)
-    checked = table.file_ids.checked
+    checked = () if ask_all else table.file_ids.checked
     asked = [(s.name, str(table.segment_path(s))) for s in state.hot if s.name not in checked]
     if table.schema.dedup == "table":
         return asked + [(f.name, table.cold_url(f)) for f in state.cold]
@@ -201,6 +293,11 @@ def _first_of_each(
     return keep
 
 
+def merge_is_due(table: TableContext) -> bool:
+    """Whether there are so many segments that some should be merged."""
+    return bool(hot.choose_merge(table.state().hot, table.site.settings.segments_max))
+
+
 def merge(table: TableContext) -> Segment | None:
     """Merge neighbours when there are too many; the caller holds `table.sealing`.
 
@@ -211,23 +308,34 @@ def merge(table: TableContext) -> Segment | None:
     chosen = hot.choose_merge(table.state().hot, table.site.settings.segments_max)
     if not chosen:
         return None
-    parts = [pq.read_table(table.segment_path(s), page_checksum_verification=True) for s in chosen]
+    with table.conflict_if_superseded(chosen):
+        parts = [
+            pq.read_table(table.segment_path(s), page_checksum_verification=True) for s in chosen
+        ]
+        footers = [datafile.read_footer(table.segment_path(s)) for s in chosen]
     rows = pa.concat_tables(parts).cast(table.schema.arrow)
-    footers = [datafile.read_footer(table.segment_path(s)) for s in chosen]
+    reach("merge.1")
     footer = table.footer(
         tier="hot",
         replaces=[s.name for s in chosen],
-        covers=[pair for f in footers for pair in f.get("covers", [])],
-        producers=_highest(pair for f in footers for pair in f.get("producers", {}).items()),
+        **hot.taken(footers),
     )
     staged = hot.stage(
         table.site.staging, uuid4().hex, table.schema, rows, footer, table.site.engine
     )
+    reach("merge.2")
     first, last = chosen[0].first, chosen[-1].last
-    with table.site.catalog.commit() as commit:
-        name, has_duckdb = hot.publish(staged, table.hot_folder, first, last)
-        segment = Segment(first, last, name, staged.info, has_duckdb, chosen[0].committed_at)
-        commit.replace_segments(table.entry.id, chosen, segment)
+    try:
+        with table.site.catalog.commit() as commit:
+            commit.check_listed(table.entry.id, chosen)
+            name, has_duckdb = hot.publish(staged, table.hot_folder, first, last)
+            reach("merge.3")
+            segment = Segment(first, last, name, staged.info, has_duckdb, chosen[0].committed_at)
+            commit.replace_segments(table.entry.id, chosen, segment)
+            reach("merge.4")
+    finally:
+        staged.discard()
+    reach("merge.5")
     if all(s.name in table.file_ids.checked for s in chosen):
         table.file_ids.checked.add(name)
     for old in chosen:

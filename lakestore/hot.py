@@ -2,9 +2,11 @@
 
 A segment is a Parquet file, which is the truth and which any engine reads, and beside it a
 DuckDB file with the same rows, which is the fast path in this process and may be missing.
+Failpoints: segment.1 Parquet written    .2 fsynced    .3 DuckDB file built    .4 fsynced
+.5 Parquet linked to its name    .6 DuckDB file linked
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +18,7 @@ import pyarrow as pa
 from lakestore import datafile, quoting
 from lakestore.engine import SORT_BYTES, Engine, sorter
 from lakestore.errors import CorruptionError, StorageError
+from lakestore.failpoint import reach
 from lakestore.layout import SegmentName
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
@@ -82,7 +85,9 @@ def stage(
     try:
         batches = sorted_batches(rows, schema, staging / "spill")
         info = datafile.write(parquet, schema, batches, footer, codec="snappy")
+        reach("segment.1")
         fsync_file(parquet)
+        reach("segment.2")
     except BaseException as error:
         parquet.unlink(missing_ok=True)
         if isinstance(error, OSError):
@@ -93,7 +98,9 @@ def stage(
     target = staging / f"{stem}.duckdb"
     try:
         build_duckdb(engine, parquet, target, info.rows)
+        reach("segment.3")
         fsync_file(target)
+        reach("segment.4")
     except (duckdb.Error, StorageError, CorruptionError, OSError):
         # The Parquet file answers every query too, only slower.
         target.unlink(missing_ok=True)
@@ -125,18 +132,38 @@ def publish(staged: StagedSegment, folder: Path, first: int, last: int) -> tuple
     """Give a staged segment its final name; returns the name, and whether DuckDB has it too."""
     name = str(SegmentName(first, last, staged.info.sha256[:12]))
     publish_new(staged.parquet, folder / name)
+    reach("segment.5")
     if staged.duckdb is None:
         return name, False
     try:
         publish_new(staged.duckdb, duckdb_path(folder, name))
     except StorageError:
         return name, False
+    reach("segment.6")
     return name, True
 
 
 def duckdb_path(folder: Path, name: str) -> Path:
     """The DuckDB file beside a segment's Parquet file."""
     return folder / name.replace(".parquet", ".duckdb")
+
+
+def taken(footers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
+    """What several segments took together, for the footer of the file that takes their place."""
+    covers, marks, sent = [], [], []
+    for footer in footers:
+        covers += footer["covers"]
+        marks += footer["producers"].items()
+        sent += footer["sent"]
+    return {"covers": covers, "producers": highest(marks), "sent": sorted(sent)}
+
+
+def highest(marks: Iterable[tuple[str, int]]) -> dict[str, int]:
+    """The highest sequence number of each producer."""
+    found: dict[str, int] = {}
+    for producer, seq in marks:
+        found[producer] = max(seq, found.get(producer, seq))
+    return found
 
 
 def delete(folder: Path, name: str) -> None:

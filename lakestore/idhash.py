@@ -17,13 +17,23 @@ import pyarrow.compute as pc
 from lakestore.schema import Dedup, TableSchema
 
 Hashes = npt.NDArray[np.uint64]
-HASH_VERSION = f"multilinear-1, polars {pl.__version__}"
+HASH_VERSION = f"multilinear-2, polars {pl.__version__}"
 _DAY_US = 86_400_000_000
 _NONE: Hashes = np.empty(0, dtype=np.uint64)
-_SLOT_BITS = 25
-_SLOT_SHIFT, _THREE, _SEVEN = np.uint64(64 - _SLOT_BITS), np.uint64(3), np.uint64(7)
-_BITS = np.left_shift(np.uint8(1), np.arange(8, dtype=np.uint8))
+_SMALL_SLOTS, _LARGE_SLOTS = 1 << 18, 1 << 21  # 2 and 16 MiB, where they are filled
+_PATTERN_BITS, _PATTERN_MASK = np.uint64(12), np.uint64(0xFFF)
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
+
+
+def _three_bits() -> Hashes:
+    """Random patterns of three bits of 64, one for each value of twelve bits."""
+    generator = np.random.Generator(np.random.PCG64(20_251_123))
+    bits = np.argsort(generator.random((1 << 12, 64)), axis=1)[:, :3].astype(np.uint64)
+    patterns: Hashes = np.bitwise_or.reduce(np.uint64(1) << bits, axis=1)
+    return patterns
+
+
+_PATTERNS = _three_bits()
 
 
 def micros(times: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
@@ -50,16 +60,20 @@ def hash_ids(
         hashes = parts[0] if len(parts) == 1 else np.concatenate([_NONE, *parts])
     else:
         hashes = pl.Series(values=ids).hash().to_numpy()
-    if scope == "day":
-        hashes = hashes + days(times).view(np.uint64) * _SPREAD
+    if scope == "day" and len(hashes):
+        moments = micros(times)
+        first, last = int(moments.min()) // _DAY_US, int(moments.max()) // _DAY_US
+        if first == last:  # as a rule; a third of the work
+            return hashes + np.uint64(first * int(_SPREAD) % 2**64)
+        hashes = hashes + (moments // _DAY_US).view(np.uint64) * _SPREAD
     return hashes
 
 
 def _hash_text(ids: pa.StringArray) -> Hashes:
-    """Hashes of texts without nulls: a multilinear hash of their 8-byte words, then a finalizer.
+    """Hashes of texts without nulls: a multilinear hash of their 8-byte words, then mixed.
 
     Source: Lemire and Kaser, Strongly universal string hashing is fast (2014), with fixed keys;
-    the finalizer is MurmurHash3's.
+    the mixing is the first half of MurmurHash3's finalizer, which leaves the high bits good.
     """
     rows = len(ids)
     if rows == 0:
@@ -70,25 +84,30 @@ def _hash_text(ids: pa.StringArray) -> Hashes:
     lengths = np.diff(offsets)
     length = int(lengths[0])
     if (lengths == length).all():
-        texts = data[offsets[0] : offsets[-1]].reshape(rows, length)
-        return _hash_words(texts)
+        return _hash_words(data[offsets[0] : offsets[-1]], rows, length)
     hashes = np.empty(rows, dtype=np.uint64)
     for length in np.unique(lengths).tolist():
         which = np.flatnonzero(lengths == length)
-        hashes[which] = _hash_words(data[offsets[which, None] + np.arange(length)])
+        texts = data[offsets[which, None] + np.arange(length)]
+        hashes[which] = _hash_words(texts, len(which), length)
     return hashes
 
 
-def _hash_words(texts: npt.NDArray[np.uint8]) -> Hashes:
-    """Hashes of texts of one length, a row each."""
-    rows, length = texts.shape
-    padded = np.zeros((rows, -(-length // 8) * 8), dtype=np.uint8)
-    padded[:, :length] = texts
-    hashes: Hashes = padded.view(np.uint64) @ _keys(padded.shape[1] // 8)
+def _hash_words(data: npt.NDArray[np.uint8], rows: int, length: int) -> Hashes:
+    """Hashes of `rows` texts of one length, which lie in `data` one after the other."""
+    if length < 8:
+        padded = np.zeros((rows, 8), dtype=np.uint8)
+        padded[:, :length] = data.reshape(rows, length)
+        words: Hashes = padded.view(np.uint64)
+    else:  # the last word overlaps the one before it, so that nothing is padded
+        words = np.ndarray((rows, length // 8), np.uint64, data.data, 0, (length, 8))
+        if length % 8:
+            last = np.ndarray((rows, 1), np.uint64, data.data, length - 8, (length, 8))
+            words = np.concatenate((words, last), axis=1)
+    hashes: Hashes = words @ _keys(words.shape[1])
     hashes += np.uint64((length + 1) * int(_SPREAD) % 2**64)
     hashes ^= hashes >> np.uint64(33)
     hashes *= np.uint64(0xFF51AFD7ED558CCD)
-    hashes ^= hashes >> np.uint64(33)
     return hashes
 
 
@@ -126,43 +145,89 @@ def id_sum(hashes: Hashes) -> int:
 class IdIndex:
     """A growing set of hashes: about 8 bytes a row, vectorised. One thread at a time.
 
-    Sorted runs, each at least four times as long as the next, so n hashes are in log4(n) runs
-    and each was merged as often (a log-structured merge). Before them a bitmap of which slots,
-    named by a hash's highest bits, hold any: with a million hashes it answers for 31 of 32 that
-    are not there. Its size is fixed, so that no append has to rebuild it.
+    A blocked Bloom filter says of nearly all hashes that are not there that they are not; those
+    that may be are looked up in sorted runs. Each run is at least four times as long as the next,
+    so n hashes are in log4(n) runs and each was merged as often (a log-structured merge); what no
+    look-up has needed yet waits unmerged.
     """
 
     def __init__(self) -> None:
         self._runs: list[Hashes] = []
-        self._taken = np.zeros(1 << (_SLOT_BITS - 3), dtype=np.uint8)  # 4 MiB, when it is full
+        self._unmerged: list[Hashes] = []
+        self._count = 0
+        self._bloom = _Bloom(_SMALL_SLOTS)
 
     def __len__(self) -> int:
-        return sum(len(run) for run in self._runs)
+        return self._count
 
     def add(self, ordered: Hashes) -> None:
         """Put hashes in; they are sorted, and need not be new."""
         if len(ordered) == 0:
             return
-        run = ordered
-        while self._runs and len(self._runs[-1]) < 4 * len(run):
-            run = np.concatenate((self._runs.pop(), run))
-            run.sort(kind="stable")  # two sorted halves: it merges them, in half the time
-        self._runs.append(run)
-        slots = ordered >> _SLOT_SHIFT
-        np.bitwise_or.at(self._taken, slots >> _THREE, _BITS[slots & _SEVEN])
+        self._count += len(ordered)
+        self._unmerged.append(ordered)
+        if self._count > self._bloom.slots and self._bloom.slots < _LARGE_SLOTS:
+            self._bloom = _Bloom(_LARGE_SLOTS)
+            for run in (*self._runs, *self._unmerged):
+                self._bloom.add(run)
+        else:
+            self._bloom.add(ordered)
 
     def find(self, ordered: Hashes) -> Hashes:
         """Those of the hashes, which are sorted, that are in the set."""
-        slots = ordered >> _SLOT_SHIFT
-        maybe = self._taken[slots >> _THREE] & _BITS[slots & _SEVEN]
-        probes: Hashes = ordered[maybe != 0]
-        if len(probes) == 0:
-            return probes
+        maybe = self._bloom.may_hold(ordered)
+        if not maybe.any():
+            return _NONE
+        self._merge()
+        probes: Hashes = ordered[maybe]
         found = np.zeros(len(probes), dtype=np.bool_)
         for run in self._runs:
             found |= in_sorted(run, probes)
         known: Hashes = probes[found]
         return known
+
+    def _merge(self) -> None:
+        waiting, self._unmerged = self._unmerged, []
+        if not waiting:
+            return
+        run = np.sort(np.concatenate(waiting))
+        while self._runs and len(self._runs[-1]) < 4 * len(run):
+            run = np.concatenate((self._runs.pop(), run))
+            run.sort(kind="stable")  # two sorted halves: it merges them, in half the time
+        self._runs.append(run)
+
+
+class _Bloom:
+    """A Bloom filter in 64-bit slots, so that each look-up is of one place in memory.
+
+    A hash's high bits choose its slot, the next twelve three bits in it. With two hashes a slot,
+    1 of 1,000 look-ups of what is not there says "maybe".
+
+    Source: Putze, Sanders and Singler, Cache-, hash- and space-efficient Bloom filters (2007).
+    """
+
+    def __init__(self, slots: int) -> None:
+        self.slots = slots
+        self._shift = np.uint64(65 - slots.bit_length())
+        self._pattern_shift = self._shift - _PATTERN_BITS
+        self._slots: Hashes = np.zeros(slots, dtype=np.uint64)
+        self._asked: tuple[Hashes, Hashes, Hashes] = (_NONE, _NONE, _NONE)
+
+    def add(self, hashes: Hashes) -> None:
+        _, slots, patterns = self._places(hashes)
+        np.bitwise_or.at(self._slots, slots, patterns)
+
+    def may_hold(self, hashes: Hashes) -> npt.NDArray[np.bool_]:
+        _, slots, patterns = self._places(hashes)
+        present: npt.NDArray[np.bool_] = self._slots[slots] & patterns == patterns
+        return present
+
+    def _places(self, hashes: Hashes) -> tuple[Hashes, Hashes, Hashes]:
+        """The hashes, their slots and bits; kept, for what was just asked is mostly added next."""
+        if self._asked[0] is not hashes:
+            patterns = _PATTERNS[(hashes >> self._pattern_shift) & _PATTERN_MASK]
+            self._asked = (hashes, hashes >> self._shift, patterns)
+        return self._asked
 
 
 def in_sorted(run: Hashes, probes: Hashes) -> npt.NDArray[np.bool_]:

@@ -1,55 +1,37 @@
 """The journal: an append-only file of framed Arrow record batches, one file a generation.
 
-It is the authority for acknowledged rows until their segment is published. A file begins with a
-header (which lake, table, writer, generation, schema); then come frames:
+It is the authority for acknowledged rows until their segment is published. An append is begun by
+writing all but its last digest: the disk takes the bytes in while the ids are looked up, and what
+turns out to hold duplicates is cut off again, never having been a frame.
 
-    magic, flags, producer length, schema version, rows, body length, seq, generation, writer,
-    synced, xxh3 of all that and of what follows | producer | Arrow IPC record batch
-
-A batch too large for one frame is a run of frames: each but the last has the flag MORE. What a
-crash leaves of a frame, or a run without its last frame, is cut when the file is read, and so is
-what follows a hole: a power loss may keep later bytes and lose earlier ones. But `synced` says up
-to where the bytes were on the disk when the frame was written. Damage below that is not a crash's
+What a crash leaves of a frame, or a run without its last frame, is cut when the file is read, and
+so is what follows a hole: a power loss may keep later bytes and lose earlier ones. But each frame
+says up to where the bytes were on the disk when it was written. Damage below that is not a crash's
 doing, and is reported.
+
+Failpoints: journal.1 file made    .2 header written    .3 fsynced    .4 folder fsynced
+.5 bytes written    .6 before the fdatasync    .7 after it    .8 before what was begun is cut off
 """
 
 import errno
-import json
 import os
-import struct
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import xxhash
 
-from lakestore.errors import CorruptionError, FormatTooNewError
+from lakestore.errors import CorruptionError
+from lakestore.failpoint import reach
+from lakestore.frames import KEEP, MAGIC, JournalHeader, Part, digest, frames, pack, parse_header
 from lakestore.layout import journal_name
 from lakestore.snapshot import GenerationId
-from lakestore.storage.local import fsync_folder, make_folder, storage_error
+from lakestore.storage.local import fsync_folder, make_folder, start_writeback, storage_error
 
-FORMAT = 1
-_FILE = struct.Struct("<8sHIIQ")  # magic, format, length of the JSON, of the schema, xxh3 of both
-_FILE_MAGIC = b"LKJOURNL"
-_FRAME = struct.Struct("<4sBxHIQQqQ8sQQ")
-_FRAME_MAGIC = b"LKF1"
-_MORE = 1
-_NO_SEQ = -1
-_KEEP = "restore the file from a copy, or move it away: the rows in it are in no other place"
-
-
-@dataclass(frozen=True)
-class JournalHeader:
-    """What a journal file says of itself."""
-
-    lake: str
-    table: str
-    id: GenerationId
-    schema_version: int
-    schema: pa.Schema
+_WRITEBACK_MIN = 1 << 16
+"""Less is on the disk so soon that asking costs more than it brings (50 of 250 microseconds)."""
 
 
 @dataclass(frozen=True)
@@ -68,44 +50,37 @@ class JournalWriter:
     def __init__(self, folder: Path, header: JournalHeader) -> None:
         self.path = folder / journal_name(header.id.number)
         self._header = header
-        self._writer = bytes.fromhex(header.id.writer)
         self._state = threading.Condition()  # guards the four below
         self._written = 0
         self._synced = 0
         self._syncing = False
         self._failure: OSError | None = None
-        self._queue: list[bytes | pa.Buffer] = []
+        self._queue: list[Part] = []
+        self._begun: list[Part] = []  # in the file, but for the digest
+        self._ragged = False  # the file may go on after what is accepted
         self._open(folder)
 
     def _open(self, folder: Path) -> None:
-        header = self._header
-        facts = json.dumps(
-            {
-                "lake": header.lake,
-                "table": header.table,
-                "writer": header.id.writer,
-                "generation": header.id.number,
-                "schema_version": header.schema_version,
-            }
-        ).encode()
-        schema = header.schema.serialize().to_pybytes()
-        digest = xxhash.xxh3_64_intdigest(facts + schema)
-        start = _FILE.pack(_FILE_MAGIC, FORMAT, len(facts), len(schema), digest)
+        start = self._header.pack()
         try:
             make_folder(folder)
             flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_APPEND | os.O_CLOEXEC
             self._descriptor = os.open(self.path, flags, 0o644)
             try:
-                self._write_all([start, facts, schema])
+                reach("journal.1")
+                self._write_all([start])
+                reach("journal.2")
                 os.fsync(self._descriptor)
+                reach("journal.3")
                 fsync_folder(folder)
+                reach("journal.4")
             except OSError:
                 os.close(self._descriptor)
                 self.path.unlink(missing_ok=True)
                 raise
         except OSError as error:
             raise storage_error(f"cannot start journal {str(self.path)!r}", error) from error
-        self._start = self._written = self._synced = len(start) + len(facts) + len(schema)
+        self._start = self._written = self._synced = len(start)
 
     def append(
         self,
@@ -123,20 +98,57 @@ class JournalWriter:
         Raises:
             StorageError: the disk refused; the file is as it was before.
         """
-        frames: list[bytes | pa.Buffer] = []
-        for index, batch in enumerate(batches):
-            frames += self._frame(batch, producer, seq, more=index < len(batches) - 1)
-        if queue:
-            self._queue = [*self._queue, *frames]
-        else:
-            self._write([*self._queue, *frames])
-            self._queue = []
+        if not queue:
+            self.begin(batches, producer, seq)
+            return self.accept()
+        parts = pack(self._header, batches, producer, seq, self.synced)
+        self._queue = [*self._queue, *parts, digest(parts)]
         return self.end
+
+    def begin(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        producer: str | None,
+        seq: int | None,
+        *,
+        sync: bool = False,
+    ) -> None:
+        """Write all of an append but its last digest: `accept` makes it one, else it is cut off.
+
+        With `sync`, because `sync_to` comes next, the disk begins to take the bytes in now.
+        Raises as `append`.
+        """
+        self.write_queued()
+        parts = pack(self._header, batches, producer, seq, self.synced)
+        self._begun = []
+        self._write(parts)
+        self._begun = parts
+        size = sum(len(part) for part in parts)
+        if sync and size >= _WRITEBACK_MIN:
+            start_writeback(self._descriptor, self._written, size)
+
+    def accept(self) -> int:
+        """Accept what was begun; returns and raises as `append`."""
+        last = digest(self._begun)
+        self._write([last], more=True)
+        self._take([*self._begun, last])
+        self._begun = []
+        return self.end
+
+    def withdraw(self) -> None:
+        """Cut off what was begun; if the disk does not let us, the next write does or fails."""
+        if self._ragged:
+            self._begun = []
+            with suppress(OSError):
+                reach("journal.8")
+                os.ftruncate(self._descriptor, self._written)
+                self._ragged = False
 
     def write_queued(self) -> None:
         """Hand queued frames to the kernel; raises as `append`."""
         if self._queue:
             self._write(self._queue)
+            self._take(self._queue)
             self._queue = []
 
     def sync_to(self, offset: int) -> None:
@@ -163,7 +175,9 @@ class JournalWriter:
             target = self._written
         failure: OSError | None = InterruptedError(errno.EINTR, "interrupted")
         try:
+            reach("journal.6")
             os.fdatasync(self._descriptor)
+            reach("journal.7")
             failure = None
         except OSError as error:
             failure = error
@@ -223,41 +237,29 @@ class JournalWriter:
         """Let the file go; it stays as it is."""
         os.close(self._descriptor)
 
-    def _frame(
-        self, batch: pa.RecordBatch, producer: str | None, seq: int | None, more: bool
-    ) -> list[bytes | pa.Buffer]:
-        body = batch.serialize()
-        name = (producer or "").encode()
-        start = _FRAME.pack(
-            _FRAME_MAGIC,
-            _MORE if more else 0,
-            len(name),
-            self._header.schema_version,
-            batch.num_rows,
-            body.size,
-            _NO_SEQ if seq is None else seq,
-            self._header.id.number,
-            self._writer,
-            self.synced,
-            0,
-        )[:-8]
-        return [start + _digest(start, name, body).to_bytes(8, "little") + name, body]
+    def _take(self, parts: Sequence[Part]) -> None:
+        """Count what is written as accepted."""
+        self._written += sum(len(part) for part in parts)
+        self._ragged = False
 
-    def _write(self, parts: Sequence[bytes | pa.Buffer]) -> None:
-        good = self._written
+    def _write(self, parts: Sequence[Part], *, more: bool = False) -> None:
+        """Write behind what is accepted or (`more`) begun; after a failure, nothing of either."""
         if self.failed:
             raise storage_error(
                 f"journal {str(self.path)!r} has failed", OSError(errno.EIO, "failed")
             )
         try:
+            if self._ragged and not more:
+                os.ftruncate(self._descriptor, self._written)
+            self._ragged = True
             self._write_all(parts)
-            self._written = good + sum(len(part) for part in parts)
+            reach("journal.5")
         except BaseException as error:
             # An interrupt as well: half a frame here would hide every frame after it.
             broken: OSError | None = InterruptedError(errno.EINTR, "interrupted")
             try:
-                os.ftruncate(self._descriptor, good)
-                self._written = good
+                os.ftruncate(self._descriptor, self._written)
+                self._ragged = False
                 broken = None
             except OSError as second:
                 broken = second
@@ -269,7 +271,7 @@ class JournalWriter:
                 raise
             raise storage_error(f"cannot write journal {str(self.path)!r}", error) from error
 
-    def _write_all(self, parts: Sequence[bytes | pa.Buffer]) -> None:
+    def _write_all(self, parts: Sequence[Part]) -> None:
         views = [memoryview(part).cast("B") for part in parts if len(part)]
         while views:
             written = os.writev(self._descriptor, views[:64])
@@ -301,7 +303,7 @@ class JournalReader:
             data = memoryview(file.read())
         start = 0
         if self.header is None:
-            parsed = _parse_header(self.path, data)
+            parsed = parse_header(self.path, data)
             if parsed is None:
                 return []
             self.header, start = parsed
@@ -309,7 +311,7 @@ class JournalReader:
         run: list[pa.RecordBatch] = []
         at = start
         good = start
-        for frame in _frames(data, start, self.header):
+        for frame in frames(data, start, self.header):
             at = frame.end
             run.append(frame.batch(data, self.header.schema))
             if not frame.more:
@@ -324,92 +326,12 @@ class JournalReader:
         assert self.header is not None
         raw = data.obj
         assert isinstance(raw, bytes)
-        found = raw.find(_FRAME_MAGIC, bad + 1)
+        found = raw.find(MAGIC, bad + 1)
         while found >= 0:
-            frame = next(_frames(data, found, self.header), None)
+            frame = next(frames(data, found, self.header), None)
             if frame is not None and frame.synced > self.offset + bad:
                 raise CorruptionError(
                     f"journal {str(self.path)!r} is damaged at byte {self.offset + bad}, which was "
-                    f"on the disk, and rows follow at byte {self.offset + found}; {_KEEP}"
+                    f"on the disk, and rows follow at byte {self.offset + found}; {KEEP}"
                 )
-            found = raw.find(_FRAME_MAGIC, found + 1)
-
-
-@dataclass(frozen=True)
-class _Frame:
-    more: bool
-    producer: str | None
-    seq: int | None
-    synced: int
-    body: int
-    end: int
-
-    def batch(self, data: memoryview, schema: pa.Schema) -> pa.RecordBatch:
-        return pa.ipc.read_record_batch(pa.py_buffer(data[self.body : self.end]), schema)
-
-
-def _frames(data: memoryview, at: int, header: JournalHeader) -> Iterator[_Frame]:
-    """Valid frames from `at` on, up to the first bytes that are none."""
-    writer = bytes.fromhex(header.id.writer)
-    while at + _FRAME.size <= len(data):
-        magic, flags, name_len, _, _, body_len, seq, generation, owner, synced, digest = (
-            _FRAME.unpack_from(data, at)
-        )
-        body = at + _FRAME.size + name_len
-        end = body + body_len
-        if magic != _FRAME_MAGIC or end > len(data):
-            return
-        name = bytes(data[at + _FRAME.size : body])
-        if digest != _digest(data[at : at + _FRAME.size - 8], name, data[body:end]):
-            return
-        if (generation, owner) != (header.id.number, writer):
-            raise CorruptionError(
-                f"a journal of generation {header.id.number} holds a frame of {generation}"
-            )
-        yield _Frame(
-            bool(flags & _MORE),
-            name.decode() or None,
-            None if seq == _NO_SEQ else seq,
-            synced,
-            body,
-            end,
-        )
-        at = end
-
-
-def _digest(start: bytes | memoryview, name: bytes, body: pa.Buffer | memoryview) -> int:
-    hasher = xxhash.xxh3_64(start)
-    hasher.update(name)
-    hasher.update(body)
-    return hasher.intdigest()
-
-
-def _parse_header(path: Path, data: memoryview) -> tuple[JournalHeader, int] | None:
-    """The header and where frames begin; None while it is not whole, as in a crash at birth."""
-    whole = len(data) >= _FILE.size
-    magic, version, facts_len, schema_len, digest = (
-        _FILE.unpack_from(data) if whole else (b"", 0, 0, 0, 0)
-    )
-    end = _FILE.size + facts_len + schema_len
-    if magic != _FILE_MAGIC or (version == FORMAT and len(data) < end):
-        raw = data.obj
-        assert isinstance(raw, bytes)
-        # The header is on the disk before any frame is written: a file with a frame has had one.
-        if _FRAME_MAGIC in raw:
-            raise CorruptionError(
-                f"the header of journal {str(path)!r} is damaged, and rows follow it; {_KEEP}"
-            )
-        if not any(data) or len(data) < end or not whole:
-            return None
-        raise CorruptionError(f"{str(path)!r} is not a journal")
-    if version != FORMAT:
-        raise FormatTooNewError(f"journal {str(path)!r} has format {version}; upgrade lakestore")
-    body = bytes(data[_FILE.size : end])
-    if xxhash.xxh3_64_intdigest(body) != digest:
-        if _FRAME_MAGIC not in bytes(data):  # a crash at birth: no row was ever in it
-            return None
-        raise CorruptionError(f"the header of journal {str(path)!r} is damaged")
-    facts = json.loads(body[:facts_len])
-    schema = pa.ipc.read_schema(pa.py_buffer(body[facts_len:]))
-    id_ = GenerationId(facts["writer"], facts["generation"])
-    return JournalHeader(facts["lake"], facts["table"], id_, facts["schema_version"], schema), end
+            found = raw.find(MAGIC, found + 1)

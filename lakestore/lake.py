@@ -1,4 +1,17 @@
-"""An open lake: tables, queries over them, and their upkeep."""
+"""An open lake: tables, queries over them, and their upkeep.
+
+Order of effects, numbered as their failpoints are:
+
+    open.1 lake made or known    .2 local folder made    .3 catalog opened    .4 writer locked
+    .5 dead writers' locks taken    .6 their staging swept    .7 tables opened, rows recovered
+    .8 `lake.duckdb` made
+    create.1 listed in the catalog    .2 empty file put    .3 document put    .4 committed
+    .5 table opened
+    drop.1 unlisted in the catalog    .2 committed    .3 buffer let go
+
+A create or a drop is committed by its catalog transaction. An open only adds, and sweeps what
+nothing names: a crash leaves work for the next one.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +21,8 @@ import sys
 import threading
 import uuid
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -16,30 +30,36 @@ from typing import Any, Literal, Self
 import duckdb
 import pyarrow as pa
 
-from lakestore import coerce, schema, shell
+from lakestore import coerce, retain, schema, shell
 from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
 from lakestore.catalog.commit import TableEntry
 from lakestore.clock import Clock, SystemClock
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import Recovery, SiteContext, TableContext
 from lakestore.errors import (
     ClosedError,
+    CorruptionError,
     InvalidInputError,
     NotFoundError,
+    SchemaError,
 )
+from lakestore.failpoint import reach
 from lakestore.layout import check_table_name, schema_key
 from lakestore.query.frames import of_caller
 from lakestore.query.plan import Parameters
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
 from lakestore.quoting import UNSPEAKABLE, identifier, identifiers
-from lakestore.recover import recover, unsealed_hashes
+from lakestore.recover import recover, take_over, unsealed_hashes
+from lakestore.repair import Repaired, repair
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
 from lakestore.status import Status, table_status
 from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
+from lakestore.verify.report import Report as VerifyReport
+from lakestore.verify.run import verify
 
 
 def open(
@@ -110,21 +130,27 @@ class Lake:
         self._pid = os.getpid()
         self._closed = False
         self._auto = upkeep == "auto" and mode == "rw"
-        self._opening = threading.RLock()  # guards _tables, _known_version and _recovered_rows
+        self._opening = threading.RLock()  # guards _tables and _known_version
         self._tables: dict[int, Table] = {}
         self._known_version = -1
-        self._recovered_rows = 0
         self._site = SiteContext.open(
             root, local or root / "_site", settings, clock, write=mode == "rw"
         )
         self._queries = Queries(self._site)
         self._upkeep = Upkeep(
-            self._site, self._known_tables, self._queries.in_use, self._forget_sealed
+            self._site,
+            self._known_tables,
+            self._queries.in_use,
+            self._forget_sealed,
+            self._take_over,
         )
         try:
             self._refresh()
+            reach("open.7")
             if mode == "rw":
+                self._bury_dropped()
                 self._upkeep.publish()
+                reach("open.8")
         except BaseException:
             self._release()  # or the locks of dead writers would stay taken, and their rows hidden
             raise
@@ -167,12 +193,17 @@ class Lake:
         with self._opening:
             with self._site.catalog.commit() as commit:
                 entry = commit.add_table(name, cold, resolved.text, self._is_taken)
+                reach("create.1")
                 context = TableContext.open(self._site, entry, resolved)
                 shell.write_empty(context)
+                reach("create.2")
                 staged = context.site.staging / f"{uuid.uuid4().hex}.toml"
                 staged.write_text(resolved.text, encoding="utf-8")
                 self._site.storage.put_new(schema_key(entry.folder, 1), staged)
+                reach("create.3")
+            reach("create.4")
             table = self._open_table(entry, context)
+            reach("create.5")
         self._upkeep.publish()
         return table
 
@@ -192,10 +223,20 @@ class Lake:
         with table._context.flushing, table._context.sealing, self._opening:
             with self._site.catalog.commit() as commit:
                 commit.drop_table(table._context.entry.id)
+                reach("drop.1")
+            reach("drop.2")
+            retain.bury(self._site, table._context.entry.folder)
             self._tables.pop(table._context.entry.id, None)
             if table._context.buffer is not None:
                 table._context.buffer.close()
+            reach("drop.3")
         self._upkeep.publish()
+
+    def _bury_dropped(self) -> None:
+        """Finish what a crash in `drop_table` left undone."""
+        for item in self._site.catalog.garbage():
+            if item.kind == "table":
+                retain.bury(self._site, item.folder)
 
     def __getitem__(self, name: str) -> Table:
         """The table of that name; raises `NotFoundError`."""
@@ -280,6 +321,11 @@ class Lake:
         if generation is not None:  # else a segment holds it
             buffer.sync(generation, position.offset)
 
+    @property
+    def open_report(self) -> Recovery:
+        """What was taken over from writers that died: at open, and since."""
+        return replace(self._site.recovery)
+
     def flush(self) -> int:
         """Flush every table; returns the rows published."""
         self._check_open(write=True)
@@ -314,10 +360,33 @@ class Lake:
             self._site.catalog.lake,
             self.mode,
             tuple(tables),
-            self._recovered_rows,
+            self.open_report,
             len(self._site.catalog.garbage()),
             self._upkeep.problem,
         )
+
+    def verify(self) -> VerifyReport:
+        """Re-check every promise against the bytes: names, sums, counts, ids, order, statistics.
+
+        It reads every file of the lake, changes nothing, and trusts the catalog in nothing.
+        Others may write meanwhile.
+        """
+        self._check_open()
+        self._refresh()
+        return verify(self._site, Path(self.root), self._contexts())
+
+    def repair(self, *, dry_run: bool = True) -> Repaired:
+        """Verify, and say what is safe to do about it, or (`dry_run=False`) do it.
+
+        Caches are made again, and what nothing reads is moved to `quarantine/`. It works in mode
+        `r` too, so that damage which hinders an open to write does not hinder it.
+
+        Raises:
+            StorageError: the disk refused.
+        """
+        self._check_open()
+        self._refresh()
+        return repair(self._site, Path(self.root), self._contexts(), dry_run=dry_run)
 
     def close(self) -> None:
         """Close the lake; with upkeep `auto`, what is buffered is flushed first."""
@@ -387,6 +456,12 @@ class Lake:
                 with context.flushing:  # no segment may come between reading and rebuilding
                     table._appender.forget_sealed(lambda: unsealed_hashes(context))
 
+    def _take_over(self, writers: Sequence[str]) -> None:
+        """Hold the rows of writers that died while this lake is open."""
+        for table in self._opened():
+            if table._appender is not None:
+                take_over(table._context, table._appender, writers)
+
     def _known_tables(self) -> list[TableContext]:
         """Every table of the lake, those included that another process created by now."""
         if not self._closed:
@@ -406,7 +481,7 @@ class Lake:
             entries = {entry.id: entry for entry in self._site.catalog.tables()}
             for entry in entries.values():
                 if entry.id not in self._tables:
-                    resolved = TableSchema.from_toml(entry.schema_text, f"schema of {entry.name!r}")
+                    resolved = _listed_schema(entry)
                     self._open_table(entry, TableContext.open(self._site, entry, resolved))
             for gone in self._tables.keys() - entries.keys():
                 dropped = self._tables.pop(gone)._context.buffer
@@ -423,9 +498,10 @@ class Lake:
                 context.buffer,
                 self._site.settings,
                 lambda ids: _published_ids(self._queries, context, ids),
+                context.highest_elsewhere,
                 self._after_append,
             )
-            self._recovered_rows += recover(context, appender)
+            recover(context, appender)
         table = Table(self, context, appender)
         self._tables[entry.id] = table
         return table
@@ -455,6 +531,16 @@ def _close_all() -> None:
     """Close what the caller did not, before DuckDB and the threads go."""
     for lake in list(_open_lakes):
         lake.close()
+
+
+def _listed_schema(entry: TableEntry) -> TableSchema:
+    try:
+        return TableSchema.from_toml(entry.schema_text)
+    except SchemaError as error:
+        raise CorruptionError(
+            f"the catalog's schema of table {entry.name!r} is none: {error}; `lakestore rebuild` "
+            "makes the catalog again from the lake's files"
+        ) from error
 
 
 def _schema_of(source: Any, roles: dict[str, Any]) -> TableSchema:

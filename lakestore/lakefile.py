@@ -10,7 +10,8 @@ from lakestore.errors import (
     InvalidInputError,
     NotFoundError,
 )
-from lakestore.layout import LAKE_FILE
+from lakestore.layout import LAKE_FILE, SiteLayout
+from lakestore.storage import Storage
 from lakestore.storage.local import LocalStorage, make_folder, storage_error
 
 FORMAT = 1
@@ -29,17 +30,14 @@ def lake_id(storage: LocalStorage, root: Path, *, create: bool) -> str:
     if root.exists() and not root.is_dir():
         raise InvalidInputError(f"{str(root)!r} is a file; a lake is a folder")
     if storage.size(LAKE_FILE) is None:
+        if holds_tables(storage):
+            raise CorruptionError(
+                f"{str(root / LAKE_FILE)!r} is gone, and there are tables; `lakestore rebuild` "
+                "makes it again from their files"
+            )
         if not create:
             raise NotFoundError(f"no lake at {str(root)!r}: open it with mode='rw' to make one")
-        facts = {"format": FORMAT, "lake": str(uuid.uuid4())}
-        try:
-            make_folder(root)
-            staged = root / f".{uuid.uuid4().hex}.tmp"
-            staged.write_text(json.dumps(facts) + "\n")
-        except OSError as error:
-            raise storage_error(f"cannot make a lake at {str(root)!r}", error) from error
-        storage.put_new(LAKE_FILE, staged)
-        staged.unlink(missing_ok=True)
+        write_lake_file(storage, root, str(uuid.uuid4()))
     try:
         facts = json.loads(storage.read(LAKE_FILE))
         version, lake = int(facts["format"]), str(facts["lake"])
@@ -51,3 +49,26 @@ def lake_id(storage: LocalStorage, root: Path, *, create: bool) -> str:
             "upgrade lakestore"
         )
     return lake
+
+
+def write_lake_file(storage: LocalStorage, root: Path, lake: str) -> None:
+    """Make a folder the lake of that uuid, unless it is one; raises `StorageError`."""
+    try:
+        make_folder(root)
+        staged = root / f".{uuid.uuid4().hex}.tmp"
+        staged.write_text(json.dumps({"format": FORMAT, "lake": lake}) + "\n")
+    except OSError as error:
+        raise storage_error(f"cannot make a lake at {str(root)!r}", error) from error
+    storage.put_new(LAKE_FILE, staged)
+    staged.unlink(missing_ok=True)
+
+
+def holds_tables(storage: Storage) -> bool:
+    """Whether there is a file of any table."""
+    return next(iter(storage.list("tables/")), None) is not None
+
+
+def is_filled(storage: Storage, layout: SiteLayout) -> bool:
+    """Whether a lake and its site hold files that a catalog has to name."""
+    local = (path for name in ("journal", "hot") for path in (layout.local / name).glob("*/*"))
+    return holds_tables(storage) or next(local, None) is not None

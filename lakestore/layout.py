@@ -2,6 +2,7 @@
 
     <root>/lakestore.json  lake.duckdb
     <root>/tables/<table>/schema/0001.toml  0001.parquet
+    <root>/tables/<table>/dropped.json
     <root>/tables/<table>/data/day=2026-11-22/<site>-<first>-<last>-<part>-<sha12>.parquet
     <local>/catalog.sqlite
     <local>/writers/<writer>
@@ -9,6 +10,7 @@
     <local>/hot/<table>/<first>-<last>-<sha12>.parquet  .duckdb
     <local>/ids/<table>/<cold file>.ids
     <local>/staging/<writer>/
+    <local>/quarantine/<time>-<number>/<where it was>
 
 A name that does not parse is a `CorruptionError`, never a default.
 """
@@ -26,6 +28,7 @@ TABLE_NAME = re.compile(r"(?!(?i:lakestore_))[A-Za-z][A-Za-z0-9_]{0,62}")
 WRITER_NAME = re.compile(r"[0-9a-f]{16}")
 _JOURNAL = re.compile(r"(\d{6,})\.journal")
 _SEGMENT = re.compile(r"(\d{6,})-(\d{6,})-([0-9a-f]{12})\.parquet")
+_SCHEMA = re.compile(r"(\d{4,})\.(?:toml|parquet)")
 _DAY = re.compile(r"day=(\d{4}-\d{2}-\d{2})")
 _COLD = re.compile(r"([0-9a-f]{8})-(\d{6,})-(\d{6,})-(\d{4,})-([0-9a-f]{12})\.parquet")
 
@@ -127,6 +130,11 @@ class SiteLayout:
         """Files that a writer has not yet published; swept when it is dead."""
         return self.local / "staging" / writer
 
+    @property
+    def quarantine(self) -> Path:
+        """Where `verify --repair` and `rebuild` move files; nothing reads or deletes them there."""
+        return self.local / "quarantine"
+
     def journals(self, table: str) -> Path:
         """Folder of a table's writers."""
         return self.local / "journal" / table
@@ -147,6 +155,22 @@ class SiteLayout:
 def schema_key(table: str, version: int, suffix: str = "toml") -> str:
     """Key of a schema version's document, or (suffix `parquet`) of its zero-row file."""
     return f"tables/{table}/schema/{version:04d}.{suffix}"
+
+
+def parse_schema_name(name: str) -> int | None:
+    """The schema version of a document or a zero-row file, or None."""
+    match = _SCHEMA.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def tombstone_key(table: str) -> str:
+    """Key of the file that says that a table was dropped."""
+    return f"tables/{table}/dropped.json"
+
+
+def ids_name(cold_file: str) -> str:
+    """File name of the cached id hashes of a cold file."""
+    return cold_file.replace("/", "-") + ".ids"
 
 
 def data_prefix(table: str) -> str:

@@ -1,19 +1,23 @@
 """Vacuum: the only thing that deletes. It deletes what nothing names any more, after a grace.
 
-Order of effects: the file goes first, then its line in the catalog. A crash between the two
+Order of effects, numbered as their failpoints are: vacuum.1 files chosen, .2 one deleted,
+.3 their folders fsynced, .4 their lines struck off the catalog, .5 committed. A crash before that
 leaves a line for a file that is gone, and the next vacuum strikes it off. Deleting outside any
 lock is safe, because names are never used twice: nobody can be creating what is deleted here.
 """
 
+import json
 import shutil
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from uuid import uuid4
 
 from lakestore import hot
 from lakestore.catalog.commit import Garbage
 from lakestore.context import SiteContext
-from lakestore.layout import SiteLayout, journal_name
+from lakestore.failpoint import reach
+from lakestore.layout import SiteLayout, journal_name, tombstone_key
 from lakestore.storage.local import fsync_folder, storage_error
 
 
@@ -51,18 +55,23 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
         StorageError: the disk refused; what is gone is struck off at the next vacuum.
     """
     if not dry_run:
+        reach("vacuum.1")
         for item in chosen:
             try:
                 _delete(item, site)
+                reach("vacuum.2")
             except OSError as error:
                 raise storage_error(f"cannot delete {item.name!r}", error) from error
         for folder in {_folder(item, site.layout) for item in chosen}:
             if folder.is_dir():  # or a power loss could bring back what the catalog forgets next
                 fsync_folder(folder)
+        reach("vacuum.3")
         if chosen:
             with site.catalog.commit() as commit:
                 for item in chosen:
                     commit.forget(item)
+                reach("vacuum.4")
+            reach("vacuum.5")
     return Vacuumed(
         tuple(g.name for g in chosen if g.kind == "journal"),
         tuple(g.name for g in chosen if g.kind != "journal"),
@@ -87,12 +96,32 @@ def _delete(item: Garbage, site: SiteContext) -> None:
         hot.delete(layout.hot(item.folder), item.name)
         site.engine.forget(hot.duckdb_path(layout.hot(item.folder), item.name))
     elif item.kind == "table":
-        for key in list(site.storage.list(f"tables/{item.folder}/")):
+        _delete_table(item.folder, site)
+
+
+def _delete_table(name: str, site: SiteContext) -> None:
+    """Delete all of a dropped table; last what says that it was dropped."""
+    bury(site, name)
+    layout, tombstone = site.layout, tombstone_key(name)
+    for folder in (layout.hot(name), layout.ids(name), layout.journals(name)):
+        if folder.is_dir():
+            shutil.rmtree(folder)
+            fsync_folder(folder.parent)
+    for key in list(site.storage.list(f"tables/{name}/")):
+        if key != tombstone:
             site.storage.delete(key)
-        for folder in (
-            layout.hot(item.folder),
-            layout.ids(item.folder),
-            layout.journals(item.folder),
-        ):
-            if folder.is_dir():
-                shutil.rmtree(folder)
+            fsync_folder(Path(site.storage.url(key)).parent)
+    site.storage.delete(tombstone)
+
+
+def bury(site: SiteContext, folder: str) -> None:
+    """Say beside a dropped table's files that it was dropped: a rebuild must not bring it back.
+
+    Only once the catalog says so, for a table that lives on must have no tombstone. A crash in
+    between is made good by the next open, or by vacuum.
+    """
+    key = tombstone_key(folder)
+    if site.storage.size(key) is None:
+        staged = site.staging / f"{uuid4().hex}.json"
+        staged.write_text(json.dumps({"format": 1, "dropped": site.clock.now().isoformat()}) + "\n")
+        site.storage.put_new(key, staged)

@@ -1,8 +1,13 @@
 """Seal: hot segments → cold files, in segment order.
 
-Order of effects: check the segments' bytes, write one sorted file a day (more when it grows past
-the target size), check each, publish it, then commit. The commit lists the files and moves
-`sealed_through`, so at no instant is a row in both tiers or in neither. A crash before it leaves
+Order of effects, numbered as their failpoints are:
+
+    seal.1 segments' bytes checked    .2 one sorted file a day staged (more past the target size)
+    .3 rows and ids checked    .4 a file published    .5 all of them    .6 listed in the catalog
+    .7 committed    .8 caches of ids brought up to date
+
+The commit lists the files and moves `sealed_through`, so at no instant is a row in both tiers or
+in neither. A crash before it leaves
 files that nothing names; the next seal writes the same rows under names of their own.
 """
 
@@ -19,10 +24,11 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lakestore import datafile, quoting
+from lakestore import datafile, hot, quoting
 from lakestore.context import TableContext
 from lakestore.engine import SORT_BYTES, sorter
 from lakestore.errors import CorruptionError, StorageError
+from lakestore.failpoint import reach
 from lakestore.fileids import read_hashes
 from lakestore.idhash import Hashes, days, hash_batch, id_sum
 from lakestore.layout import ColdName
@@ -45,11 +51,16 @@ def is_due(hot_bytes: int, oldest_age_s: float, settings: Settings) -> bool:
 
 
 def choose(segments: Sequence[Segment]) -> Sequence[Segment]:
-    """The oldest segments, as many as one seal should take: at least one, then up to 512 MiB."""
+    """The oldest segments, as many as one seal should take: at least one, then up to 512 MiB.
+
+    None while no segment has a row: there would be no file whose footer says what they took.
+    """
+    if not any(segment.info.rows for segment in segments):
+        return ()
     total = 0
     for count, segment in enumerate(segments):
         total += segment.info.bytes
-        if count and total > _SEAL_BYTES_MAX:
+        if total > _SEAL_BYTES_MAX and any(s.info.rows for s in segments[:count]):
             return segments[:count]
     return segments
 
@@ -67,32 +78,36 @@ def seal(table: TableContext) -> list[ColdFile]:
         try:
             files += _seal_some(table, segments, SORT_BYTES)
         except duckdb.OutOfMemoryException:  # rows so wide that one segment is work enough
-            files += _seal_one(table, segments[:1])
+            filled = next(i for i, segment in enumerate(segments) if segment.info.rows)
+            files += _seal_one(table, segments[: filled + 1])
     return files
 
 
-def _seal_one(table: TableContext, segment: Sequence[Segment]) -> list[ColdFile]:
+def _seal_one(table: TableContext, segments: Sequence[Segment]) -> list[ColdFile]:
+    """Seal the first segment that has rows, and those without before it."""
     for memory_bytes in _MORE_SORT_BYTES:
         try:
-            return _seal_some(table, segment, memory_bytes)
+            return _seal_some(table, segments, memory_bytes)
         except duckdb.OutOfMemoryException as error:
             failure = error
     raise StorageError(
-        f"segment {segment[0].name!r} cannot be sorted in {_MORE_SORT_BYTES[-1] >> 20:,} MiB"
+        f"segment {segments[-1].name!r} cannot be sorted in {_MORE_SORT_BYTES[-1] >> 20:,} MiB"
     ) from failure
 
 
 def _seal_some(
     table: TableContext, segments: Sequence[Segment], memory_bytes: int
 ) -> list[ColdFile]:
-    for segment in segments:
-        _check(table, segment)
-    # No TemporaryDirectory: a process forked meanwhile would delete it as it ends.
-    folder = Path(mkdtemp(dir=table.site.staging, prefix="seal-"))
-    try:
-        return _seal_in(folder, table, segments, memory_bytes)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
+    with table.conflict_if_superseded(segments):
+        for segment in segments:
+            _check(table, segment)
+        reach("seal.1")
+        # No TemporaryDirectory: a process forked meanwhile would delete it as it ends.
+        folder = Path(mkdtemp(dir=table.site.staging, prefix="seal-"))
+        try:
+            return _seal_in(folder, table, segments, memory_bytes)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _seal_in(
@@ -100,6 +115,7 @@ def _seal_in(
 ) -> list[ColdFile]:
     first, last = segments[0].first, segments[-1].last
     written = list(_write_files(folder, table, segments, memory_bytes))
+    reach("seal.2")
     expected = sum(s.info.rows for s in segments)
     found = sum(w.info.rows for w in written)
     ids = [read_hashes(table.segment_path(s), table.schema) for s in segments]
@@ -108,12 +124,16 @@ def _seal_in(
             f"sealing segments {first} to {last} gave {found:,} rows of {expected:,}; "
             "nothing was committed"
         )
+    reach("seal.3")
     files = [_publish(table, w, first, last, part) for part, w in enumerate(written)]
+    reach("seal.5")
     table.cold.publish(segments, files, last)
+    reach("seal.7")
     for file, one in zip(files, written, strict=True):
         table.file_ids.remember(file.name, one.hashes)
     for segment in segments:
         table.file_ids.forget(segment.name)
+    reach("seal.8")
     return files
 
 
@@ -140,15 +160,24 @@ def _check(table: TableContext, segment: Segment) -> None:
 def _write_files(
     folder: Path, table: TableContext, segments: Sequence[Segment], memory_bytes: int
 ) -> Iterator[_Written]:
-    """Write the rows of the segments, sorted within each day, to files in `folder`."""
-    footer = table.footer(tier="cold", first=segments[0].first, last=segments[-1].last)
+    """Write the rows of the segments, sorted within each day, to files in `folder`.
+
+    Their footers say of which seal they are, and the last one's how many there are and what they
+    took: files that are not a whole seal are nothing to a rebuild.
+    """
+    footer = table.footer(
+        tier="cold", seal=uuid4().hex, first=segments[0].first, last=segments[-1].last
+    )
+    took = hot.taken(datafile.read_footer(table.segment_path(s)) for s in segments)
+    remembered = table.site.catalog.sent(table.entry.id, {(p, seq) for p, seq in took["sent"]})
+    took["sent"] = sorted(remembered)
     writer: datafile.DataFileWriter | None = None
-    path, day = folder, 0
+    path, day, part = folder, 0, -1
     hashes: list[Hashes] = []
 
-    def finish() -> Iterator[_Written]:
+    def finish(**more: object) -> Iterator[_Written]:
         if writer is not None:
-            info = writer.close()
+            info = writer.close(part=part, **more)
             yield _Written(_EPOCH + timedelta(days=day), path, info, np.concatenate(hashes))
 
     try:
@@ -157,10 +186,11 @@ def _write_files(
             if writer is None or number != day or full:
                 yield from finish()
                 path, day, hashes = folder / f"{uuid4().hex}.parquet", number, []
+                part += 1
                 writer = datafile.DataFileWriter(path, table.schema, footer, bloom=True)
             writer.write(batch)
             hashes.append(hash_batch(batch, table.schema))
-        yield from finish()
+        yield from finish(parts=part + 1, **took)
     except OSError as error:
         raise storage_error("cannot write cold files", error) from error
 
@@ -211,6 +241,7 @@ def _publish(table: TableContext, written: _Written, first: int, last: int, part
         and table.site.storage.size(key) != info.bytes
     ):
         raise StorageError(f"{key!r} exists and has another size; nothing was committed")
+    reach("seal.4")
     return file
 
 

@@ -3,11 +3,14 @@
 It is made anew after each publish and put in place by a rename, so a shell sees exactly one
 snapshot: two globs over a changing lake doubled rows in every read that was tried. Only Parquet
 is listed, hot and cold: `read_duckdb()` gave NULL for the fields of structs (DuckDB 1.5).
+Failpoints: views.1 lock taken    .2 file staged    .3 put in place
 """
 
 import fcntl
 import os
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from datetime import UTC
 from uuid import uuid4
 
@@ -16,9 +19,12 @@ import duckdb
 from lakestore import datafile, quoting
 from lakestore.context import SiteContext, TableContext
 from lakestore.errors import StorageError
+from lakestore.failpoint import reach
 from lakestore.layout import VIEWS_FILE, schema_key
 from lakestore.snapshot import TableState
 from lakestore.storage.local import storage_error
+
+_PATIENCE_S = 2.0
 
 
 def publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]]) -> None:
@@ -27,34 +33,66 @@ def publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]]
     Raises:
         StorageError: the disk refused; the older file stands.
     """
+    shown = -1
+    while shown < site.catalog.version():
+        with _turn(site):
+            shown = _publish(site, list_tables)
+
+
+@contextmanager
+def _turn(site: SiteContext) -> Iterator[None]:
+    """Hold `views.lock`: one process at a time makes `lake.duckdb`, or an older could come last.
+
+    A process that was stopped while it holds the lock is passed by: what it puts in place when it
+    goes on is older for a moment, for it looks again.
+    """
     path = site.layout.local / "views.lock"
     try:
         lock = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     except OSError as error:
         raise storage_error(f"cannot open {str(path)!r}", error) from error
     try:
-        # One at a time, and the catalog is read inside: else an older view could come last.
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        tables = list_tables()
-        states = site.catalog.states([table.entry.id for table in tables])
-        staged = site.staging / f"views-{uuid4().hex}.duckdb"
-
-        def fill(cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
-            for table in tables:
-                view = f"{alias}.{quoting.identifier(table.entry.name)}"
-                cursor.execute(f"CREATE VIEW {view} AS {_view(table, states[table.entry.id])}")
-            cursor.execute(f"CREATE VIEW {alias}._lake AS {_facts(site, states)}")
-
-        try:
-            try:
-                site.engine.build(staged, fill)
-            except duckdb.Error as error:
-                raise StorageError(f"cannot make {VIEWS_FILE}: {error}") from error
-            site.storage.replace(VIEWS_FILE, staged)
-        finally:
-            staged.unlink(missing_ok=True)
+        patience = time.monotonic() + _PATIENCE_S
+        while not _locked(lock) and time.monotonic() < patience:
+            time.sleep(0.002)
+        reach("views.1")
+        yield
     finally:
         os.close(lock)
+
+
+def _locked(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]]) -> int:
+    """Make `lake.duckdb`; returns the version of the catalog that it shows at least."""
+    version = site.catalog.version()
+    tables = list_tables()
+    states = site.catalog.states([table.entry.id for table in tables])
+    staged = site.staging / f"views-{uuid4().hex}.duckdb"
+
+    def fill(cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
+        for table in tables:
+            view = f"{alias}.{quoting.identifier(table.entry.name)}"
+            cursor.execute(f"CREATE VIEW {view} AS {_view(table, states[table.entry.id])}")
+        cursor.execute(f"CREATE VIEW {alias}._lake AS {_facts(site, states)}")
+
+    try:
+        try:
+            site.engine.build(staged, fill)
+        except duckdb.Error as error:
+            raise StorageError(f"cannot make {VIEWS_FILE}: {error}") from error
+        reach("views.2")
+        site.storage.replace(VIEWS_FILE, staged)
+        reach("views.3")
+    finally:
+        staged.unlink(missing_ok=True)
+    return version
 
 
 def _view(table: TableContext, state: TableState) -> str:
@@ -84,6 +122,8 @@ def _facts(site: SiteContext, states: dict[int, TableState]) -> str:
 def write_empty(table: TableContext) -> None:
     """Publish the zero-row file that keeps the view of an empty table well-formed."""
     staged = table.site.staging / f"{uuid4().hex}.parquet"
-    datafile.write(staged, table.schema, (), table.footer(tier="schema"))
+    datafile.write(
+        staged, table.schema, (), table.footer(tier="schema", document=table.schema.text)
+    )
     key = schema_key(table.entry.folder, table.entry.schema_version, "parquet")
     table.site.storage.put_new(key, staged)

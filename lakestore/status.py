@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from lakestore.context import TableContext
+from lakestore.context import Recovery, TableContext
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class Status:
     lake: str
     mode: str
     tables: tuple[TableStatus, ...]
-    recovered_rows: int
+    recovery: Recovery
     superseded_files: int
     problem: str | None
 
@@ -96,6 +96,6 @@ def table_status(table: TableContext, unflushed_rows: int, unflushed_bytes: int)
             ),
         ),
         state.sealed_through,
-        min((i.min_time for i in infos), default=None),
-        max((i.max_time for i in infos), default=None),
+        min((i.min_time for i in infos if i.rows), default=None),
+        max((i.max_time for i in infos if i.rows), default=None),
     )

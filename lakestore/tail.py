@@ -16,6 +16,15 @@ from lakestore.snapshot import GenerationId
 class _Tail:
     reader: JournalReader
     batches: list[pa.RecordBatch] = field(default_factory=list)
+    highest: dict[str, int] = field(default_factory=dict)  # seq of each producer
+
+    def read(self) -> None:
+        """Take in what was written since; raises as `JournalReader.read`."""
+        for entry in self.reader.read():
+            self.batches.extend(entry.batches)
+            if entry.producer is not None and entry.seq is not None:
+                known = self.highest.get(entry.producer, -1)
+                self.highest[entry.producer] = max(known, entry.seq)
 
 
 class JournalTails:
@@ -34,34 +43,48 @@ class JournalTails:
             known: generations that a segment holds, or the buffer.
         """
         with self._lock:
-            found = [id for id in self._list() if id.writer not in mine and id not in known]
-            self._tails = {id: self._tails[id] for id in found if id in self._tails}
-            for id in found:
-                path = self._root / id.writer / journal_name(id.number)
-                tail = self._tails.setdefault(id, _Tail(JournalReader(path)))
-                try:
-                    for entry in tail.reader.read():
-                        tail.batches.extend(entry.batches)
-                except FileNotFoundError:  # flushed and deleted: the catalog, read next, has it
-                    del self._tails[id]
+            self._follow(mine, known)
             return tuple(
                 Pinned(id, False, tuple(tail.batches))
                 for id, tail in self._tails.items()
                 if tail.batches
             )
 
-    def _list(self) -> list[GenerationId]:
+    def highest_seq(
+        self, producer: str, mine: Container[str], known: Container[GenerationId]
+    ) -> int:
+        """The highest sequence number that other writers' journals hold of a producer, or -1."""
+        with self._lock:
+            self._follow(mine, known)
+            return max((t.highest.get(producer, -1) for t in self._tails.values()), default=-1)
+
+    def unflushed(self, mine: Container[str], known: Container[GenerationId]) -> list[GenerationId]:
+        """Journals of other writers that may hold rows in no segment."""
+        return [id for id in self._list(mine) if id not in known]
+
+    def _follow(self, mine: Container[str], known: Container[GenerationId]) -> None:
+        found = [id for id in self._list(mine) if id not in known]
+        self._tails = {id: self._tails[id] for id in found if id in self._tails}
+        for id in found:
+            path = self._root / id.writer / journal_name(id.number)
+            tail = self._tails.setdefault(id, _Tail(JournalReader(path)))
+            try:
+                tail.read()
+            except FileNotFoundError:  # flushed and deleted: the catalog, read next, has it
+                del self._tails[id]
+
+    def _list(self, mine: Container[str]) -> list[GenerationId]:
         try:
             writers = sorted(path.name for path in self._root.iterdir())
         except FileNotFoundError:
             return []
         found = []
         for writer in writers:
-            if not WRITER_NAME.fullmatch(writer):
+            if writer in mine or not WRITER_NAME.fullmatch(writer):
                 continue
             try:
                 names = sorted(path.name for path in (self._root / writer).iterdir())
-            except FileNotFoundError:
+            except (FileNotFoundError, NotADirectoryError):
                 continue
             numbers = (parse_journal_name(name) for name in names)
             found += [GenerationId(writer, n) for n in numbers if n is not None]

@@ -21,6 +21,8 @@ from lakestore.snapshot import GenerationId
 
 log = logging.getLogger("lakestore")
 _NICENESS = 5
+_LEASE_S = 30.0
+"""A process that is stopped keeps others from maintaining its table for this long at most."""
 
 
 @dataclass
@@ -44,11 +46,21 @@ class Upkeep:
         tables: Callable[[], Sequence[TableContext]],
         in_use: FilesInUse,
         on_seal: Callable[[TableContext], None],
+        on_death: Callable[[Sequence[str]], None],
     ) -> None:
+        """The jobs of an open lake.
+
+        Args:
+            tables: those there are now.
+            on_seal: told of each table that was sealed.
+            on_death: takes over the rows of dead writers, whose locks this process has.
+        """
         self._site = site
         self._tables = tables
         self._in_use = in_use
         self._on_seal = on_seal
+        self._on_death = on_death
+        self._orphaned: set[str] = set()  # dead writers whose rows are not taken over yet
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -97,11 +109,31 @@ class Upkeep:
         """Flush and seal now; returns the rows sealed."""
         with table.flushing:
             flush.flush(table)
+        rows = 0
         with table.sealing:
-            files = seal.seal(table)
+            while table.state().hot:
+                self._lease(table, over=True)  # whoever asks by hand need not wait
+                with suppress(ConflictError):  # another process does it, and goes on
+                    rows += sum(file.info.rows for file in seal.seal(table))
         self._on_seal(table)
         self.publish()
-        return sum(file.info.rows for file in files)
+        return rows
+
+    def _lease(self, table: TableContext, *, over: bool = False) -> bool:
+        """Whether this process maintains a table from now on, for a while."""
+        catalog, writer = self._site.catalog, self._site.writer
+        return catalog.lease(table.entry.id, writer, _LEASE_S, over=over)
+
+    def take_over(self) -> None:
+        """Take over the rows of writers that have died.
+
+        Raises:
+            CorruptionError: a journal is damaged; its rows are tried again at the next call.
+        """
+        self._orphaned |= {lock.name for lock in self._site.take_over()}
+        if self._orphaned:
+            self._on_death(sorted(self._orphaned))
+            self._orphaned.clear()
 
     def vacuum(self, *, dry_run: bool, table: TableContext | None = None) -> retain.Vacuumed:
         """Delete what nothing names any more, or say what would go."""
@@ -112,7 +144,10 @@ class Upkeep:
             garbage = [g for g in garbage if g.kind == "journal"]
         now = self._site.clock.now().timestamp()
         chosen = retain.choose(garbage, now, self._site.settings.vacuum_grace_s, self._in_use)
-        return retain.vacuum(self._site, chosen, dry_run=dry_run)
+        vacuumed = retain.vacuum(self._site, chosen, dry_run=dry_run)
+        if not dry_run:
+            self._site.forget_dead()
+        return vacuumed
 
     def _may_go(self, garbage: Garbage) -> bool:
         """Whether a file is this process's to delete.
@@ -140,6 +175,7 @@ class Upkeep:
     def round(self) -> Report:
         """Do every job that is due, once."""
         report = Report()
+        self.take_over()
         self._flush_round(report)
         self._seal_round(report)
         if not report.problems:
@@ -160,23 +196,28 @@ class Upkeep:
         for table in self._tables():
             before = report.sealed
             with self._noting(table, report), table.sealing:
-                hot = table.state().hot
-                if hot:
-                    oldest = self._site.clock.now() - min(s.committed_at for s in hot)
-                    size = sum(s.info.bytes for s in hot)
-                    if seal.is_due(size, oldest.total_seconds(), self._site.settings):
-                        report.sealed += len(seal.seal(table))
+                if self._seal_is_due(table) and self._lease(table):
+                    report.sealed += len(seal.seal(table))
             if report.sealed > before:
                 self._on_seal(table)
         if report.sealed:
             self.publish()
+
+    def _seal_is_due(self, table: TableContext) -> bool:
+        hot = table.state().hot
+        if not hot:
+            return False
+        oldest = self._site.clock.now() - min(s.committed_at for s in hot)
+        size = sum(s.info.bytes for s in hot)
+        return seal.is_due(size, oldest.total_seconds(), self._site.settings)
 
     def _merge(self, table: TableContext) -> int:
         """Merge while there are too many segments, unless a seal is about to take them."""
         merged = 0
         if table.sealing.acquire(blocking=False):
             try:
-                while flush.merge(table) is not None:
+                while flush.merge_is_due(table) and self._lease(table):
+                    flush.merge(table)
                     merged += 1
             finally:
                 table.sealing.release()
@@ -219,6 +260,8 @@ class Upkeep:
                 return
             report = Report()
             try:
+                if flushes:
+                    self.take_over()
                 jobs(report)
                 if flushes:
                     self.vacuum(dry_run=False)

@@ -8,6 +8,7 @@ import fcntl
 import os
 import secrets
 import shutil
+from collections.abc import Container
 from pathlib import Path
 
 from lakestore.layout import WRITER_NAME, SiteLayout
@@ -60,14 +61,14 @@ def writers_with_journals(layout: SiteLayout) -> set[str]:
     return {path.parent.name for path in (layout.local / "journal").glob("*/*/*.journal")}
 
 
-def take_over_dead(site: SiteLayout) -> list[WriterLock]:
-    """Locks of every dead writer that left something."""
+def take_over_dead(site: SiteLayout, mine: Container[str]) -> list[WriterLock]:
+    """Locks of every dead writer that left something, but for those in `mine`."""
     make_folder(site.writers)
     names = {path.name for path in site.writers.iterdir()} | writers_with_journals(site)
     locks = [
         WriterLock.take(site.writers / name)
         for name in sorted(names)
-        if WRITER_NAME.fullmatch(name)
+        if WRITER_NAME.fullmatch(name) and name not in mine
     ]
     return [lock for lock in locks if lock is not None]
 
@@ -81,3 +82,26 @@ def sweep_staging(site: SiteLayout, dead: list[WriterLock]) -> int:
             count += sum(1 for _ in folder.iterdir())
             shutil.rmtree(folder)
     return count
+
+
+def is_alive(path: Path) -> bool:
+    """Whether the writer of a lock file lives: somebody holds its lock."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def living(site: SiteLayout) -> set[str]:
+    """Names of the writers that live, this process's own among them."""
+    if not site.writers.is_dir():
+        return set()
+    paths = (path for path in site.writers.iterdir() if WRITER_NAME.fullmatch(path.name))
+    return {path.name for path in paths if is_alive(path)}

@@ -10,6 +10,7 @@ from pathlib import Path
 import hypothesis
 import pyarrow as pa
 import pytest
+from support.figures import figure, pytest_terminal_summary  # noqa: F401  (for pytest)
 
 import lakestore as ls
 
@@ -17,6 +18,23 @@ hypothesis.settings.register_profile(
     "suite", deadline=None, derandomize=True, max_examples=60, print_blob=True
 )
 hypothesis.settings.load_profile("suite")
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--soak", action="store_true", help="run the long forms of the tests too")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "soak: too long for every run; only with --soak")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    if config.getoption("--soak"):
+        return
+    left_out = [item for item in items if item.get_closest_marker("soak")]
+    items[:] = [item for item in items if item not in left_out]
+    config.hook.pytest_deselected(items=left_out)
+
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 SCHEMA = ls.TableSchema.from_toml(
@@ -80,6 +98,12 @@ class FixedClock:
 
     def move(self, seconds: float) -> None:
         self.time += timedelta(seconds=seconds)
+
+
+@pytest.fixture(scope="session")
+def soak(request: pytest.FixtureRequest) -> bool:
+    """Whether the run may take hours."""
+    return bool(request.config.getoption("--soak"))
 
 
 @pytest.fixture

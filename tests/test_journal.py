@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 import lakestore as ls
 from lakestore.coerce import to_batches
-from lakestore.journal import JournalHeader, JournalReader, JournalWriter
+from lakestore.frames import JournalHeader
+from lakestore.journal import JournalReader, JournalWriter
 from lakestore.snapshot import GenerationId
 
 HEADER = JournalHeader("lake", "events", GenerationId("0123456789abcdef", 1), 1, SCHEMA.arrow)
@@ -170,3 +171,18 @@ def test_a_newer_format_is_refused(journal):
 def test_a_name_is_never_used_twice(journal, tmp_path):
     with pytest.raises(ls.StorageError, match="cannot start journal"):
         JournalWriter(tmp_path, HEADER)
+
+
+def test_what_is_begun_is_no_row_until_it_is_accepted(journal):
+    journal.append(batches(0, 2), None, None)
+    reader = JournalReader(journal.path)
+    assert len(reader.read()) == 1
+    journal.begin(batches(2, 4), None, None)
+    assert reader.read() == []
+    journal.withdraw()
+    journal.begin(batches(2, 5), None, None)  # cut off by the next append
+    journal.append(batches(2, 3), None, None)
+    journal.begin(batches(3, 4), None, None)
+    journal.accept()
+    assert [e.batches[0].num_rows for e in reader.read()] == [1, 1]
+    assert read(journal.path) == ids(4)

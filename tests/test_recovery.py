@@ -139,7 +139,7 @@ def test_what_a_dead_writer_left_is_taken_over(open_lake, root, tmp_path, childr
     lake = open_lake()
     rows, _ = total(lake)
     assert not staging.exists()
-    assert lake.status().recovered_rows <= rows
+    assert lake.open_report.rows <= rows
     lake.flush()
     assert total(lake) == (rows, rows)
     lake["events"].vacuum(dry_run=False)
@@ -233,7 +233,7 @@ sys.stdin.read()
     parent.wait()
     try:
         lake = open_lake()
-        assert lake.status().recovered_rows == 10
+        assert lake.open_report.rows == 10
     finally:
         os.kill(child, signal.SIGKILL)
 
@@ -251,7 +251,7 @@ def test_an_open_that_failed_holds_nothing(open_lake, root):
             open_lake()
     journal.write_bytes(good)
     lake = open_lake()
-    assert lake.status().recovered_rows == 10
+    assert lake.open_report.rows == 10
     assert total(lake) == (10, 10)
 
 

@@ -155,7 +155,11 @@ lake.close()
 def test_every_read_is_exact_while_a_writer_publishes(
     lake, table, root, duckdb_cli, tmp_path, reader, request
 ):
-    """Each read finds whole appends, each row once, never fewer than the read before."""
+    """Each read finds whole appends, each row once, never fewer than the read before.
+
+    DuckDB opens the file twice, the header first: when the file is replaced in between, the new
+    file has no free list where the old header says, and the attach fails. It is tried again then.
+    """
     lake.close()
     script = tmp_path / "writer.py"
     script.write_text(WRITER)
@@ -173,16 +177,22 @@ def test_every_read_is_exact_while_a_writer_publishes(
     query = (
         "SELECT count(*), count(DISTINCT id), coalesce(max(id), ''), max(n_rows) FROM events, _lake"
     )
-    reads, last = 0, 0
+    reads, last, failed = 0, 0, 0
     while True:
         over = finished.is_set()
-        if reader == "cli":
-            (row,) = run(duckdb_cli, root, query)
-        else:
-            con = attach(root)
-            con.execute("USE lake")
-            row = con.execute(query).fetchall()[0]
-            con.close()
+        try:
+            if reader == "cli":
+                (row,) = run(duckdb_cli, root, query)
+            else:
+                con = attach(root)
+                con.execute("USE lake")
+                row = con.execute(query).fetchall()[0]
+                con.close()
+        except (subprocess.CalledProcessError, duckdb.IOException) as error:
+            if over or "IO Error" not in str(getattr(error, "stderr", error)):
+                raise  # nobody publishes any more, or it is something else
+            failed += 1
+            continue
         rows, distinct, highest = int(row[0]), int(row[1]), row[2]
         assert rows == distinct >= last
         assert rows % 20 == 0
@@ -194,3 +204,4 @@ def test_every_read_is_exact_while_a_writer_publishes(
     assert writer.returncode == 0
     assert last == 1200
     assert reads >= 10
+    assert failed <= reads // 10

@@ -9,9 +9,20 @@ PACKAGE = Path(ls.__file__).parent
 
 LEVELS: list[list[str]] = [
     # A module imports only from levels below its own, or from its left in the same level.
-    ["errors", "clock", "settings", "quoting", "forks", "columns", "schema", "layout", "snapshot"],
+    [
+        "failpoint",
+        "errors",
+        "clock",
+        "settings",
+        "quoting",
+        "forks",
+        "columns",
+        "schema",
+        "layout",
+        "snapshot",
+    ],
     ["storage", "storage.local", "engine", "idhash", "newids", "coerce", "datafile"],
-    ["journal", "buffer", "tail", "lakefile", "writers", "hot", "fileids"],
+    ["frames", "journal", "buffer", "tail", "lakefile", "writers", "hot", "fileids"],
     ["catalog.tables", "catalog.rows", "catalog.commit", "catalog"],
     ["cold", "cold.parquet", "context"],
     ["append", "recover", "flush", "seal", "retain", "shell", "status"],
@@ -23,6 +34,23 @@ LEVELS: list[list[str]] = [
         "query.reads",
         "query.run",
         "query.frames",
+    ],
+    [
+        "verify",
+        "verify.report",
+        "verify.datafiles",
+        "verify.documents",
+        "verify.duplicates",
+        "verify.tiers",
+        "verify.journals",
+        "verify.caches",
+        "verify.leftovers",
+        "verify.run",
+        "repair",
+        "tiling",
+        "rebuild",
+        "rebuild.found",
+        "rebuild.run",
     ],
     ["upkeep"],
     ["table", "lake"],
@@ -140,7 +168,7 @@ def test_public_methods_are_the_promised_ones():
 
     assert public(ls.Lake) == {
         "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
-        "seal", "maintain", "status", "close",
+        "seal", "maintain", "status", "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
         "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow",

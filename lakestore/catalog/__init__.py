@@ -2,10 +2,12 @@
 
 SQLAlchemy Core over SQLite. One transaction is one commit point: a flush, a seal, a drop. A
 reader sees one version of everything. The catalog is never the only record of a row: segments
-and cold files say in their footers what they are.
+and cold files say in their footers what they are. Failpoints: catalog.1 begun    .2 changed
+.3 committed
 """
 
-from collections.abc import Iterator, Sequence
+import sqlite3
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -14,31 +16,49 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from lakestore.catalog import tables as t
-from lakestore.catalog.commit import Commit, Garbage, TableEntry
-from lakestore.catalog.rows import info_of, segment_of
+from lakestore.catalog.commit import Commit, Garbage, Inventory, Sent, TableEntry, TableRecord
+from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
 from lakestore.clock import Clock
 from lakestore.errors import (
     CorruptionError,
     FormatTooNewError,
+    LakestoreError,
     LockedError,
     NotFoundError,
     StorageError,
 )
+from lakestore.failpoint import reach
 from lakestore.snapshot import ColdFile, GenerationId, TableState
+
+_DAMAGED = "the catalog is damaged"
+_REBUILD = "`lakestore rebuild` makes it again from the lake's files"
 
 
 class Catalog:
     """A site's catalog."""
 
-    def __init__(self, path: Path, clock: Clock, *, create: tuple[str, str] | None) -> None:
+    def __init__(
+        self,
+        path: Path,
+        clock: Clock,
+        *,
+        create: tuple[str, str] | None,
+        is_filled: Callable[[], bool] = lambda: False,
+    ) -> None:
         """Open the catalog at `path`; `create` is (lake uuid, site) for a new one.
+
+        Args:
+            is_filled: whether there are files that a catalog has to name; then none is made.
 
         Raises:
             NotFoundError: there is none, and none is to be created.
+            CorruptionError: it is damaged, or there is none though there was one.
             FormatTooNewError: a newer lakestore wrote it.
         """
-        if create is None and not path.exists():
-            raise NotFoundError(f"no catalog at {str(path)!r}")
+        if not path.exists():
+            _refuse_lost(path, is_filled)
+            if create is None:
+                raise NotFoundError(f"no catalog at {str(path)!r}")
         self._clock = clock
         self._engine = sa.create_engine(
             sa.URL.create("sqlite", database=str(path)),
@@ -47,28 +67,39 @@ class Catalog:
         sa.event.listen(self._engine, "connect", _configure)
         self._states: dict[int, TableState] = {}
         self._cold: dict[int, dict[str, ColdFile]] = {}
-        if path.exists():
-            self._check_format(path)
-        if create is not None:
-            with self._begin("IMMEDIATE") as con:
-                t.metadata.create_all(con)
-                if con.execute(sa.select(t.lake.c.one)).first() is None:
-                    row = {"one": 1, "format": t.FORMAT, "version": 0}
-                    con.execute(t.lake.insert(), row | {"uuid": create[0], "site": create[1]})
-        with self._begin("DEFERRED") as con:
-            self.lake, self.site = con.execute(sa.select(t.lake.c.uuid, t.lake.c.site)).one()
+        try:
+            if not self._is_made(path):
+                self._make(path, create, is_filled)
+            with self._begin("DEFERRED") as con:
+                self.lake, self.site = con.execute(sa.select(t.lake.c.uuid, t.lake.c.site)).one()
+        except BaseException:
+            self.close()
+            raise
 
-    def _check_format(self, path: Path) -> None:
-        """Refuse a newer format before anything is written."""
+    def _make(
+        self, path: Path, create: tuple[str, str] | None, is_filled: Callable[[], bool]
+    ) -> None:
+        with self._begin("IMMEDIATE") as con:
+            t.metadata.create_all(con)
+            if con.execute(sa.select(t.lake.c.one)).first() is None:  # else it was made just now
+                _refuse_lost(path, is_filled)
+                if create is None:
+                    raise NotFoundError(f"the catalog at {str(path)!r} is empty")
+                row = {"one": 1, "format": t.FORMAT, "version": 0}
+                con.execute(t.lake.insert(), row | {"uuid": create[0], "site": create[1]})
+
+    def _is_made(self, path: Path) -> bool:
+        """Whether the file is a catalog; refuses a newer format before anything is written."""
         with self._begin("DEFERRED") as con:
             if not sa.inspect(con).has_table("lake"):
-                return
+                return False
             found = con.execute(sa.select(t.lake.c.format)).scalar_one_or_none()
         if found is not None and found > t.FORMAT:
             raise FormatTooNewError(
                 f"catalog {str(path)!r} has format {found}, this lakestore reads "
                 f"{t.FORMAT}: upgrade lakestore"
             )
+        return found is not None
 
     def close(self) -> None:
         """Let every connection go."""
@@ -129,13 +160,16 @@ class Catalog:
                 t.generations.c.table_id == table_id
             )
         )
-        state = TableState(
-            version,
-            sealed,
-            tuple(segment_of(row) for row in segments),
-            self._cold_files(con, table_id),
-            frozenset(GenerationId(*row) for row in flushed),
-        )
+        try:
+            state = TableState(
+                version,
+                sealed,
+                tuple(segment_of(row) for row in segments),
+                self._cold_files(con, table_id),
+                frozenset(GenerationId(*row) for row in flushed),
+            )
+        except DAMAGED as error:
+            raise CorruptionError(f"{_DAMAGED}: {error!r}; {_REBUILD}") from error
         self._states[table_id] = state
         return state
 
@@ -153,10 +187,7 @@ class Catalog:
         files = {name: known[name] for name in names if name in known}
         for row in rows:
             if row.name in missing:
-                info = info_of(row.info)
-                files[row.name] = ColdFile(
-                    row.name, row.day, row.first, row.last, row.schema_version, info
-                )
+                files[row.name] = cold_of(row)
         self._cold[table_id] = files
         return tuple(files[name] for name in names)
 
@@ -168,18 +199,74 @@ class Catalog:
         with self._begin("DEFERRED") as con:
             return {row.producer: row.seq for row in con.execute(query)}
 
+    def highest_seq(self, table_id: int, producer: str) -> int:
+        """The highest sequence number that a segment holds of a producer, or -1."""
+        query = sa.select(t.producers.c.seq).where(
+            t.producers.c.table_id == table_id, t.producers.c.producer == producer
+        )
+        with self._begin("DEFERRED") as con:
+            found = con.execute(query).scalar_one_or_none()
+        return -1 if found is None else int(found)
+
+    def sent(self, table_id: int, pairs: Collection[Sent]) -> set[Sent]:
+        """Those of the (producer, seq) that a segment holds, as far as it is still remembered."""
+        with self._begin("DEFERRED") as con:
+            return Commit(con, self._clock.now()).sent(table_id, pairs)
+
     def garbage(self) -> list[Garbage]:
         """Every superseded file not yet deleted."""
-        query = sa.select(
-            t.garbage.c.id,
-            t.garbage.c.table_id,
-            t.tables.c.folder,
-            t.garbage.c.kind,
-            t.garbage.c.name,
-            t.garbage.c.since,
-        ).join(t.tables, t.tables.c.id == t.garbage.c.table_id)
         with self._begin("DEFERRED") as con:
-            return [Garbage(*row) for row in con.execute(query)]
+            return _garbage(con)
+
+    def inventory(self, *, settled: bool = False) -> Inventory:
+        """Everything the catalog says, of one version.
+
+        Args:
+            settled: wait for a commit under way, so that a file that was there before this call
+                is either named now, or never will be by the commit that put it there.
+        """
+        with self._begin("IMMEDIATE" if settled else "DEFERRED") as con:
+            version = con.execute(sa.select(t.lake.c.version)).scalar_one()
+            garbage = _garbage(con)
+            try:
+                return Inventory(
+                    version,
+                    tuple(
+                        self._record(con, row, version, garbage)
+                        for row in con.execute(sa.select(t.tables).order_by(t.tables.c.id)).all()
+                    ),
+                )
+            except DAMAGED as error:
+                raise CorruptionError(f"{_DAMAGED}: {error!r}; {_REBUILD}") from error
+
+    def _record(
+        self, con: Connection, row: Any, version: int, garbage: Sequence[Garbage]
+    ) -> TableRecord:
+        schemas = sa.select(t.schemas.c.version, t.schemas.c.text)
+        marks = sa.select(t.producers.c.producer, t.producers.c.seq)
+        batches = sa.select(t.batches.c.producer, t.batches.c.seq)
+        return TableRecord(
+            row.id,
+            row.name,
+            row.folder,
+            row.dropped_at is not None,
+            row.last_segment,
+            _pairs(con, schemas.where(t.schemas.c.table_id == row.id)),
+            _pairs(con, marks.where(t.producers.c.table_id == row.id)),
+            frozenset(
+                (p, seq) for p, seq in con.execute(batches.where(t.batches.c.table_id == row.id))
+            ),
+            tuple(g for g in garbage if g.table_id == row.id),
+            self._state(con, row.id, version),
+        )
+
+    def integrity(self) -> list[str]:
+        """What SQLite finds wrong in its own file, and references that lead nowhere."""
+        with self._begin("DEFERRED") as con:
+            found = con.exec_driver_sql("PRAGMA integrity_check(20)").scalars().all()
+            keys = con.exec_driver_sql("PRAGMA foreign_key_check").all()
+        wrong = [text for text in found if text != "ok"]
+        return wrong + [f"a row of {row[0]!r} names no {row[2]!r}" for row in keys[:20]]
 
     @contextmanager
     def commit(self) -> Iterator["Commit"]:
@@ -190,8 +277,23 @@ class Catalog:
             StorageError: the disk refused; nothing was committed.
         """
         with self._begin("IMMEDIATE") as con:
+            reach("catalog.1")
             yield Commit(con, self._clock.now())
             con.execute(t.lake.update().values(version=t.lake.c.version + 1))
+            reach("catalog.2")
+        reach("catalog.3")
+
+    def lease(self, table_id: int, writer: str, seconds: float, *, over: bool = False) -> bool:
+        """Whether `writer` maintains a table for so long from now on, and nobody else.
+
+        A lease saves work that two would do; what they commit is right without it. With `over` it
+        is taken from whoever has it. It changes no answer, so the version stays.
+        """
+        now = self._clock.now()
+        with self._begin("IMMEDIATE") as con:
+            return Commit(con, now).take_lease(
+                table_id, writer, now.timestamp() + seconds, over=over
+            )
 
     @contextmanager
     def _begin(self, kind: str) -> Iterator[Connection]:
@@ -205,11 +307,40 @@ class Catalog:
                     raise
                 con.exec_driver_sql("COMMIT")
         except sa.exc.OperationalError as error:
-            if "locked" in str(error.orig):
-                raise LockedError(f"the catalog stayed busy for 30 s: {error.orig}") from error
-            raise StorageError(f"the catalog cannot be used: {error.orig}") from error
+            raise _translated(error.orig) from error
         except sa.exc.DatabaseError as error:
-            raise CorruptionError(f"the catalog is damaged: {error.orig}") from error
+            raise CorruptionError(f"{_DAMAGED}: {error.orig}; {_REBUILD}") from error
+        except sqlite3.Error as error:  # of `_configure`, which SQLAlchemy does not see
+            raise _translated(error) from error
+
+
+def _refuse_lost(path: Path, is_filled: Callable[[], bool]) -> None:
+    """Never make an empty catalog beside files that one has to name."""
+    if is_filled():
+        raise CorruptionError(
+            f"the catalog {str(path)!r} is lost, and the lake is not empty; {_REBUILD}"
+        )
+
+
+def _garbage(con: Connection) -> list[Garbage]:
+    g = t.garbage.c
+    query = sa.select(g.id, g.table_id, t.tables.c.folder, g.kind, g.name, g.since)
+    return [Garbage(*row) for row in con.execute(query.join(t.tables, t.tables.c.id == g.table_id))]
+
+
+def _pairs(con: Connection, query: sa.Select[tuple[Any, Any]]) -> dict[Any, Any]:
+    return {row[0]: row[1] for row in con.execute(query)}
+
+
+def _translated(error: BaseException | None) -> LakestoreError:
+    """What an error of SQLite means: wait, make room, or stop."""
+    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+        return LockedError(f"the catalog stayed busy for 30 s: {error}")
+    # SQLITE_ERROR too: our statements are right, so what they name is gone, or is no text.
+    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+        return CorruptionError(f"{_DAMAGED}: {error}; {_REBUILD}")
+    return StorageError(f"the catalog cannot be used: {error}")
 
 
 def _configure(connection: Any, _: Any) -> None:

@@ -1,6 +1,6 @@
 """One catalog transaction, as the changes it may make."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Literal
@@ -11,7 +11,13 @@ from sqlalchemy.engine import Connection
 import lakestore.catalog.tables as t
 from lakestore.catalog.rows import info_text
 from lakestore.errors import ConflictError, InvalidInputError
-from lakestore.snapshot import ColdFile, GenerationId, Segment
+from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
+
+Sent = tuple[str, int]
+"""What a producer sent: its name, and the number of the batch."""
+
+_LEASE_MAX_S = 600.0
+"""A lease that ends later than this was given by a clock that has been set back since."""
 
 GarbageKind = Literal["journal", "segment", "cold", "table"]
 
@@ -38,6 +44,30 @@ class Garbage:
     kind: GarbageKind
     name: str
     since: float
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """Everything the catalog says of one table, dropped ones included."""
+
+    id: int
+    name: str
+    folder: str
+    dropped: bool
+    last_segment: int
+    schemas: Mapping[int, str]
+    producers: Mapping[str, int]
+    batches: frozenset[Sent]
+    garbage: tuple[Garbage, ...]
+    state: TableState
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Everything the catalog says at one version."""
+
+    version: int
+    tables: tuple[TableRecord, ...]
 
 
 class Commit:
@@ -90,6 +120,35 @@ class Commit:
         )
         self.add_garbage(table_id, "table", [""])
 
+    def restore(self, record: TableRecord) -> None:
+        """List a table as a rebuild found it, its files and marks with it."""
+        now = self.now.timestamp()
+        values: dict[str, object] = {
+            "name": record.name,
+            "folder": record.folder,
+            "cold": "parquet",
+            "created_at": now,
+            "dropped_at": now if record.dropped else None,
+            "sealed_through": record.state.sealed_through,
+            "last_segment": record.last_segment,
+        }
+        key = self._con.execute(t.tables.insert(), values).inserted_primary_key
+        assert key is not None
+        table_id = int(key[0])
+        for version, text in record.schemas.items():
+            self._con.execute(
+                t.schemas.insert(), {"table_id": table_id, "version": version, "text": text}
+            )
+        for segment in record.state.segments:
+            self.add_segment(table_id, segment, (), ())
+        for file in record.state.cold:
+            self._add_cold(table_id, file)
+        self.add_flushed(table_id, sorted(record.state.flushed), record.batches)
+        for producer, seq in record.producers.items():
+            self._raise_producer(table_id, producer, seq)
+        for item in record.garbage:
+            self.add_garbage(table_id, item.kind, [item.name])
+
     def last_segment(self, table_id: int) -> int:
         """The highest segment number given so far."""
         query = sa.select(t.tables.c.last_segment).where(t.tables.c.id == table_id)
@@ -102,12 +161,24 @@ class Commit:
         )
         return {GenerationId(*row) for row in self._con.execute(query)}
 
+    def sent(self, table_id: int, pairs: Collection[Sent]) -> set[Sent]:
+        """Those of the (producer, seq) that another segment may hold."""
+        b = t.batches.c
+        query = sa.select(b.producer, b.seq).where(
+            b.table_id == table_id, b.producer.in_({producer for producer, _ in pairs})
+        )
+        return {(p, seq) for p, seq in self._con.execute(query)} & set(pairs) if pairs else set()
+
+    def forget_sent(self, table_id: int) -> None:
+        """Only the highest seq of each producer matters: no other writer holds unflushed rows."""
+        self._con.execute(t.batches.delete().where(t.batches.c.table_id == table_id))
+
     def add_segment(
         self,
         table_id: int,
         segment: Segment,
         covers: Sequence[GenerationId],
-        producers: Mapping[str, int],
+        sent: Collection[Sent],
     ) -> None:
         """List a segment; the generations it covers are flushed from this commit on."""
         self._con.execute(
@@ -127,13 +198,19 @@ class Commit:
             .where(t.tables.c.id == table_id, t.tables.c.last_segment < segment.last)
             .values(last_segment=segment.last)
         )
-        self.add_flushed(table_id, covers, producers)
+        self.add_flushed(table_id, covers, sent)
 
     def add_flushed(
-        self, table_id: int, covers: Sequence[GenerationId], producers: Mapping[str, int]
+        self, table_id: int, covers: Sequence[GenerationId], sent: Collection[Sent]
     ) -> None:
         """Generations whose rows are published, or known already: their files may go."""
-        for producer, seq in producers.items():
+        highest: dict[str, int] = {}
+        for producer, seq in sorted(set(sent) - self.sent(table_id, sent)):
+            highest[producer] = seq
+            self._con.execute(
+                t.batches.insert(), {"table_id": table_id, "producer": producer, "seq": seq}
+            )
+        for producer, seq in highest.items():
             self._raise_producer(table_id, producer, seq)
         for id in covers:
             self._con.execute(
@@ -150,7 +227,7 @@ class Commit:
         """
         assert (new.first, new.last) == (old[0].first, old[-1].last), (old, new)
         self._remove_segments(table_id, old)
-        self.add_segment(table_id, new, (), {})
+        self.add_segment(table_id, new, (), ())
 
     def seal(
         self,
@@ -166,19 +243,7 @@ class Commit:
         """
         self._remove_segments(table_id, sealed)
         for file in files:
-            self._con.execute(
-                t.cold_files.insert(),
-                {
-                    "table_id": table_id,
-                    "name": file.name,
-                    "day": file.day,
-                    "first": file.first,
-                    "last": file.last,
-                    "schema_version": file.schema_version,
-                    "committed_at": self.now.timestamp(),
-                    "info": info_text(file.info),
-                },
-            )
+            self._add_cold(table_id, file)
         moved = self._con.execute(
             t.tables.update()
             .where(t.tables.c.id == table_id, t.tables.c.sealed_through == sealed[0].first - 1)
@@ -186,6 +251,41 @@ class Commit:
         )
         if moved.rowcount != 1:
             raise ConflictError("another process sealed meanwhile; its result stands")
+
+    def take_lease(self, table_id: int, writer: str, until: float, *, over: bool) -> bool:
+        """Make `writer` the one that maintains a table, unless another is.
+
+        Args:
+            until: Unix seconds; from then on anybody may take it.
+            over: take it from whoever has it.
+        """
+        c = t.leases.c
+        row = self._con.execute(sa.select(t.leases).where(c.table_id == table_id)).first()
+        values = {"table_id": table_id, "writer": writer, "until": until}
+        if row is None:
+            self._con.execute(t.leases.insert(), values)
+        elif (
+            over or row.writer == writer or not 0 < row.until - self.now.timestamp() < _LEASE_MAX_S
+        ):
+            self._con.execute(t.leases.update().where(c.table_id == table_id).values(values))
+        else:
+            return False
+        return True
+
+    def _add_cold(self, table_id: int, file: ColdFile) -> None:
+        self._con.execute(
+            t.cold_files.insert(),
+            {
+                "table_id": table_id,
+                "name": file.name,
+                "day": file.day,
+                "first": file.first,
+                "last": file.last,
+                "schema_version": file.schema_version,
+                "committed_at": self.now.timestamp(),
+                "info": info_text(file.info),
+            },
+        )
 
     def add_garbage(self, table_id: int, kind: GarbageKind, names: Sequence[str]) -> None:
         """Note files that nothing names from this commit on."""
@@ -212,16 +312,21 @@ class Commit:
                 )
             )
 
-    def _remove_segments(self, table_id: int, old: Sequence[Segment]) -> None:
+    def check_listed(self, table_id: int, segments: Sequence[Segment]) -> None:
+        """Raise `ConflictError` when one of the segments was sealed or merged meanwhile."""
         c = t.segments.c
-        for segment in old:
-            gone = self._con.execute(
-                t.segments.delete().where(c.table_id == table_id, c.name == segment.name)
+        listed = self._con.execute(sa.select(c.name).where(c.table_id == table_id)).scalars()
+        gone = {segment.name for segment in segments} - set(listed)
+        if gone:
+            raise ConflictError(
+                f"segment {min(gone)!r} was sealed or merged meanwhile; that result stands"
             )
-            if gone.rowcount != 1:
-                raise ConflictError(
-                    f"segment {segment.name!r} was sealed or merged meanwhile; that result stands"
-                )
+
+    def _remove_segments(self, table_id: int, old: Sequence[Segment]) -> None:
+        self.check_listed(table_id, old)
+        c = t.segments.c
+        names = [segment.name for segment in old]
+        self._con.execute(t.segments.delete().where(c.table_id == table_id, c.name.in_(names)))
         self.add_garbage(table_id, "segment", [segment.name for segment in old])
 
     def _raise_producer(self, table_id: int, producer: str, seq: int) -> None:

@@ -4,13 +4,23 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
-from lakestore.snapshot import ColumnRange, FileInfo, Segment
+from lakestore.snapshot import ColdFile, ColumnRange, FileInfo, Segment
+
+DAMAGED = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
+"""What reading a damaged row raises: it is not what this module wrote."""
 
 
 def segment_of(row: Any) -> Segment:
     """A segment from its row."""
     committed = datetime.fromtimestamp(row.committed_at, UTC)
-    return Segment(row.first, row.last, row.name, info_of(row.info), row.has_duckdb, committed)
+    return Segment(
+        row.first, row.last, row.name, info_of(row.info), bool(row.has_duckdb), committed
+    )
+
+
+def cold_of(row: Any) -> ColdFile:
+    """A cold file from its row."""
+    return ColdFile(row.name, row.day, row.first, row.last, row.schema_version, info_of(row.info))
 
 
 def info_text(info: FileInfo) -> str:

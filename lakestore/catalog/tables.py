@@ -90,6 +90,22 @@ producers = Table(
     Column("seq", BigInteger, nullable=False),
 )
 
+batches = Table(
+    "batches",  # what producers sent, flushed while other writers might still hold it too
+    metadata,
+    Column("table_id", ForeignKey("tables.id"), primary_key=True),
+    Column("producer", Text, primary_key=True),
+    Column("seq", BigInteger, primary_key=True),
+)
+
+leases = Table(
+    "leases",  # who merges, seals and vacuums a table, and until when (Unix seconds)
+    metadata,
+    Column("table_id", ForeignKey("tables.id"), primary_key=True),
+    Column("writer", Text, nullable=False),
+    Column("until", Float, nullable=False),
+)
+
 garbage = Table(
     "garbage",  # files that no version names any more; `vacuum` deletes them after the grace
     metadata,

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import lakestore
-from lakestore.cli import demo, ingest, query, tables
+from lakestore.cli import check, demo, ingest, query, tables
 from lakestore.errors import LakestoreError
 
 
@@ -59,6 +59,8 @@ for _verb in (
     tables.status,
     tables.flush,
     tables.seal,
+    check.verify,
+    check.rebuild,
     demo.demo,
 ):
     app.command()(_verb)

@@ -114,8 +114,8 @@ def print_status(found: Status) -> None:
     for table in found.tables:
         out.print()
         out.print(_tiers(table))
-    if found.recovered_rows:
-        out.print(f"recovered {found.recovered_rows:,} rows of a writer that died")
+    if found.recovery.rows:
+        out.print(f"recovered {found.recovery.rows:,} rows of writers that died")
     if found.superseded_files:
         out.print(f"{found.superseded_files:,} superseded files wait for vacuum")
     if found.problem:

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from lakestore.catalog import Catalog
+from lakestore.failpoint import reach
 from lakestore.snapshot import ColdFile, Segment
 
 
@@ -17,3 +18,4 @@ class ParquetCold:
         """Commit files in the place of segments."""
         with self._catalog.commit() as commit:
             commit.seal(self._table_id, sealed, files, through)
+            reach("seal.6")

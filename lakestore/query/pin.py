@@ -92,7 +92,9 @@ def _pin_unflushed(
         for table in tables:
             pinned[table.entry.id] = list(table.buffer.pin()) if table.buffer else []
     for table in tables:
-        held = table.buffer.ids if table.buffer else frozenset()
+        # What is pinned of the buffer, and not what it holds by now: a dead writer's journal that
+        # it takes over in between would be in neither.
+        held = {p.id for p in pinned[table.entry.id]}
         others = table.tails.pin({table.site.writer}, states[table.entry.id].flushed | held)
         pinned[table.entry.id] += others
     return pinned

@@ -2,14 +2,19 @@
 
 `link` and not `rename`, because rename overwrites. A new folder is itself made durable by an
 fsync of its parent; without it a power loss can take the folder and everything in it.
+Failpoints: publish.1 folder made    .2 file fsynced    .3 linked    .4 folder fsynced
+.5 staged name dropped    replace.1 file fsynced    .2 renamed    .3 folder fsynced
 """
 
+import ctypes
 import errno
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
+from lakestore.failpoint import reach
 
 
 def fsync_file(path: Path) -> None:
@@ -28,6 +33,21 @@ def fsync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def start_writeback(descriptor: int, offset: int, size: int) -> None:
+    """Have the disk take in bytes that an fsync will wait for soon; promises nothing.
+
+    Half of the 0.7 ms that an fdatasync of 190 KB takes is the transfer.
+    """
+    if _sync_file_range is not None:
+        _sync_file_range(descriptor, offset, size, _SYNC_FILE_RANGE_WRITE)
+
+
+_SYNC_FILE_RANGE_WRITE = 2
+_sync_file_range = getattr(ctypes.CDLL(None), "sync_file_range", None)  # Linux has it
+if _sync_file_range is not None:
+    _sync_file_range.argtypes = (ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 
 def make_folder(path: Path) -> Path:
@@ -54,17 +74,44 @@ def publish_new(source: Path, target: Path) -> bool:
     """
     try:
         make_folder(target.parent)
+        reach("publish.1")
         fsync_file(source)
+        reach("publish.2")
         try:
             os.link(source, target)
             created = True
         except FileExistsError:
             created = False
+        reach("publish.3")
         fsync_folder(target.parent)
+        reach("publish.4")
         source.unlink()
+        reach("publish.5")
     except OSError as error:
         raise storage_error(f"cannot publish {str(target)!r}", error) from error
     return created
+
+
+def set_aside(source: Path, target: Path) -> None:
+    """Move a file to a name that is free, durably: at no instant is it under neither.
+
+    Raises:
+        StorageError: the disk refused.
+    """
+    try:
+        try:
+            os.link(source, target)
+        except OSError as error:
+            if error.errno != errno.EXDEV:
+                raise
+            with source.open("rb") as old, target.open("xb") as new:
+                shutil.copyfileobj(old, new)
+        fsync_file(target)
+        fsync_folder(target.parent)
+        source.unlink()
+        fsync_folder(source.parent)
+    except OSError as error:
+        raise storage_error(f"cannot move {str(source)!r} to {str(target)!r}", error) from error
 
 
 def storage_error(what: str, error: OSError) -> StorageError:
@@ -101,8 +148,11 @@ class LocalStorage:
         target = self.path(key)
         try:
             fsync_file(source)
+            reach("replace.1")
             os.replace(source, target)
+            reach("replace.2")
             fsync_folder(target.parent)
+            reach("replace.3")
         except OSError as error:
             raise storage_error(f"cannot replace {str(target)!r}", error) from error
 

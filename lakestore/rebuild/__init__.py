@@ -1,0 +1,1 @@
+"""Rebuild: make the catalog again from the files that it names."""

@@ -1,0 +1,1 @@
+"""Verify: re-check every promise against the bytes, without trusting the catalog."""

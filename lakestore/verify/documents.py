@@ -1,0 +1,63 @@
+"""Verify schema documents and their zero-row files against the catalog."""
+
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from lakestore import datafile
+from lakestore.catalog.commit import TableRecord
+from lakestore.errors import CorruptionError, NotFoundError, SchemaError
+from lakestore.layout import schema_key
+from lakestore.schema import TableSchema
+from lakestore.storage import Storage
+from lakestore.verify.report import REPAIR, RESTORE, Problem
+
+
+def check_documents(storage: Storage, lake: str, record: TableRecord) -> list[Problem]:
+    """What is wrong with the documents of a table's schema versions."""
+    problems = []
+    for version, text in record.schemas.items():
+        path = Path(storage.url(schema_key(record.folder, version)))
+        for what in _document(storage, schema_key(record.folder, version), text):
+            problems.append(Problem("schema", "damage", record.name, path, what, RESTORE))
+        empty = Path(storage.url(schema_key(record.folder, version, "parquet")))
+        for what in _empty(empty, lake, record, version, text):
+            problems.append(Problem("schema", "cache", record.name, empty, what, REPAIR, "empty"))
+    return problems
+
+
+def _document(storage: Storage, key: str, text: str) -> Iterator[str]:
+    try:
+        if storage.read(key) != text.encode():
+            yield "it is not what the catalog says the schema is"
+    except NotFoundError:
+        yield "the schema document is gone"
+
+
+def _empty(path: Path, lake: str, record: TableRecord, version: int, text: str) -> Iterator[str]:
+    """Whether the zero-row file is what would be made now; its bytes depend on the writer."""
+    try:
+        schema = TableSchema.from_toml(text)
+    except SchemaError:
+        return
+    says = {"lake": lake, "table": record.name, "tier": "schema", "schema_version": version}
+    says["document"] = text
+    try:
+        footer = datafile.read_footer(path)
+        with tempfile.TemporaryDirectory(prefix="lakestore-verify-") as folder:
+            fresh = Path(folder) / "fresh.parquet"
+            datafile.write(fresh, schema, (), footer)
+            with pq.ParquetFile(path) as found, pq.ParquetFile(fresh) as expected:
+                same = (
+                    found.schema.equals(expected.schema)
+                    and found.schema_arrow.equals(expected.schema_arrow, check_metadata=True)
+                    and found.metadata.num_rows == 0
+                    and found.metadata.num_row_groups == 0
+                )
+    except (CorruptionError, *datafile.UNREADABLE) as error:
+        yield f"it cannot be read: {error}"
+        return
+    if not same or any(footer.get(key) != value for key, value in says.items()):
+        yield "it is not the zero-row file of the table's schema"

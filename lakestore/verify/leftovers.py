@@ -1,0 +1,188 @@
+"""Verify that nothing lies about that nothing names: what crashes leave, and what was forgotten."""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from lakestore import datafile
+from lakestore.catalog.commit import Inventory, TableRecord
+from lakestore.errors import CorruptionError
+from lakestore.layout import (
+    ColdName,
+    SegmentName,
+    SiteLayout,
+    data_prefix,
+    ids_name,
+    journal_name,
+    parse_schema_name,
+    tombstone_key,
+)
+from lakestore.snapshot import GenerationId
+from lakestore.storage import Storage
+from lakestore.verify.report import MOVE, REBUILD, Problem
+
+_TOMBSTONE = "move it away if the table is to stay, or a rebuild would leave the table out"
+
+
+class Disk:
+    """Names of the lake's files, listed before the catalog is read: what is published later
+    cannot be among them."""
+
+    def __init__(self, layout: SiteLayout, storage: Storage) -> None:
+        self.layout = layout
+        self.keys = list(storage.list("tables/"))
+        self.hot = _files(layout.local / "hot")
+        self.ids = _files(layout.local / "ids")
+        self.staging = _files(layout.local / "staging")
+
+
+def check_leftovers(
+    disk: Disk, storage: Storage, inventory: Inventory, living: set[str]
+) -> Iterator[Problem]:
+    """Files that neither the catalog nor a living writer has any use for.
+
+    Args:
+        inventory: read after the disk was listed, and after any commit under way ended.
+        living: writers that live.
+    """
+    records = {record.folder: record for record in inventory.tables}
+    for key in disk.keys:
+        folder, _, rest = key.removeprefix("tables/").partition("/")
+        yield from _key_problem(storage, records.get(folder), folder, key, rest, living)
+    for path in disk.hot:
+        yield from _hot_problem(disk.layout, records.get(path.parent.name), path)
+    for path in disk.ids:
+        record = records.get(path.parent.name)
+        names = {ids_name(file.name) for file in record.state.cold} if record is not None else set()
+        if path.name not in names and path.exists():
+            yield _leftover("orphan", record, path, "it caches the ids of no listed file")
+    for path in disk.staging:
+        writer = path.relative_to(disk.layout.local / "staging").parts[0]
+        if writer not in living and path.exists():
+            what = "a writer that died had staged it"
+            yield Problem(
+                "staging", "leftover", None, path, what, "the next open to write deletes it"
+            )
+
+
+def _key_problem(
+    storage: Storage,
+    record: TableRecord | None,
+    folder: str,
+    key: str,
+    rest: str,
+    living: set[str],
+) -> Iterator[Problem]:
+    path = Path(storage.url(key))
+    if record is not None and key.startswith(data_prefix(folder)):
+        name = key.removeprefix(data_prefix(folder))
+        if record.dropped or name in {file.name for file in record.state.cold}:
+            return
+        try:
+            first = ColdName.parse(name).first
+        except CorruptionError as error:
+            yield _leftover("orphan", record, path, str(error))
+            return
+        # A seal that goes on publishes files before it lists them.
+        if (first <= record.state.sealed_through or not living) and path.exists():
+            yield _unlisted(record, path, "cold file")
+        return
+    if record is None:
+        if path.exists() and not living:  # else it may be a table that is being made
+            yield _leftover("orphan", None, path, "no table has this folder")
+        return
+    if key == tombstone_key(folder) and not record.dropped and path.exists():
+        what = "it says that the table was dropped, and the catalog lists the table"
+        yield Problem("tombstone", "damage", record.name, path, what, _TOMBSTONE)
+        return
+    version = parse_schema_name(rest.removeprefix("schema/"))
+    known = version in record.schemas or record.dropped
+    if not known and path.exists():
+        yield _leftover("orphan", record, path, "nothing names it")
+
+
+def _hot_problem(layout: SiteLayout, record: TableRecord | None, path: Path) -> Iterator[Problem]:
+    if record is None:
+        if path.exists():
+            yield _leftover("orphan", None, path, "no table has this folder")
+        return
+    named = {s.name for s in record.state.segments}
+    superseded = {g.name for g in record.garbage if g.kind == "segment"}
+    parquet = path.name.replace(".duckdb", ".parquet")
+    if record.dropped or parquet in superseded or not path.exists():
+        return
+    if path.suffix == ".duckdb":
+        twins = {s.name for s in record.state.segments if s.has_duckdb}
+        if parquet not in twins:
+            yield _leftover("orphan", record, path, "nothing names it, and its rows are elsewhere")
+        return
+    if path.name in named:
+        return
+    try:
+        SegmentName.parse(path.name)
+    except CorruptionError as error:
+        yield _leftover("orphan", record, path, str(error))
+        return
+    yield _unlisted(record, path, "segment")
+
+
+def _unlisted(record: TableRecord, path: Path, what: str) -> Problem:
+    return _leftover("orphan", record, path, f"no version lists this {what}")
+
+
+def lost_by_catalog(
+    orphans: Sequence[Problem],
+    journals: set[GenerationId],
+    covered: set[GenerationId],
+) -> list[Problem]:
+    """The orphans as they are; as damage those whose rows are in no other place.
+
+    A crash before a commit leaves an orphan, and the journals it was made from. Where those are
+    gone, the catalog has lost a commit.
+    """
+    result = []
+    for orphan in orphans:
+        lost = False
+        if orphan.kind == "orphan" and orphan.file.suffix == ".parquet":
+            taken = [GenerationId(w, n) for w, n in _footer(orphan.file).get("covers", ())]
+            lost = any(id not in journals and id not in covered for id in taken)
+        if lost:
+            what = f"{orphan.what}, and the journals that it was made from are gone"
+            orphan = Problem("lost", "damage", orphan.table, orphan.file, what, REBUILD)
+        result.append(orphan)
+    return result
+
+
+def check_garbage(record: TableRecord, layout: SiteLayout) -> Iterator[Problem]:
+    """Lines of the catalog for files that are gone already; vacuum strikes them off."""
+    for item in record.garbage:
+        if item.kind == "journal":
+            writer, _, number = item.name.partition("/")
+            if not number.isdecimal():  # `check_tiers` says so
+                continue
+            path = layout.writer(record.folder, writer) / journal_name(int(number))
+        elif item.kind == "segment":
+            path = layout.hot(record.folder) / item.name
+        else:
+            continue
+        if not path.exists():
+            what = "the catalog still lists it as superseded, and it is deleted"
+            yield Problem(
+                "dangling", "leftover", record.name, path, what, "the next vacuum strikes it off"
+            )
+
+
+def _footer(path: Path) -> dict[str, Any]:
+    try:
+        return datafile.read_footer(path)
+    except CorruptionError:
+        return {}
+
+
+def _leftover(kind: str, record: TableRecord | None, path: Path, what: str) -> Problem:
+    table = record.name if record is not None else None
+    return Problem(kind, "leftover", table, path, what, MOVE, "quarantine")
+
+
+def _files(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.rglob("*") if path.is_file()) if folder.is_dir() else []

@@ -1,0 +1,250 @@
+"""Verify a lake: read every byte that a promise rests on, and say which promises do not hold.
+
+The catalog is read anew, and only says what to hold the files against. Others may write
+meanwhile: a file that is superseded while it is read is no problem, and what is published later
+is not looked at.
+"""
+
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import date
+from pathlib import Path
+
+import duckdb
+
+from lakestore import hot
+from lakestore.buffer import Buffer
+from lakestore.catalog import Catalog
+from lakestore.catalog.commit import Inventory, TableRecord
+from lakestore.context import SiteContext, TableContext
+from lakestore.errors import (
+    CorruptionError,
+    NotFoundError,
+    SchemaError,
+    StorageError,
+)
+from lakestore.fileids import FileIds
+from lakestore.layout import LAKE_FILE, VIEWS_FILE, ColdName, SegmentName, data_prefix, schema_key
+from lakestore.schema import TableSchema
+from lakestore.snapshot import GenerationId
+from lakestore.verify.caches import check_ids, check_twin, check_views, reader
+from lakestore.verify.datafiles import Checked, DataFileCheck
+from lakestore.verify.documents import check_documents
+from lakestore.verify.duplicates import check_duplicates
+from lakestore.verify.journals import JournalCheck, JournalFile, check_flushed, list_journals
+from lakestore.verify.leftovers import Disk, check_garbage, check_leftovers, lost_by_catalog
+from lakestore.verify.report import REBUILD, RESTORE, Problem, Report, by_severity
+from lakestore.verify.tiers import check_tiers, covered
+from lakestore.writers import living
+
+
+def verify(site: SiteContext, root: Path, tables: Sequence[TableContext]) -> Report:
+    """Everything that is wrong with a lake.
+
+    Args:
+        tables: those open in this process, for what only it knows of its journals.
+    """
+    buffers = {table.entry.id: table.buffer for table in tables if table.buffer is not None}
+    return _Verification(site, root, buffers).run()
+
+
+@dataclass
+class _Verification:
+    site: SiteContext
+    root: Path
+    buffers: Mapping[int, Buffer]
+    problems: list[Problem] = field(default_factory=list)
+    files: int = 0
+    rows: int = 0
+
+    def run(self) -> Report:
+        self.problems += _lake_file(self.root, self.site.catalog.lake)
+        try:
+            catalog = Catalog(self.site.layout.catalog, self.site.clock, create=None)
+        except (CorruptionError, NotFoundError) as error:
+            self._catalog_problem(str(error))
+            return self._report()
+        try:
+            self._with(catalog)
+        except CorruptionError as error:
+            self._catalog_problem(str(error))
+        finally:
+            catalog.close()
+        return self._report()
+
+    def _with(self, catalog: Catalog) -> None:
+        for what in catalog.integrity():
+            self._catalog_problem(what)
+        if (catalog.lake, catalog.site) != (self.site.catalog.lake, self.site.catalog.site):
+            self._catalog_problem("it is of another lake or site")
+        layout = self.site.layout
+        disk = Disk(layout, self.site.storage)
+        alive = living(layout)
+        folders = [p.name for p in sorted((layout.local / "journal").glob("*"))]
+        journals = {folder: list_journals(layout, folder) for folder in folders}
+        inventory = _settled(catalog)
+        leftovers = list(check_leftovers(disk, self.site.storage, inventory, alive))
+        taken: set[GenerationId] = set()
+        with reader() as con:
+            for record in inventory.tables:
+                if not record.dropped:
+                    taken |= self._table(con, record, journals.pop(record.folder, []), alive)
+                elif record.garbage:  # else vacuum has deleted it all
+                    journals.pop(record.folder, None)
+            unflushed = {j.id for js in map(self._journals_of, inventory.tables) for j in js}
+            self.problems += lost_by_catalog(leftovers, unflushed, taken)
+            self.problems += _strays(journals)
+            expected = {r.name: self._published(r) for r in inventory.tables if not r.dropped}
+            views = check_views(con, self.root / VIEWS_FILE, inventory.version, expected)
+        newer = catalog.inventory()
+        if views is not None and newer.version == inventory.version:
+            self.problems.append(views)
+        self.problems = _still_true(self.problems, inventory, newer, self._published)
+
+    def _table(
+        self,
+        con: duckdb.DuckDBPyConnection,
+        record: TableRecord,
+        journals: Sequence[JournalFile],
+        alive: set[str],
+    ) -> set[GenerationId]:
+        """Check one table; returns the journal generations that its files hold."""
+        site = self.site
+        try:
+            schema = TableSchema.from_toml(record.schemas[max(record.schemas)], record.name)
+        except (SchemaError, ValueError) as error:
+            self._catalog_problem(f"the schema of table {record.name!r} is none: {error}")
+            return set()
+        self.problems += check_documents(site.storage, site.catalog.lake, record)
+        checked = self._data_files(con, record, schema)
+        footers = {name: one.footer for name, (one, _) in checked.items() if one.footer is not None}
+        self.problems += check_tiers(record, site.layout.catalog, footers)
+        self.problems += check_duplicates(record.name, schema, list(checked.values()))
+        self.problems += check_garbage(record, site.layout)
+        took = covered(footers)
+        if len(footers) == len(record.state.segments) + len(record.state.cold):
+            self.problems += check_flushed(
+                record.name, site.layout.catalog, journals, record.state.flushed, took
+            )
+        check = JournalCheck(
+            site.catalog.lake, record.name, schema.arrow, self.buffers.get(record.id)
+        )
+        for journal in journals:
+            if journal.id not in record.state.flushed:
+                read = check.check(journal, writing=journal.id.writer in alive)
+                self.files, self.rows = self.files + 1, self.rows + read.rows
+                self.problems += [read.problem] if read.problem is not None else []
+        return set(took)
+
+    def _data_files(
+        self, con: duckdb.DuckDBPyConnection, record: TableRecord, schema: TableSchema
+    ) -> dict[str, tuple[Checked, date | None]]:
+        site, folder = self.site, self.site.layout.hot(record.folder)
+        check = DataFileCheck(record.name, schema)
+        says = {"format": 1, "lake": site.catalog.lake, "table": record.name}
+        ids_folder = site.layout.ids(record.folder)
+        ids = FileIds(ids_folder, schema)
+        checked: dict[str, tuple[Checked, date | None]] = {}
+        for segment in record.state.segments:
+            path = folder / segment.name
+            hot_says = says | {"tier": "hot", "site": site.catalog.site}
+            one = check.check(path, segment.info, _sha12(SegmentName, segment.name), hot_says, None)
+            checked[segment.name] = (one, None)
+            if segment.has_duckdb and not one.problems:
+                twin = hot.duckdb_path(folder, segment.name)
+                problem = check_twin(con, record.name, schema, path, twin)
+                one.problems += [problem] if problem is not None else []
+        for file in record.state.cold:
+            path = Path(site.storage.url(data_prefix(record.folder) + file.name))
+            cold_says = says | {
+                "tier": "cold",
+                "first": file.first,
+                "last": file.last,
+                "schema_version": file.schema_version,
+            }
+            sha12 = _sha12(ColdName, file.name)
+            one = check.check(path, file.info, sha12, cold_says, file.day)
+            checked[file.name] = (one, file.day)
+            if not one.problems:
+                problem = check_ids(record.name, ids, ids_folder, file.name, one.hashes)
+                one.problems += [problem] if problem is not None else []
+        for one, _ in checked.values():
+            self.problems += one.problems
+            self.files, self.rows = self.files + 1, self.rows + len(one.hashes)
+        return checked
+
+    def _journals_of(self, record: TableRecord) -> list[JournalFile]:
+        return list_journals(self.site.layout, record.folder)
+
+    def _published(self, record: TableRecord) -> list[str]:
+        """Paths of a table's files, as its view lists them."""
+        storage, state = self.site.storage, record.state
+        keys = [schema_key(record.folder, max(record.schemas, default=1), "parquet")]
+        keys += [data_prefix(record.folder) + file.name for file in state.cold]
+        folder = self.site.layout.hot(record.folder)
+        return [storage.url(key) for key in keys] + [str(folder / s.name) for s in state.hot]
+
+    def _catalog_problem(self, what: str) -> None:
+        path = self.site.layout.catalog
+        self.problems.append(Problem("catalog", "damage", None, path, what, REBUILD))
+
+    def _report(self) -> Report:
+        return Report(str(self.root), by_severity(self.problems), self.files, self.rows)
+
+
+def _settled(catalog: Catalog) -> Inventory:
+    try:
+        return catalog.inventory(settled=True)
+    except StorageError:  # a file system that is read-only: nobody commits
+        return catalog.inventory()
+
+
+def _sha12(kind: type[SegmentName] | type[ColdName], name: str) -> str:
+    """What a name says of the bytes; nothing when it is no name, which is a problem by itself."""
+    try:
+        return kind.parse(name).sha12
+    except CorruptionError:
+        return ""
+
+
+def _lake_file(root: Path, lake: str) -> list[Problem]:
+    path = root / LAKE_FILE
+    try:
+        facts = json.loads(path.read_bytes())
+        if facts == {"format": 1, "lake": lake}:
+            return []
+        what = f"it says {facts!r}, and the lake is {lake}"
+    except (OSError, ValueError) as error:
+        what = f"it cannot be read: {error}"
+    return [Problem("lake", "damage", None, path, what, RESTORE)]
+
+
+def _strays(journals: Mapping[str, Sequence[JournalFile]]) -> list[Problem]:
+    """Journals of folders that the catalog does not know."""
+    what = "the catalog knows no table of this folder"
+    return [
+        Problem("journal", "damage", None, journal.path, what, REBUILD)
+        for found in journals.values()
+        for journal in found
+    ]
+
+
+def _still_true(
+    problems: list[Problem],
+    inventory: Inventory,
+    newer: Inventory,
+    published: Callable[[TableRecord], list[str]],
+) -> list[Problem]:
+    """The problems, but for those of files that were superseded meanwhile."""
+    if newer.version == inventory.version:
+        return problems
+    now = {r.id: set(published(r)) for r in newer.tables if not r.dropped}
+    gone: set[str] = set()
+    for record in inventory.tables:
+        gone |= set(published(record)) - now.get(record.id, set())
+    return [
+        p
+        for p in problems
+        if str(p.file) not in gone and str(p.file).replace(".duckdb", ".parquet") not in gone
+    ]

@@ -1,0 +1,137 @@
+"""Verify how a table's published files fit together. Pure: catalog rows and footers, no I/O."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from lakestore.catalog.commit import TableRecord
+from lakestore.errors import CorruptionError
+from lakestore.hot import highest
+from lakestore.layout import ColdName, SegmentName
+from lakestore.snapshot import GenerationId
+from lakestore.verify.report import REBUILD, Problem
+
+Footers = Mapping[str, Mapping[str, Any]]
+"""Footers of the listed files that could be read, by name."""
+
+
+def covered(footers: Footers) -> list[GenerationId]:
+    """The journal generations whose rows the files hold; twice there when two files say so."""
+    return [
+        GenerationId(writer, number)
+        for footer in footers.values()
+        for writer, number in footer.get("covers", ())
+    ]
+
+
+def check_tiers(record: TableRecord, catalog: Path, footers: Footers) -> list[Problem]:
+    """What the catalog says of a table, where it contradicts itself, names or footers."""
+    found = [*_names(record), *_numbers(record), *_garbage(record), *_marks(record, footers)]
+    if len(footers) == len(record.state.segments) + len(record.state.cold):
+        found += _seals(record, footers)
+    return [Problem(kind, "damage", record.name, catalog, what, REBUILD) for kind, what in found]
+
+
+def _names(record: TableRecord) -> Iterator[tuple[str, str]]:
+    for segment in record.state.segments:
+        try:
+            name = SegmentName.parse(segment.name)
+        except CorruptionError as error:
+            yield "name", str(error)
+            continue
+        if (name.first, name.last) != (segment.first, segment.last):
+            yield "name", f"segment {segment.name!r} is listed as {segment.first} to {segment.last}"
+    for file in record.state.cold:
+        try:
+            cold = ColdName.parse(file.name)
+        except CorruptionError as error:
+            yield "name", str(error)
+            continue
+        if (cold.day, cold.first, cold.last) != (file.day, file.first, file.last):
+            yield (
+                "name",
+                f"cold file {file.name!r} is listed as {file.day}, {file.first} to {file.last}",
+            )
+
+
+def _numbers(record: TableRecord) -> Iterator[tuple[str, str]]:
+    """Every segment number up to the last one given is in one tier, and in that once."""
+    state = record.state
+    cold = sorted({(file.first, file.last) for file in state.cold})
+    hot = [(segment.first, segment.last) for segment in state.segments]
+    for tier, ranges in (("cold", cold), ("hot", hot)):
+        if any(first > last for first, last in ranges):
+            yield "numbers", f"a {tier} file ends before it begins: {ranges}"
+    edges = [(0, 0), *cold, *hot]
+    for (_, before), (first, last) in pairwise(edges):
+        if first != before + 1:
+            tier = "cold" if (first, last) in cold else "hot"
+            yield (
+                "numbers",
+                f"the {tier} files of segments {first} to {last} come after those up to {before}",
+            )
+    if state.sealed_through != (cold[-1][1] if cold else 0):
+        yield (
+            "sealed_through",
+            f"segments up to {state.sealed_through} are said to be sealed, and cold files hold "
+            f"those up to {cold[-1][1] if cold else 0}",
+        )
+    if record.last_segment != edges[-1][1]:
+        yield (
+            "numbers",
+            f"{record.last_segment} is said to be the last segment, and it is {edges[-1][1]}",
+        )
+
+
+def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
+    """Nothing that a version names may be deleted, and nothing but what is flushed."""
+    state = record.state
+    live = {s.name for s in state.segments} | {f.name for f in state.cold}
+    for item in record.garbage:
+        if item.kind == "journal":
+            writer, _, number = item.name.partition("/")
+            if not number.isdecimal() or GenerationId(writer, int(number)) not in state.flushed:
+                yield "garbage", f"journal {item.name!r} is to be deleted, and is not flushed"
+        elif item.kind == "table" and not record.dropped:
+            yield "garbage", "the table is to be deleted, and was not dropped"
+        elif item.name in live:
+            yield "garbage", f"{item.name!r} is to be deleted, and is in use"
+
+
+def _marks(record: TableRecord, footers: Footers) -> Iterator[tuple[str, str]]:
+    """What was accepted of a producer stays accepted."""
+    said = highest(mark for f in footers.values() for mark in f.get("producers", {}).items())
+    for producer, seq in said.items():
+        if record.producers.get(producer, -1) < seq:
+            yield (
+                "producer",
+                f"{producer!r} is known up to {record.producers.get(producer)}, and a file holds "
+                f"its batch {seq}",
+            )
+
+    sent = {(p, seq) for f in footers.values() for p, seq in f.get("sent", ())}
+    if len(footers) == len(record.state.segments) + len(record.state.cold):
+        for producer, seq in sorted(record.batches - sent):
+            yield "producer", f"batch {seq} of {producer!r} is said to be published, and is not"
+
+
+def _seals(record: TableRecord, footers: Footers) -> Iterator[tuple[str, str]]:
+    """The cold files of a range are one whole seal."""
+    attempts: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
+    for file in record.state.cold:
+        attempts.setdefault((file.first, file.last), []).append(footers[file.name])
+    for (first, last), parts in attempts.items():
+        seals = {part.get("seal") for part in parts}
+        if len(seals) != 1 or not is_whole(parts):
+            yield (
+                "seal",
+                f"the {len(parts)} cold files of segments {first} to {last} are not one whole seal",
+            )
+
+
+def is_whole(parts: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether footers are those of all files of one seal."""
+    numbers = sorted(part.get("part", -1) for part in parts)
+    counts = [part["parts"] for part in parts if "parts" in part]
+    return counts == [len(parts)] and numbers == list(range(len(parts)))

@@ -1,0 +1,339 @@
+"""A small life of a lake, and the check of what is left of it, for tests that cut it short.
+
+`Ledger` is the oracle: a file of its own, outside the lake, that says which batches were handed
+in and which were acknowledged. Whatever happens to the lake, `Ledger.problems` must find nothing.
+"""
+
+import json
+import os
+import signal
+from collections import Counter
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+
+import duckdb
+import pyarrow as pa
+
+import lakestore as ls
+
+START = datetime(2025, 3, 1, tzinfo=UTC)
+SCHEMA = ls.TableSchema.from_toml(
+    """
+    event_id = "id"
+    event_time = "at"
+    [columns]
+    id = "VARCHAR not null"
+    at = "TIMESTAMPTZ not null"
+    n = "BIGINT"
+    note = "VARCHAR"
+    """
+)
+SETTINGS = {"segments_max": 2, "segment_duckdb_rows": 20, "vacuum_grace_s": 0}
+SEALED = frozenset(range(30))
+"""Numbers of the events that `prepare` seals."""
+
+
+def rows(numbers: Iterable[int]) -> pa.Table:
+    """Events by number: every column follows from it. Forty fall on one day."""
+    all_numbers = list(numbers)
+    return pa.table(
+        {
+            "id": [f"e{n:05d}" for n in all_numbers],
+            "at": [START + timedelta(minutes=36 * n) for n in all_numbers],
+            "n": [n * n for n in all_numbers],
+            "note": [f"note {n % 7}" for n in all_numbers],
+        },
+        schema=SCHEMA.arrow,
+    )
+
+
+class Ledger:
+    """What was handed in and what was acknowledged; every line survives a SIGKILL."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+        self.submitted: dict[tuple[str, str], set[int]] = {}
+        self.acknowledged: set[tuple[str, str]] = set()
+        self.maybe_dropped: set[str] = set()
+        self.maybe_missing: set[str] = set()
+        self.maybe_twice: set[int] = set()
+        """Sealed events that were handed in again: seen twice, if at all, until the next flush."""
+        for line in os.pread(self._file, 1 << 24, 0).splitlines():
+            self._take(json.loads(line))
+
+    def note(self, event: str, table: str, batch: str = "", numbers: Iterable[int] = ()) -> None:
+        entry = [event, table, batch, list(numbers)]
+        os.write(self._file, json.dumps(entry).encode() + b"\n")
+        self._take(entry)
+
+    def _take(self, entry: list) -> None:
+        event, table, batch, numbers = entry
+        if event == "submit":
+            self.maybe_twice |= set(numbers) & SEALED & self._numbers(table)
+            self.submitted[table, batch] = set(numbers)
+        elif event == "acknowledge":
+            self.acknowledged.add((table, batch))
+        elif event == "flushed":
+            self.maybe_twice.clear()
+        elif event == "creating":
+            self.maybe_missing.add(table)
+            if table in self.maybe_dropped:  # it was, and this is another of its name
+                self.maybe_dropped.discard(table)
+                self.submitted = {k: v for k, v in self.submitted.items() if k[0] != table}
+                self.acknowledged = {k for k in self.acknowledged if k[0] != table}
+        elif event == "created":
+            self.maybe_missing.discard(table)
+        elif event == "dropping":
+            self.maybe_dropped.add(table)
+
+    def _numbers(self, table: str) -> set[int]:
+        return set().union(*(s for (t, _), s in self.submitted.items() if t == table))
+
+    def problems(self, lake: ls.Lake) -> list[str]:
+        """Every promise that the lake breaks now; none, if all is well."""
+        found = []
+        tables = {table for table, _ in self.submitted}
+        for table in sorted(tables):
+            if table not in lake:
+                if table not in self.maybe_dropped | self.maybe_missing:
+                    found.append(f"table {table} is lost")
+                continue
+            answer = lake[table].to_arrow().sort_by("n")
+            found += self.judge(table, answer)
+        if hasattr(lake, "verify"):
+            report = lake.verify()
+            found += [] if report.ok else [f"verify: {report.problems}"]
+        return found
+
+    def judge(self, table: str, answer: pa.Table) -> list[str]:
+        """What is wrong with the rows of a table, which are sorted by `n`."""
+        batches = {b: numbers for (t, b), numbers in self.submitted.items() if t == table}
+        ids = answer["id"].to_pylist()
+        present = {int(id[1:]) for id in ids}
+        found = []
+        twice = [id for id, count in Counter(ids).items() if count > 1]
+        if doubled := {int(id[1:]) for id in twice} - self.maybe_twice:
+            found.append(f"{table}: doubled {sorted(doubled)}")
+        acknowledged = {n for b, s in batches.items() if (table, b) in self.acknowledged for n in s}
+        if lost := acknowledged - present:
+            found.append(f"{table}: lost {sorted(lost)}")
+        if phantom := present - set().union(*batches.values()):
+            found.append(f"{table}: phantom {sorted(phantom)}")
+        for batch, numbers in batches.items():
+            others = set().union(*(s for b, s in batches.items() if b != batch))
+            own = numbers - others
+            if own & present and own - present:
+                found.append(f"{table}: batch {batch} is torn, without {sorted(own - present)}")
+        if len(ids) == len(present) and not answer.equals(rows(sorted(present))):
+            found.append(f"{table}: rows are not as they were handed in")
+        return found
+
+
+class Life:
+    """One handle on a lake, with its ledger."""
+
+    def __init__(self, folder: Path) -> None:
+        self.root = folder / "lake"
+        self.ledger = Ledger(folder / "ledger")
+        self.handle: ls.Lake | None = None
+        self.stumbles: list[str] = []
+
+    @property
+    def lake(self) -> ls.Lake:
+        assert self.handle is not None
+        return self.handle
+
+    def check(self) -> None:
+        if self.handle is not None:
+            problems = self.ledger.problems(self.handle)
+            assert not problems, problems
+
+    def check_refused(self) -> None:
+        """Nothing of the newest batch is there, if the last thing done was to hand it in."""
+        key = next(reversed(self.ledger.submitted), None)
+        if key is None or self.handle is None or key in self.ledger.acknowledged:
+            return
+        table, batch = key
+        known = set().union(
+            *(n for (t, b), n in self.ledger.submitted.items() if t == table and b != batch)
+        )
+        own = self.ledger.submitted[key] - known
+        assert not own & self.numbers(table), "a batch that was refused can be seen"
+
+    def open(self) -> None:
+        self.handle = ls.open(self.root, upkeep="manual", settings=SETTINGS)
+
+    def create(self, name: str) -> None:
+        self.ledger.note("creating", name)
+        self.lake.create_table(name, SCHEMA, exist_ok=True)
+        self.ledger.note("created", name)
+
+    def append(self, table: str, batch: str, numbers: Iterable[int], level: str = "disk") -> None:
+        """Hand in a batch whose name, such as `p-3`, is its producer and sequence number."""
+        numbers = list(numbers)
+        producer, _, seq = batch.partition("-")
+        self.ledger.note("submit", table, batch, numbers)
+        ack = self.lake[table].append(rows(numbers), producer=producer, seq=int(seq), level=level)
+        self.lake.wait(ack.position)
+        self.ledger.note("acknowledge", table, batch)
+        assert ack.rows + ack.duplicates == len(numbers)
+
+    def flush(self) -> None:
+        self.lake.flush()
+        self.ledger.note("flushed", "")
+
+    def seal(self) -> None:
+        self.lake.seal()
+        self.ledger.note("flushed", "")
+
+    def numbers(self, table: str) -> set[int]:
+        ids = self.lake.sql(f"SELECT id FROM {table}").to_arrow()["id"].to_pylist()
+        return {int(id[1:]) for id in ids}
+
+    def drop(self, name: str) -> None:
+        self.ledger.note("dropping", name)
+        if name in self.lake:  # else an attempt that was reported as failed has done it
+            self.lake.drop_table(name)
+
+    def close(self) -> None:
+        handle, self.handle = self.handle, None
+        if handle is not None:
+            handle.close()
+
+
+Step = Callable[[Life], object]
+
+
+def _append(batch: str, numbers: Iterable[int], level: str = "disk") -> Step:
+    return lambda life: life.append("events", batch, numbers, level)
+
+
+CHAPTERS: dict[str, list[Step]] = {
+    "birth": [
+        Life.open,
+        lambda life: life.create("events"),
+        _append("p-0", range(10)),
+        Life.close,
+    ],
+    "append": [
+        Life.open,
+        _append("p-6", range(60, 70)),
+        _append("p-7", range(65, 80), "os"),  # five are known
+        _append("p-8", range(80, 85), "memory"),
+        _append("p-8", range(80, 85)),  # sent again
+        _append("q-0", range(5, 15)),  # all are sealed
+        Life.close,
+    ],
+    "flush": [  # with a merge, because it is the third segment
+        Life.open,
+        _append("p-6", range(60, 80)),
+        Life.flush,
+        _append("p-7", range(75, 85)),
+    ],
+    "seal": [
+        Life.open,
+        _append("q-0", range(25, 35)),  # half sealed, half hot
+        Life.seal,
+        _append("p-6", range(60, 70)),
+    ],
+    "vacuum": [
+        Life.open,
+        lambda life: life.lake.maintain(),
+        _append("p-6", range(60, 70)),
+    ],
+    "drop": [
+        Life.open,
+        lambda life: life.drop("extra"),
+        lambda life: life.create("extra"),
+        lambda life: life.append("extra", "x-1", range(300, 310)),
+    ],
+    "reopen": [
+        Life.open,
+        _append("p-6", range(60, 70)),
+    ],
+}
+"""What is done to a lake: to a new one in `birth`, else to what `prepare` left."""
+
+
+def play(folder: Path, chapter: str) -> None:
+    """A chapter, told to no one: whoever set failpoints expects it to end early."""
+    life = Life(folder)
+    for step in CHAPTERS[chapter]:
+        step(life)
+
+
+def stumble(folder: Path, chapter: str) -> Life:
+    """A chapter in which a step may fail as the disk does, and then must work when repeated.
+
+    The handle stays open: what it answers must be right after the failure, and after each step
+    from then on.
+    """
+    life = Life(folder)
+    for step in CHAPTERS[chapter]:
+        try:
+            step(life)
+        except (ls.StorageError, OSError) as error:
+            life.stumbles.append(repr(error))
+            life.check()
+            if isinstance(error, ls.StorageError):
+                life.check_refused()
+            step(life)
+        if life.stumbles:
+            life.check()
+    return life
+
+
+def prepare(folder: Path) -> None:
+    """A lake with something of everything, and a dead writer: this process."""
+    life = Life(folder)
+    life.open()
+    life.create("events")
+    life.append("events", "p-0", range(20))
+    life.lake.flush()
+    life.append("events", "p-1", range(20, 30))
+    life.lake.seal()
+    for name in ("extra", "gone"):
+        life.create(name)
+        life.append(name, "x-0", range(300, 305))
+        life.lake.flush()
+    life.lake["gone"].seal()
+    life.drop("gone")
+    life.append("events", "p-2", range(30, 40))
+    life.lake.flush()
+    life.append("events", "p-3", range(35, 50), level="os")
+    life.lake.flush()
+    life.append("events", "p-4", range(45, 55))
+    life.append("extra", "x-1", range(304, 310))
+    life.append("events", "p-5", range(55, 60), level="os")
+    (next((life.root / "_site/staging").iterdir()) / "half.parquet").write_bytes(b"half")
+    os.kill(os.getpid(), signal.SIGKILL)
+
+
+def check(folder: Path) -> None:
+    """Everything that must hold after a crash, for a process that knows nothing of it."""
+    life = Life(folder)
+    life.open()
+    life.create("events")
+    life.check()
+    for (table, batch), numbers in list(life.ledger.submitted.items()):
+        if table == "events" and (table, batch) not in life.ledger.acknowledged:
+            life.append(table, batch, sorted(numbers))  # as its sender would, who never heard
+    life.append("events", "r-0", range(200, 215))
+    life.flush()
+    life.check()
+    life.append("events", "r-1", range(210, 220))
+    life.seal()
+    life.lake.maintain()
+    life.check()
+    expected = life.numbers("events")
+    facts = life.lake.sql("SELECT count(*), sum(n), count(DISTINCT id) FROM events").fetchone()
+    assert facts == (len(expected), sum(n * n for n in expected), len(expected))
+    life.close()
+    staged = [p for p in (life.root / "_site/staging").rglob("*") if p.is_file()]
+    assert staged == [], f"staged files are left: {staged}"
+    with duckdb.connect(str(life.root / "lake.duckdb"), read_only=True) as con:
+        seen = con.sql("SELECT count(*), count(DISTINCT id) FROM events").fetchall()
+    assert seen == [(len(expected), len(expected))]
+    with ls.open(life.root, mode="r") as reader:
+        assert life.ledger.problems(reader) == []
