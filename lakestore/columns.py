@@ -1,5 +1,6 @@
 """Columns and their types: what DuckDB says a declaration means, and what Arrow makes of it."""
 
+import os
 import re
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ import pyarrow as pa
 
 from lakestore import quoting
 from lakestore.errors import SchemaError
+from lakestore.forks import kept_in_children
 
 _TEXT_TYPES = re.compile(r"\b(UUID|JSON)\b")
 _CONSTANT = re.compile(r"'(?:[^']|'')*'|\b(?:CAST|DECIMAL|STRUCT|MAP)\(")
@@ -124,13 +126,22 @@ _lock = threading.Lock()  # guards _con: one connection, used by one thread at a
 _con: duckdb.DuckDBPyConnection | None = None
 
 
+def _in_child() -> None:
+    """The parent's connection, and a lock that a thread of the parent may hold, stay its own."""
+    global _con, _lock
+    _con, _lock = None, threading.Lock()
+
+
+os.register_at_fork(after_in_child=_in_child)
+
+
 @contextmanager
 def _resolver() -> Iterator[duckdb.DuckDBPyConnection]:
     """An empty DuckDB that only ever sees types; connecting anew would cost 20 ms a time."""
     global _con
     with _lock:
         if _con is None:
-            _con = duckdb.connect(config={"threads": 1})
+            _con = kept_in_children(duckdb.connect(config={"threads": 1}))
             _con.execute("SET GLOBAL TimeZone = 'UTC'")
         yield _con
 

@@ -16,6 +16,7 @@ import duckdb
 
 from lakestore import quoting
 from lakestore.errors import ClosedError, StorageError
+from lakestore.forks import kept_in_children
 from lakestore.settings import MIB
 
 STORAGE_VERSION = "v1.2.0"
@@ -54,14 +55,12 @@ class Engine:
         self._serial = 0
         # Left alone, an in-memory DuckDB spills into the caller's working directory.
         spill = Path(tempfile.gettempdir()) / f"lakestore-{self._pid}"
-        self._instance = duckdb.connect(
-            ":memory:",
-            config={
-                "autoinstall_known_extensions": False,
-                "autoload_known_extensions": False,  # a caller's statement must load nothing
-                "temp_directory": str(spill),
-            },
-        )
+        config: dict[str, str | bool | int | float | list[str]] = {
+            "autoinstall_known_extensions": False,
+            "autoload_known_extensions": False,  # a caller's statement must load nothing
+            "temp_directory": str(spill),
+        }
+        self._instance = kept_in_children(duckdb.connect(":memory:", config=config))
         # GLOBAL, or cursors would not see them; the zone, or days would follow the machine.
         self._instance.execute("SET GLOBAL TimeZone = 'UTC'")
         self._instance.execute("SET GLOBAL python_enable_replacements = false")
@@ -70,9 +69,8 @@ class Engine:
             self._instance.execute("SET GLOBAL disabled_optimizers = 'join_filter_pushdown'")
         self.limit_memory(memory_bytes)
         # Files are built in a DuckDB of one thread: beside appends and queries, not before them.
-        self._builder = duckdb.connect(
-            ":memory:", config={"threads": 1, "memory_limit": f"{SORT_BYTES}B"}
-        )
+        config = {"threads": 1, "memory_limit": f"{SORT_BYTES}B"}
+        self._builder = kept_in_children(duckdb.connect(":memory:", config=config))
         self._builder.execute("SET GLOBAL TimeZone = 'UTC'")
 
     def limit_memory(self, memory_bytes: int) -> None:
@@ -187,6 +185,15 @@ def sorter(spill: Path, memory_bytes: int = SORT_BYTES) -> Iterator[duckdb.DuckD
 
 _engine: Engine | None = None
 _engine_lock = threading.Lock()  # guards _engine
+
+
+def _in_child() -> None:
+    """A thread of the parent may have held the lock, and is not there to let it go."""
+    global _engine_lock
+    _engine_lock = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_in_child)
 
 
 def engine(memory_bytes: int) -> Engine:

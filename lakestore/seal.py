@@ -12,11 +12,12 @@ files that nothing names; the next seal writes the same rows under names of thei
 """
 
 import itertools
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date, timedelta
 from pathlib import Path
-from tempfile import TemporaryDirectory
+from tempfile import mkdtemp
 from uuid import uuid4
 
 import duckdb
@@ -102,12 +103,12 @@ def _seal_some(
             _check(table, segment)
         reach("seal.1")
         with refusals("cannot stage cold files"):
-            # What cannot be removed afterwards is found by the sweep of this writer.
-            folder = TemporaryDirectory(
-                dir=table.site.staging, prefix="seal-", ignore_cleanup_errors=True
-            )
-        with folder as name:
-            return _seal_in(Path(name), table, segments, memory_bytes)
+            # No TemporaryDirectory: a process forked meanwhile would delete it as it ends.
+            folder = Path(mkdtemp(dir=table.site.staging, prefix="seal-"))
+        try:
+            return _seal_in(folder, table, segments, memory_bytes)
+        finally:  # what cannot be removed is found by the sweep of this writer
+            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _seal_in(

@@ -15,6 +15,7 @@ LEVELS: list[list[str]] = [
         "clock",
         "settings",
         "quoting",
+        "forks",
         "columns",
         "schema",
         "layout",

@@ -20,6 +20,7 @@ import sqlglot
 from sqlglot import expressions as exp
 
 from lakestore import quoting
+from lakestore.forks import kept_in_children
 from lakestore.query.pin import TablePin
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, ColumnRange
@@ -53,7 +54,7 @@ class Planner:
             "autoload_known_extensions": False,
             "python_enable_replacements": False,
         }
-        self._instance = duckdb.connect(":memory:", config=config)
+        self._instance = kept_in_children(duckdb.connect(":memory:", config=config))
         self._instance.execute("SET GLOBAL TimeZone = 'UTC'")
         # By statistics a scan of an empty table is folded away, and its filters with it: another
         # scan's filters would then choose the files of both.

@@ -15,6 +15,7 @@ from lakestore import hot, quoting
 from lakestore.context import SiteContext, TableContext
 from lakestore.engine import buffered_source
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
+from lakestore.forks import kept_in_children
 from lakestore.query import plan
 from lakestore.query.pin import FilesInUse, TablePin, pin
 from lakestore.query.plan import Parameters
@@ -154,7 +155,7 @@ class Queries:
 
         The files are not held: one that lives past the grace fails with "No files found".
         """
-        con = duckdb.connect(config={"autoinstall_known_extensions": False})
+        con = kept_in_children(duckdb.connect(config={"autoinstall_known_extensions": False}))
         con.execute("SET GLOBAL TimeZone = 'UTC'")
         for one in pin(self._site, tables):
             table = one.table

@@ -179,8 +179,6 @@ class LocalStorage:
             raise NotFoundError(f"no object {key!r} in {str(self.root)!r}") from error
         except OSError as error:
             raise storage_error(f"cannot read {key!r} in {str(self.root)!r}", error) from error
-        except OSError as error:
-            raise storage_error(f"cannot read {str(self.root / key)!r}", error) from error
 
     def size(self, key: str) -> int | None:
         """Bytes of the object, or None."""
