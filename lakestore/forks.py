@@ -19,6 +19,12 @@ def kept_in_children(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnectio
     return con
 
 
+# DuckDB 1.5 makes its default connection, threads and all, when it is imported.
+_default = None if int(duckdb.__version__.split(".")[0]) >= 2 else duckdb.default_connection()
+if _default is not None:
+    kept_in_children(_default)
+
+
 def _never_free() -> None:
     for con in list(_instances):
         ctypes.pythonapi.Py_IncRef(ctypes.py_object(con))
