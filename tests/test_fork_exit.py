@@ -9,7 +9,7 @@ import pytest
 
 import lakestore as ls
 
-HANG_S = 30.0  # what hangs does so for ever; a busy machine starts slowly
+HANG_S = 150.0  # what hangs does so for ever; a busy machine starts slowly
 
 PRELUDE = """
 import faulthandler, os, signal, sys, threading, time
@@ -63,12 +63,12 @@ real = seal._by_day
 def slow(*arguments):
     for item in real(*arguments):
         inside.set()
-        leave.wait(20)
+        leave.wait(90)
         yield item
 seal._by_day = slow
 sealing = threading.Thread(target=table.seal)
 sealing.start()
-inside.wait(20)
+inside.wait(90)
 """,
 }
 FORK = """
@@ -89,7 +89,7 @@ if child == 0:
         except ls.ClosedError:
             continue
         finally:
-            assert time.monotonic() - began < 5, call
+            assert time.monotonic() - began < 20, call
         raise AssertionError(call)
     assert result is None or result.fetchall() == before
     assert "lakestore" in repr(lake) + repr(table) and table.name == "events"
@@ -100,7 +100,7 @@ if child == 0:
         mine.create_table("events", SCHEMA).append(events(0, 3))
         assert mine.sql("SELECT count(*) FROM events").fetchone() == (3,)
     ENDING
-deadline = time.monotonic() + 20
+deadline = time.monotonic() + 90
 while True:
     ended, status = os.waitpid(child, os.WNOHANG)
     if ended:
@@ -221,7 +221,7 @@ while left or running:
             raise SystemExit(f"{number}, which {name}, ended with {ended}")
     else:
         time.sleep(0.01)
-        late = [n for n, began in running.values() if time.monotonic() - began > 25]
+        late = [n for n, began in running.values() if time.monotonic() - began > 90]
         if late:
             for child in running:
                 os.kill(child, signal.SIGKILL)
@@ -244,7 +244,7 @@ print("50 of 50")
         [sys.executable, str(path), str(tmp_path / "lake")],
         capture_output=True,
         text=True,
-        timeout=200,
+        timeout=280,
         env=environment,
     )
     assert (done.returncode, done.stdout) == (0, "50 of 50\n"), done.stderr
@@ -305,7 +305,7 @@ def disturb():
     while not stop.wait(0.003):
         signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
 threading.Thread(target=disturb, daemon=True).start()
-start, deadline = 0, time.monotonic() + 10
+start, deadline = 0, time.monotonic() + 40
 while interrupted < 100 and time.monotonic() < deadline:
     try:
         inside = True
