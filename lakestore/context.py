@@ -128,6 +128,8 @@ class SiteContext:
             found = take_over_dead(self.layout, self.writers)
             self.dead.extend(found)
         reach("open.5")
+        if found:
+            self.catalog.end_leases([lock.name for lock in found])
         self.recovery.writers += len(found)
         self.recovery.staged_files += sweep_staging(self.layout, found)
         reach("open.6")

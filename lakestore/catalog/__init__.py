@@ -283,6 +283,11 @@ class Catalog:
             reach("catalog.2")
         reach("catalog.3")
 
+    def end_leases(self, writers: Collection[str]) -> None:
+        """Let others maintain what writers did that are dead."""
+        with self._begin("IMMEDIATE") as con:
+            con.execute(t.leases.delete().where(t.leases.c.writer.in_(writers)))
+
     def lease(self, table_id: int, writer: str, seconds: float, *, over: bool = False) -> bool:
         """Whether `writer` maintains a table for so long from now on, and nobody else.
 
