@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from lakestore import idhash, quoting
 from lakestore.columns import Column, check_unique, plain_type
 from lakestore.errors import InvalidInputError, SchemaError
+from lakestore.nesting import TooDeep, levels
 from lakestore.newids import make_ids
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
@@ -31,7 +32,6 @@ MAX_TIME = datetime(2262, 1, 1, tzinfo=UTC)
 FRAME_ROWS = 65_536
 FRAME_BYTES = 16 * MIB
 _SMALL_ROWS = 4_096
-_DEPTH_MAX = 100
 _MIN_US = int(MIN_TIME.timestamp()) * 1_000_000
 _MAX_US = int(MAX_TIME.timestamp()) * 1_000_000
 
@@ -145,17 +145,11 @@ def _from_mappings(rows: Iterable[Any], schema: TableSchema) -> pa.Table:
 
 def _check_depth(values: Iterable[Any], where: str) -> None:
     """Refuse what nests so deeply that Arrow's own recursion would end the process."""
-    level: list[Any] = list(values)
-    for _ in range(_DEPTH_MAX):
-        level = [
-            child
-            for value in level
-            if isinstance(value, Mapping | list | tuple)
-            for child in (value.values() if isinstance(value, Mapping) else value)
-        ]
-        if not level:
-            return
-    raise SchemaError(f"{where}: a value is nested more than {_DEPTH_MAX} levels deep")
+    try:
+        for _ in levels(values):
+            pass
+    except TooDeep as error:
+        raise SchemaError(f"{where}: {error}") from error
 
 
 def _from_values(values: list[Any], name: str, target: pa.DataType) -> pa.Array:

@@ -46,7 +46,7 @@ from lakestore.errors import (
 from lakestore.failpoint import reach
 from lakestore.layout import check_table_name, schema_key
 from lakestore.query.frames import of_caller
-from lakestore.query.plan import Parameters
+from lakestore.query.parameters import Parameters
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
 from lakestore.quoting import UNSPEAKABLE, identifier, identifiers

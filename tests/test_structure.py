@@ -15,6 +15,7 @@ LEVELS: list[list[str]] = [
         "clock",
         "settings",
         "quoting",
+        "nesting",
         "forks",
         "columns",
         "schema",
@@ -29,6 +30,7 @@ LEVELS: list[list[str]] = [
     [
         "query",
         "query.pin",
+        "query.parameters",
         "query.plan",
         "query.result",
         "query.reads",

@@ -21,11 +21,11 @@ from sqlglot import expressions as exp
 
 from lakestore import quoting
 from lakestore.forks import kept_in_children
+from lakestore.query.parameters import Parameters
 from lakestore.query.pin import TablePin
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, ColumnRange
 
-Parameters = Sequence[Any] | Mapping[str, Any] | None
 Filters = dict[str, list[list[str]]]
 
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")

@@ -16,9 +16,10 @@ from lakestore.context import SiteContext, TableContext
 from lakestore.engine import buffered_source
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
 from lakestore.forks import kept_in_children
+from lakestore.query import parameters as bound
 from lakestore.query import plan
+from lakestore.query.parameters import Parameters
 from lakestore.query.pin import FilesInUse, TablePin, pin
-from lakestore.query.plan import Parameters
 from lakestore.query.reads import Reading, reading
 from lakestore.query.result import Result
 from lakestore.snapshot import ColdFile
@@ -104,6 +105,7 @@ class Queries:
             StorageError: a file cannot be read.
         """
         statement = self._check(statement, frames)
+        bound.check(parameters)
         named = _named(statement, tables)
         parquet_only = False
         for attempt in range(_ATTEMPTS):
@@ -131,6 +133,7 @@ class Queries:
     ) -> Explanation:
         """What `sql` would read; raises as it does."""
         statement = self._check(statement, frames)
+        bound.check(parameters)
         named = _named(statement, tables)
         try:
             with self._prepared(statement, parameters, named, frames) as (cursor, chosen):

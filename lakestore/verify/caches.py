@@ -23,7 +23,7 @@ from lakestore.layout import ids_name
 from lakestore.schema import TableSchema
 from lakestore.verify.report import REPAIR, Problem
 
-_LITERAL = re.compile(r"'((?:[^']|'')*)'")
+_PARQUET = re.compile(r"'((?:[^']|'')*\.parquet)'")
 
 
 @contextmanager
@@ -101,7 +101,7 @@ def check_views(
         what = f"DuckDB cannot read it: {str(error).splitlines()[0]}"
         return _cache("views", None, path, what, "views")
     listed = {
-        name: {text.replace("''", "'") for text in _LITERAL.findall(sql)}
+        name: {text.replace("''", "'") for text in _PARQUET.findall(sql)}
         for name, sql in rows
         if name != "_lake"
     }
