@@ -122,7 +122,7 @@ class SiteContext:
             undo.pop_all()
         return site
 
-    def take_over(self) -> list[WriterLock]:
+    def take_over(self) -> None:
         """Take the locks of writers that are dead by now, and sweep what they had staged."""
         with self._deaths:
             found = take_over_dead(self.layout, self.writers)
@@ -133,7 +133,6 @@ class SiteContext:
         self.recovery.writers += len(found)
         self.recovery.staged_files += sweep_staging(self.layout, found)
         reach("open.6")
-        return found
 
     def forget_dead(self) -> None:
         """Let go of dead writers that have no journal left."""

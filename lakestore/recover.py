@@ -52,6 +52,8 @@ def take_over(table: TableContext, appender: Appender, writers: Sequence[str]) -
             reader = JournalReader(folder / journal_name(number))
             try:
                 entries = reader.read()
+            except FileNotFoundError:  # it was flushed, and is deleted by now
+                continue
             except OSError as error:
                 raise storage_error(f"cannot read journal {str(reader.path)!r}", error) from error
             if reader.header is not None and reader.header.lake != site.catalog.lake:

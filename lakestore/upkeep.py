@@ -60,7 +60,6 @@ class Upkeep:
         self._in_use = in_use
         self._on_seal = on_seal
         self._on_death = on_death
-        self._orphaned: set[str] = set()  # dead writers whose rows are not taken over yet
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
@@ -133,10 +132,10 @@ class Upkeep:
         Raises:
             CorruptionError: a journal is damaged; its rows are tried again at the next call.
         """
-        self._orphaned |= {lock.name for lock in self._site.take_over()}
-        if self._orphaned:
-            self._on_death(sorted(self._orphaned))
-            self._orphaned.clear()
+        self._site.take_over()
+        dead = [lock.name for lock in list(self._site.dead)]
+        if dead:
+            self._on_death(dead)
 
     def vacuum(self, *, dry_run: bool, table: TableContext | None = None) -> retain.Vacuumed:
         """Delete what nothing names any more, or say what would go."""

@@ -223,6 +223,28 @@ def test_a_dead_writers_rows_are_taken_over_while_the_lake_is_open(lake, table, 
     assert len(list((root / "_site/writers").iterdir())) == 1
 
 
+def test_a_take_over_that_fails_is_done_by_the_next(lake, table, root, child, monkeypatch):
+    writer = child(root, 0, 10, 10, "w0")
+    writer.line()
+    writer.signal(signal.SIGKILL)
+    writer.process.wait()
+
+    def busy(_: object) -> None:
+        raise ls.LockedError("busy")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(lake._site.catalog, "end_leases", busy)
+        with pytest.raises(ls.LockedError):
+            lake.maintain()
+    assert lake.open_report.rows == 0
+    lake.maintain()
+    assert lake.open_report.rows == 10
+    lake.flush()
+    lake.maintain()
+    assert counted(lake) == (10, 10)
+    assert len(list((root / "_site/writers").iterdir())) == 1
+
+
 def test_rows_taken_over_are_no_duplicates_of_what_was_flushed_before(lake, table, root, child):
     """The same event reached two writers; one flushed it, and the other died."""
     writer = child(root, 0, 10, 10, "w0")

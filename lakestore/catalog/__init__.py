@@ -308,7 +308,8 @@ class Catalog:
                 try:
                     yield con
                 except BaseException:
-                    con.exec_driver_sql("ROLLBACK")
+                    if not con.invalidated:  # an interrupt has closed it, and rolled it back
+                        con.exec_driver_sql("ROLLBACK")
                     raise
                 con.exec_driver_sql("COMMIT")
         except sa.exc.OperationalError as error:
