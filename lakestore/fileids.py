@@ -20,7 +20,7 @@ from lakestore.errors import StorageError
 from lakestore.idhash import HASH_VERSION, Hashes, hash_batch, in_sorted
 from lakestore.layout import ids_name
 from lakestore.schema import TableSchema
-from lakestore.storage.local import make_folder
+from lakestore.storage.local import discard, make_folder
 
 _MAGIC = b"LKIDS1\0\0"
 _MAPPED_MAX = 64
@@ -82,8 +82,7 @@ class FileIds:
             staged.write_bytes(_MAGIC + digest + ordered.tobytes())
             staged.replace(path)
         except (OSError, StorageError):  # it can be made again, from the file itself
-            with suppress(OSError):
-                staged.unlink(missing_ok=True)
+            discard(staged)
 
     def cached(self, name: str) -> Hashes | None:
         """The hashes in a cold file's cache; None when it is missing, damaged or outdated."""

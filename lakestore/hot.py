@@ -23,7 +23,7 @@ from lakestore.layout import SegmentName
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
 from lakestore.snapshot import FileInfo, Segment
-from lakestore.storage.local import fsync_file, publish_new, storage_error
+from lakestore.storage.local import discard, fsync_file, publish_new, storage_error
 
 EVENTS = "events"
 """Name of the table in a segment's DuckDB file."""
@@ -43,9 +43,9 @@ class StagedSegment:
 
     def discard(self) -> None:
         """Remove what is still staged."""
-        self.parquet.unlink(missing_ok=True)
+        discard(self.parquet)
         if self.duckdb is not None:
-            self.duckdb.unlink(missing_ok=True)
+            discard(self.duckdb)
 
 
 def sorted_batches(rows: pa.Table, schema: TableSchema, spill: Path) -> Iterator[pa.RecordBatch]:
@@ -89,7 +89,7 @@ def stage(
         fsync_file(parquet)
         reach("segment.2")
     except BaseException as error:
-        parquet.unlink(missing_ok=True)
+        discard(parquet)
         if isinstance(error, OSError):
             raise storage_error(f"cannot write segment {str(parquet)!r}", error) from error
         raise
@@ -103,7 +103,7 @@ def stage(
         reach("segment.4")
     except (duckdb.Error, StorageError, CorruptionError, OSError):
         # The Parquet file answers every query too, only slower.
-        target.unlink(missing_ok=True)
+        discard(target)
         return StagedSegment(parquet, None, info)
     return StagedSegment(parquet, target, info)
 

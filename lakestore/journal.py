@@ -28,7 +28,13 @@ from lakestore.failpoint import reach
 from lakestore.frames import KEEP, MAGIC, JournalHeader, Part, digest, frames, pack, parse_header
 from lakestore.layout import journal_name
 from lakestore.snapshot import GenerationId
-from lakestore.storage.local import fsync_folder, make_folder, start_writeback, storage_error
+from lakestore.storage.local import (
+    discard,
+    fsync_folder,
+    make_folder,
+    start_writeback,
+    storage_error,
+)
 
 _WRITEBACK_MIN = 1 << 16
 """Less is on the disk so soon that asking costs more than it brings (50 of 250 microseconds)."""
@@ -76,7 +82,7 @@ class JournalWriter:
                 reach("journal.4")
             except OSError:
                 os.close(self._descriptor)
-                self.path.unlink(missing_ok=True)
+                discard(self.path)
                 raise
         except OSError as error:
             raise storage_error(f"cannot start journal {str(self.path)!r}", error) from error

@@ -12,7 +12,7 @@ from lakestore.errors import (
 )
 from lakestore.layout import LAKE_FILE, SiteLayout
 from lakestore.storage import Storage
-from lakestore.storage.local import LocalStorage, make_folder, storage_error
+from lakestore.storage.local import LocalStorage, discard, make_folder, storage_error
 
 FORMAT = 1
 
@@ -60,7 +60,7 @@ def write_lake_file(storage: LocalStorage, root: Path, lake: str) -> None:
     except OSError as error:
         raise storage_error(f"cannot make a lake at {str(root)!r}", error) from error
     storage.put_new(LAKE_FILE, staged)
-    staged.unlink(missing_ok=True)
+    discard(staged)
 
 
 def holds_tables(storage: Storage) -> bool:

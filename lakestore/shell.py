@@ -10,7 +10,7 @@ import fcntl
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from datetime import UTC
 from uuid import uuid4
 
@@ -22,7 +22,7 @@ from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.layout import VIEWS_FILE, schema_key
 from lakestore.snapshot import TableState
-from lakestore.storage.local import refusals, storage_error
+from lakestore.storage.local import discard, refusals, storage_error
 
 _PATIENCE_S = 2.0
 
@@ -91,8 +91,7 @@ def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]
         site.storage.replace(VIEWS_FILE, staged)
         reach("views.3")
     finally:
-        with suppress(OSError):  # the sweep of this writer will find it
-            staged.unlink(missing_ok=True)
+        discard(staged)
     return version
 
 

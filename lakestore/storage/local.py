@@ -11,7 +11,7 @@ import errno
 import os
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
@@ -34,6 +34,12 @@ def fsync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def discard(path: Path) -> None:
+    """Remove a staged file; one that stays does no harm, and goes with the next sweep."""
+    with suppress(OSError):
+        path.unlink(missing_ok=True)
 
 
 def start_writeback(descriptor: int, offset: int, size: int) -> None:
@@ -91,7 +97,7 @@ def publish_new(source: Path, target: Path) -> bool:
         reach("publish.3")
         fsync_folder(target.parent)
         reach("publish.4")
-        source.unlink()
+        discard(source)
         reach("publish.5")
     except OSError as error:
         raise storage_error(f"cannot publish {str(target)!r}", error) from error

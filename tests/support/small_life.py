@@ -1,0 +1,146 @@
+"""A small life of a lake, for suites that interrupt it at every point."""
+
+import json
+import traceback
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from support import mutants
+from support.forks import say
+from support.oracle import Ledger, Oracle, append_recorded
+
+import lakestore as ls
+
+SCHEMA = ls.TableSchema.from_toml(
+    """
+    event_id = "id"
+    event_time = "time"
+    [columns]
+    id = "VARCHAR not null"
+    time = "TIMESTAMPTZ not null"
+    n = "BIGINT"
+    """
+)
+"""Few columns: each costs system calls in every Parquet file, and so points to interrupt."""
+
+SETTINGS = {"vacuum_grace_s": 0, "segment_duckdb_rows": 60}
+"""The second segment gets a DuckDB file, the others do not."""
+
+
+_START = datetime(2025, 1, 1, 22, tzinfo=UTC)
+
+
+def events(start: int, stop: int) -> pa.Table:
+    """Events `start` to `stop`, one a minute; those from 120 on are of another day."""
+    numbers = range(start, stop)
+    times = [_START + timedelta(minutes=i) for i in numbers]
+    columns = [[f"e{i:06d}" for i in numbers], times, [i if i % 11 else None for i in numbers]]
+    return pa.table(columns, schema=SCHEMA.arrow)
+
+
+def live(root: str, ledger: str, mutant: str | None = None) -> None:
+    """Open, create, append, flush, seal, vacuum, close, reopen, append, flush, close.
+
+    What raises a lakestore error is left, as an application would that logs and goes on; any other
+    exception ends the process. Before each close, this process's own view of the rows must be
+    right.
+    """
+    mutants.plant(mutant)
+    book = Ledger(Path(ledger), SCHEMA.arrow, sync=False)
+    first = _Life(root, book)
+    first.append(0, 20, producer="p", seq=1)
+    first.append(20, 40, level="os")
+    first.append(10, 50)  # of these, 30 are known
+    first.do("flush")
+    first.append(50, 100, producer="p", seq=2)
+    first.append(50, 100, producer="p", seq=2)  # sent again
+    first.append(100, 120, level="os")
+    first.do("flush")
+    first.do("seal")
+    first.do("vacuum", dry_run=False)
+    first.append(5, 130)  # of these, 115 are known, and sealed
+    first.close()
+    second = _Life(root, book)
+    second.append(130, 150, producer="p", seq=3)
+    second.do("flush")
+    second.do("vacuum", dry_run=False)
+    second.close()
+
+
+class _Life:
+    """One opening of the lake."""
+
+    def __init__(self, root: str, ledger: Ledger) -> None:
+        self._root = root
+        self._ledger = ledger
+        self._table: ls.Table | None = None
+        self._lake: ls.Lake | None = self._try(self._open) or self._try(self._open)
+        if self._lake is not None:
+            self._table = self._try(self._create) or self._try(self._create)
+
+    def append(self, start: int, stop: int, **options: Any) -> None:
+        if self._table is not None:
+            table, rows = self._table, events(start, stop)
+            self._try(lambda: append_recorded(table, self._ledger, rows, **options))
+
+    def do(self, verb: str, **options: Any) -> None:
+        if self._table is not None:
+            self._try(lambda: getattr(self._table, verb)(**options))
+
+    def close(self) -> None:
+        if self._table is not None:
+            findings = Oracle(self._ledger.path.parent).check(self._table.to_arrow(), "memory")
+            assert findings.ok, f"before the close: {findings}"
+        if self._lake is not None:
+            self._try(self._lake.close)
+
+    def _open(self) -> ls.Lake:
+        return ls.open(self._root, upkeep="manual", settings=SETTINGS)
+
+    def _create(self) -> ls.Table:
+        assert self._lake is not None
+        return self._lake.create_table("events", SCHEMA, exist_ok=True)
+
+    def _try(self, step: Callable[[], Any]) -> Any:
+        try:
+            return step()
+        except ls.LakestoreError as error:
+            say(f"{type(error).__name__}: {error}")
+            return None
+
+
+def judge(lakes: list[list[str]], level: str, report: str) -> None:
+    """Open each lake, as after a crash, and check it; writes what is wrong, by lake, as JSON."""
+    wrong = {}
+    for root, ledger in lakes:
+        try:
+            _judge(Path(root), Oracle(Path(ledger)), level)
+        except Exception:
+            wrong[root] = traceback.format_exc(limit=-3)
+    Path(report).write_text(json.dumps(wrong))
+
+
+def _judge(root: Path, oracle: Oracle, level: str) -> None:
+    """The rows must be right, those again that are written now, and both once they are flushed."""
+    with ls.open(root, upkeep="manual", settings=SETTINGS) as lake:
+        _check(lake, oracle, level)
+        table = lake.create_table("events", SCHEMA, exist_ok=True)
+        ledger = Ledger(oracle.folder, SCHEMA.arrow, sync=False)
+        append_recorded(table, ledger, events(1000, 1010), producer="p", seq=1000)
+        _check(lake, oracle, level)
+        table.flush()
+        table.vacuum(dry_run=False)
+        _check(lake, oracle, level)
+        ledger.close()
+
+
+def _check(lake: ls.Lake, oracle: Oracle, level: str) -> None:
+    findings = oracle.check(lake["events"].to_arrow() if "events" in lake else None, level)
+    assert findings.ok, findings
+    verify = getattr(lake, "verify", None)
+    if verify is not None:
+        report = verify()
+        assert report.ok, report.problems

@@ -1,0 +1,150 @@
+"""A small life of a lake, interrupted at every system call that changes one of its files.
+
+Killed as it enters the n-th call; or the n-th call fails, once with EIO or ENOSPC, or, as on a
+disk that is full from then on, with all later ones that need room. After each, a fresh process
+opens the lake, and the oracle judges it. Under errors the process itself must live on: each
+operation succeeds or raises a lakestore error, and its own view of the rows stays right.
+"""
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from support.forks import Zygote
+from support.sampling import evenly
+from support.strace import (
+    CHANGING,
+    SPACE,
+    Point,
+    calls_below,
+    need_strace,
+    run_traced,
+    struck,
+    tracing,
+)
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
+
+CHUNKS = 10
+KILLS = 240
+ERRORS = 160
+MUTANTS = (
+    "acknowledge before the write",
+    "delete journals before the commit",
+    "commit before the files are published",
+)
+
+
+@dataclass(frozen=True)
+class Fault:
+    point: Point
+    kind: str  # kill, EIO, ENOSPC, full
+
+    def options(self) -> list[str]:
+        if self.kind == "kill":
+            return self.point.kill()
+        return self.point.fill_the_disk() if self.kind == "full" else self.point.fail(self.kind)
+
+    def __str__(self) -> str:
+        return f"{self.kind} at {self.point.name} {self.point.count}: {self.point.text}"
+
+
+@pytest.fixture(scope="session")
+def zygote() -> Iterator[Zygote]:
+    need_strace()
+    with Zygote() as started:
+        yield started
+
+
+@pytest.fixture(scope="session")
+def points(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
+    """Every call of an undisturbed life that changes a file of the lake."""
+    return record(zygote, tmp_path_factory.mktemp("undisturbed"), None)
+
+
+def record(zygote: Zygote, folder: Path, mutant: str | None) -> list[Point]:
+    child, code, trace = run_traced(
+        zygote, "support.small_life:live", folder / "lake", folder / "ledger", mutant,
+        scratch=folder / "run", options=tracing(CHANGING),
+    )  # fmt: skip
+    assert (code, child.said) == (0, "")
+    found = calls_below(trace, folder / "lake")
+    kinds = Counter(point.name for point in found)
+    assert {"write", "writev", "pwrite64", "fsync", "fdatasync", "unlink", "openat"} <= set(kinds)
+    assert len(found) > 300, kinds
+    return found
+
+
+def run(
+    zygote: Zygote, folder: Path, faults: Sequence[Fault], mutant: str | None = None
+) -> tuple[int, list[str]]:
+    """Let each fault happen in a lake of its own: how many struck, and what they broke."""
+    wrong, hit = [], 0
+    lakes: dict[str, Fault] = {}
+    for number, fault in enumerate(faults):
+        home = folder / f"{number}"
+        lake = home / "lake"
+        child, code, trace = run_traced(
+            zygote, "support.small_life:live", lake, home / "ledger", mutant,
+            scratch=home, options=fault.options(),
+        )  # fmt: skip
+        hit += code == -9 if fault.kind == "kill" else struck(trace, fault.point, lake)
+        if code not in ((-9, 0) if fault.kind == "kill" else (0,)):
+            wrong.append(f"{fault}: exit code {code}\n{child.said}")
+        lakes[str(lake)] = fault
+    judged = folder / "judged"
+    pairs = [[lake, str(Path(lake).parent / "ledger")] for lake in lakes]
+    code = zygote.run(
+        "support.small_life:judge", pairs, "os", judged, output=folder / "judge", timeout_s=300
+    )
+    assert code == 0, (folder / "judge").read_text()
+    broken = json.loads(judged.read_text())
+    return hit, wrong + [f"{lakes[lake]}\n{why}" for lake, why in broken.items()]
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_killed_at_a_system_call(zygote, points, tmp_path, figure, soak, chunk):
+    every = [Fault(point, "kill") for point in points]
+    chosen = (every if soak else evenly(every, KILLS))[chunk::CHUNKS]
+    hit, wrong = run(zygote, tmp_path, chosen)
+    figure("killed at a system call", "points", len(chosen))
+    figure("killed at a system call", "struck", hit)
+    figure("killed at a system call", "broken", len(wrong))
+    assert wrong == []
+    assert hit >= 0.95 * len(chosen)
+    if chunk == 0:
+        figure("killed at a system call", "points there are", len(points))
+
+
+@pytest.mark.parametrize("chunk", range(CHUNKS))
+def test_an_error_at_a_system_call(zygote, points, tmp_path, figure, soak, chunk):
+    faults = [Fault(point, "EIO") for point in points]
+    faults += [Fault(point, "ENOSPC") for point in points if point.name in (*SPACE, "openat")]
+    faults += [Fault(point, "full") for point in points if point.name in SPACE]
+    chosen = (faults if soak else evenly(faults, ERRORS))[chunk::CHUNKS]
+    hit, wrong = run(zygote, tmp_path, chosen)
+    figure("an error at a system call", "points", len(chosen))
+    figure("an error at a system call", "struck", hit)
+    figure("an error at a system call", "broken", len(wrong))
+    assert wrong == []
+    assert hit >= 0.95 * len(chosen)
+    if chunk == 0:
+        figure("an error at a system call", "points there are", len(faults))
+
+
+@pytest.mark.parametrize("mutant", MUTANTS)
+def test_a_planted_bug_is_caught(zygote, tmp_path, figure, mutant):
+    found = record(zygote, tmp_path / "undisturbed", mutant)
+    near = [Fault(point, "kill") for point in found if point.name in ("writev", "link", "fsync")]
+    caught = 0
+    for number, fault in enumerate(near):
+        _, wrong = run(zygote, tmp_path / f"{number}", [fault], mutant)
+        caught += bool(wrong)
+        if caught:
+            break
+    figure("killed at a system call", "mutants planted")
+    figure("killed at a system call", "mutants caught", min(caught, 1))
+    assert caught
