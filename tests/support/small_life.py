@@ -140,7 +140,7 @@ def _judge(root: Path, oracle: Oracle, level: str) -> None:
 def _check(lake: ls.Lake, oracle: Oracle, level: str) -> None:
     findings = oracle.check(lake["events"].to_arrow() if "events" in lake else None, level)
     assert findings.ok, findings
-    verify = getattr(lake, "verify", None)
-    if verify is not None:
-        report = verify()
-        assert report.ok, report.problems
+    problems = tuple(p for p in lake.verify().problems if p.severity != "leftover")
+    if level == "disk":  # a power loss tears what is not fsynced: caches of ids, and only those
+        problems = tuple(p for p in problems if (p.kind, p.severity) != ("ids", "cache"))
+    assert not problems, problems
