@@ -183,10 +183,7 @@ class Oracle:
             rows = self._schema.empty_table()
         keys = [str(key) for key in rows.column(self._key).to_pylist()]
         there = set(keys)
-        survives = LEVELS.index(level)
-        required = {
-            key for batch in self._batches.values() if batch.acked >= survives for key in batch.keys
-        }
+        required = self._required(level)
         found = zip(keys, digests(rows, self._schema), strict=True)
         return Findings(
             lost=sorted(required - there),
@@ -198,6 +195,16 @@ class Oracle:
             visible=len(keys),
             acknowledged=len(required),
         )
+
+    def required(self, level: str) -> set[str]:
+        """Ids that were acknowledged by now at this level or above: whoever looks must see them."""
+        self._read()
+        return self._required(level)
+
+    def _required(self, level: str) -> set[str]:
+        survives = LEVELS.index(level)
+        acked = [batch for batch in self._batches.values() if batch.acked >= survives]
+        return {key for batch in acked for key in batch.keys}
 
     def _torn(self, there: set[str]) -> list[str]:
         """Batches that cannot be there whole or not at all, as those that share rows with them.
