@@ -20,6 +20,7 @@ import pyarrow.compute as pc
 from lakestore import idhash, quoting
 from lakestore.columns import Column, check_unique, plain_type
 from lakestore.errors import InvalidInputError, SchemaError
+from lakestore.forks import start
 from lakestore.nesting import TooDeep, levels
 from lakestore.newids import make_ids
 from lakestore.schema import TableSchema
@@ -233,7 +234,7 @@ def _derived(table: pa.Table, schema: TableSchema) -> pa.Table:
     if not missing or table.num_rows == 0:
         return table
     exprs = ", ".join(f"({sql}) AS {quoting.identifier(name)}" for name, sql in missing.items())
-    with duckdb.connect(config={"python_enable_replacements": False}) as con:
+    with start(python_enable_replacements=False) as con:
         con.execute("SET GLOBAL TimeZone = 'UTC'")
         con.register("batch", table)
         try:

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lakestore import quoting
 from lakestore.errors import SchemaError
-from lakestore.forks import kept_in_children
+from lakestore.forks import start
 
 _TEXT_TYPES = re.compile(r"\b(UUID|JSON)\b")
 _CONSTANT = re.compile(r"'(?:[^']|'')*'|\b(?:CAST|DECIMAL|STRUCT|MAP)\(")
@@ -141,7 +141,7 @@ def _resolver() -> Iterator[duckdb.DuckDBPyConnection]:
     global _con
     with _lock:
         if _con is None:
-            _con = kept_in_children(duckdb.connect(config={"threads": 1}))
+            _con = start(threads=1)
             _con.execute("SET GLOBAL TimeZone = 'UTC'")
         yield _con
 

@@ -12,10 +12,11 @@ Locks of a process, in the order in which they may be taken; each may be skipped
 
 import secrets
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Container, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from uuid import uuid4
 
 from lakestore.buffer import Buffer
 from lakestore.catalog import Catalog
@@ -35,7 +36,7 @@ from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
 from lakestore.storage import Storage
-from lakestore.storage.local import LocalStorage, make_folder
+from lakestore.storage.local import LocalStorage, make_folder, refusals
 from lakestore.tail import JournalTails
 from lakestore.writers import (
     WriterLock,
@@ -122,6 +123,16 @@ class SiteContext:
             undo.pop_all()
         return site
 
+    def put_text(self, key: str, text: str) -> None:
+        """Publish a text as `key`, unless there is one; raises `StorageError`."""
+        staged = self.staging / uuid4().hex
+        try:
+            with refusals(f"cannot write {str(staged)!r}"):
+                staged.write_text(text, encoding="utf-8")
+            self.storage.put_new(key, staged)
+        finally:
+            staged.unlink(missing_ok=True)
+
     def take_over(self) -> None:
         """Take the locks of writers that are dead by now, and sweep what they had staged."""
         with self._deaths:
@@ -144,11 +155,13 @@ class SiteContext:
 
     def close(self) -> None:
         """Let go of locks and files; a writer that left no journal is forgotten."""
-        left = writers_with_journals(self.layout)
+        left: Container[str] = self.writers
+        with suppress(OSError):  # a writer that is not forgotten is taken over in vain
+            left = writers_with_journals(self.layout)
         for lock in self._locks:
             lock.release(forget=lock.name not in left)
-        if self.lock is not None and self.staging.is_dir() and not any(self.staging.iterdir()):
-            with suppress(OSError):  # an empty folder is swept once this writer is dead
+        if self.lock is not None:
+            with suppress(OSError):  # it is swept once this writer is dead
                 self.staging.rmdir()
         self.catalog.close()
 

@@ -20,6 +20,7 @@ from lakestore.idhash import hash_ids, id_sum
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
 from lakestore.snapshot import ColumnRange, FileInfo
+from lakestore.storage.local import raise_refusal
 
 ROW_GROUP_ROWS = 131_072
 ROW_GROUP_BYTES = 64 * MIB
@@ -204,6 +205,7 @@ def check(path: Path, schema: TableSchema, rows: int, expected_id_sum: int | Non
                     ids = batch.column(schema.event_id)
                     total += id_sum(hash_ids(ids, times, schema.dedup))
     except (OSError, pa.ArrowException) as error:
+        raise_refusal(f"cannot read back {str(path)!r}", error)
         raise CorruptionError(f"{str(path)!r} cannot be read back: {error}") from error
     if found != rows:
         raise CorruptionError(f"{str(path)!r} holds {found:,} rows, not {rows:,}")
@@ -217,6 +219,7 @@ def read_footer(path: Path) -> dict[str, Any]:
         metadata = pq.read_metadata(path).metadata or {}
         footer = json.loads(metadata[FOOTER_KEY])
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
+        raise_refusal(f"cannot read the footer of {str(path)!r}", error)
         raise CorruptionError(f"{str(path)!r} has no lakestore footer: {error!r}") from error
     if not isinstance(footer, dict):
         raise CorruptionError(f"{str(path)!r} has a footer that is no object")
@@ -242,6 +245,7 @@ def measure(path: Path, schema: TableSchema) -> FileInfo:
             ranges=_ranges(metadata, schema),
         )
     except UNREADABLE as error:
+        raise_refusal(f"cannot read {str(path)!r}", error)
         raise CorruptionError(f"{str(path)!r} cannot be read: {error!r}") from error
 
 

@@ -4,6 +4,7 @@ Owns the instance and the hot segments attached to it. Each query takes a cursor
 because a second query on a connection silently cuts an open Arrow stream short (DuckDB 1.5.5).
 """
 
+import logging
 import os
 import tempfile
 import threading
@@ -16,8 +17,11 @@ import duckdb
 
 from lakestore import quoting
 from lakestore.errors import ClosedError, StorageError
-from lakestore.forks import kept_in_children
+from lakestore.forks import LOST, interrupted, start
 from lakestore.settings import MIB
+from lakestore.storage.local import descriptors, refusal, storage_error
+
+log = logging.getLogger("lakestore")
 
 STORAGE_VERSION = "v1.2.0"
 """Files that DuckDB 1.4, 1.5 and 2.0 all read; 2.0's own default is refused by older shells."""
@@ -50,53 +54,87 @@ class Engine:
 
     def __init__(self, memory_bytes: int) -> None:
         self._pid = os.getpid()
-        self._lock = threading.Lock()  # guards _attached
+        self._lock = threading.RLock()  # guards the three below, and who starts an instance anew
         self._attached: dict[Path, _Attached] = {}  # least recently used first
         self._serial = 0
-        # Left alone, an in-memory DuckDB spills into the caller's working directory.
-        spill = Path(tempfile.gettempdir()) / f"lakestore-{self._pid}"
-        config: dict[str, str | bool | int | float | list[str]] = {
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,  # a caller's statement must load nothing
-            "temp_directory": str(spill),
-        }
-        self._instance = kept_in_children(duckdb.connect(":memory:", config=config))
+        self._memory_bytes = memory_bytes
+        self._start()
+        self._start_builder()
+
+    def _start(self) -> None:
+        self._attached.clear()
+        self._instance = start(
+            autoinstall_known_extensions=False,
+            autoload_known_extensions=False,  # a caller's statement must load nothing
+            # Left alone, an in-memory DuckDB spills into the caller's working directory.
+            temp_directory=str(Path(tempfile.gettempdir()) / f"lakestore-{self._pid}"),
+        )
         # GLOBAL, or cursors would not see them; the zone, or days would follow the machine.
         self._instance.execute("SET GLOBAL TimeZone = 'UTC'")
         self._instance.execute("SET GLOBAL python_enable_replacements = false")
         self._instance.execute("SET GLOBAL parquet_metadata_cache = true")
         if not _DUCKDB_2:  # pyarrow cannot take the filters that 1.5 makes of joins, and raises
             self._instance.execute("SET GLOBAL disabled_optimizers = 'join_filter_pushdown'")
-        self.limit_memory(memory_bytes)
+        self._instance.execute(f"SET GLOBAL memory_limit = '{self._memory_bytes}B'")
+
+    def _start_builder(self) -> None:
         # Files are built in a DuckDB of one thread: beside appends and queries, not before them.
-        config = {"threads": 1, "memory_limit": f"{SORT_BYTES}B"}
-        self._builder = kept_in_children(duckdb.connect(":memory:", config=config))
+        self._builder = start(threads=1, memory_limit=f"{SORT_BYTES}B")
         self._builder.execute("SET GLOBAL TimeZone = 'UTC'")
 
     def limit_memory(self, memory_bytes: int) -> None:
         """Let DuckDB use so much memory; beyond it, it spills to the disk."""
-        self._instance.execute(f"SET GLOBAL memory_limit = '{memory_bytes}B'")
+        self._memory_bytes = memory_bytes
+        with self.cursor() as cursor:
+            cursor.execute(f"SET GLOBAL memory_limit = '{memory_bytes}B'")
 
     def cursor(self) -> duckdb.DuckDBPyConnection:
-        """A connection of its own to the instance."""
+        """A connection of its own to the instance; to a new one, if an error has ended it.
+
+        Raises:
+            StorageError: no new one can be started.
+        """
         if self._pid != os.getpid():
             raise ClosedError("DuckDB does not survive a fork: open the lake again in this process")
-        cursor = self._instance.cursor()
-        cursor.execute(_QUIET)
-        return cursor
+        instance = self._instance
+        try:
+            return _quiet_cursor(instance)
+        except LOST as error:
+            log.error("DuckDB is started anew, after %r", error)
+        with self._lock:
+            if self._instance is instance:  # else another thread was here before
+                self._start()
+        return _quiet_cursor(self._instance)
+
+    def _building_cursor(self) -> duckdb.DuckDBPyConnection:
+        """As `cursor`, of the instance that builds files."""
+        builder = self._builder
+        try:
+            return _quiet_cursor(builder)
+        except LOST as error:
+            log.error("DuckDB is started anew, after %r", error)
+        with self._lock:
+            if self._builder is builder:
+                self._start_builder()
+        return _quiet_cursor(self._builder)
 
     def attach(self, path: Path) -> str:
         """The alias of a segment's DuckDB file, attached read-only; `release` when done.
 
         A file stays attached when nobody uses it, because attaching costs 0.5 ms, until `forget`
-        or until 64 younger ones are idle too.
+        or until 64 younger ones are idle too. All of them take a quarter of the files that the
+        process may have open.
 
         Raises:
-            StorageError: the file is missing or DuckDB cannot read it.
+            StorageError: the file is missing, DuckDB cannot read it, or too many are in use.
         """
         with self._lock:
             known = self._attached.pop(path, None)
             if known is None:
+                most = descriptors() // 4
+                self.detach_idle(len(self._attached) + 1 - most)
+                if len(self._attached) >= most:
+                    raise StorageError(f"cannot attach {str(path)!r}: too many files are in use")
                 self._serial += 1
                 known = _Attached(f"segment_{self._serial}")
                 try:
@@ -107,15 +145,23 @@ class Engine:
             self._attached[path] = known  # last: the most recently used
             return known.alias
 
-    def release(self, path: Path) -> None:
+    def release(self, path: Path, alias: str) -> None:
         """Undo one `attach`."""
         with self._lock:
-            known = self._attached[path]
+            known = self._attached.get(path)
+            if known is None or known.alias != alias:  # of an instance that is no more
+                return
             known.users -= 1
-            idle = [p for p, a in self._attached.items() if not a.users]
-            for old in idle[: max(0, len(idle) - _IDLE_MAX)]:
-                self._detach(old)
+            idle = sum(not a.users for a in self._attached.values())
+            self.detach_idle(idle - _IDLE_MAX)
             if known.doomed and not known.users and path in self._attached:
+                self._detach(path)
+
+    def detach_idle(self, count: int | None = None) -> None:
+        """Detach so many files that nobody uses, those not used for longest; by default all."""
+        with self._lock:
+            idle = [path for path, attached in self._attached.items() if not attached.users]
+            for path in idle if count is None else idle[: max(0, count)]:
                 self._detach(path)
 
     def forget(self, path: Path) -> None:
@@ -128,7 +174,9 @@ class Engine:
                     self._detach(path)
 
     def _detach(self, path: Path) -> None:
-        self._run(f"DETACH {self._attached.pop(path).alias}")
+        known = self._attached.pop(path, None)
+        if known is not None:
+            self._run(f"DETACH DATABASE IF EXISTS {known.alias}")
 
     def _run(self, statement: str) -> None:
         cursor = self.cursor()
@@ -145,8 +193,7 @@ class Engine:
         with self._lock:
             self._serial += 1
             alias = f"building_{self._serial}"
-        cursor = self._builder.cursor()
-        cursor.execute(_QUIET)
+        cursor = self._building_cursor()
         try:
             cursor.execute(
                 f"ATTACH {quoting.literal(str(path))} AS {alias} "
@@ -156,6 +203,10 @@ class Engine:
                 fill(cursor, alias)
             finally:
                 cursor.execute(f"DETACH {alias}")
+        except BaseException:
+            # A full disk leaves the log of a file that was not finished, and it takes up room.
+            path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
+            raise
         finally:
             cursor.close()
 
@@ -169,18 +220,44 @@ def sorter(spill: Path, memory_bytes: int = SORT_BYTES) -> Iterator[duckdb.DuckD
         memory_bytes: its limit. Rows of many kilobytes need more than others: DuckDB holds
             2,048 of them at once, and cannot spill those.
     """
-    config: dict[str, str | bool | int | float | list[str]] = {
-        "memory_limit": f"{memory_bytes}B",
-        "preserve_insertion_order": False,  # the statement says ORDER BY
-        "threads": 1,  # each needs memory of its own, and appends want the other cores
-        "temp_directory": str(spill),
-        "autoinstall_known_extensions": False,
-        "python_enable_replacements": False,
-    }
-    with duckdb.connect(":memory:", config=config) as con:
+    con = start(
+        memory_limit=f"{memory_bytes}B",
+        preserve_insertion_order=False,  # the statement says ORDER BY
+        threads=1,  # each needs memory of its own, and appends want the other cores
+        temp_directory=str(spill),
+        autoinstall_known_extensions=False,
+        python_enable_replacements=False,
+    )
+    with con:
         con.execute("SET GLOBAL TimeZone = 'UTC'")
         con.execute(_QUIET)
         yield con
+
+
+@contextmanager
+def troubles(what: str) -> Iterator[None]:
+    """Raise a `StorageError` in the place of an error of the disk or of DuckDB."""
+    try:
+        yield
+    except OSError as error:
+        raise storage_error(what, error) from error
+    except duckdb.Error as error:
+        if interrupted(error):
+            raise KeyboardInterrupt from error
+        raise duckdb_error(what, error) from error
+
+
+def duckdb_error(what: str, error: Exception) -> StorageError:
+    """A `StorageError` that says what failed, and what helps when that is known."""
+    if isinstance(error, duckdb.OutOfMemoryException):
+        return StorageError(f"{what}: it needs more memory than memory_bytes allows: {error}")
+    return refusal(what, error) or StorageError(f"{what}: {str(error).strip()}")
+
+
+def _quiet_cursor(instance: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    cursor = instance.cursor()
+    cursor.execute(_QUIET)
+    return cursor
 
 
 _engine: Engine | None = None

@@ -20,7 +20,7 @@ from lakestore.errors import StorageError
 from lakestore.idhash import HASH_VERSION, Hashes, hash_batch, in_sorted
 from lakestore.layout import ids_name
 from lakestore.schema import TableSchema
-from lakestore.storage.local import discard, make_folder
+from lakestore.storage.local import descriptors, discard, make_folder
 
 _MAGIC = b"LKIDS1\0\0"
 _MAPPED_MAX = 64
@@ -65,7 +65,8 @@ class FileIds:
                     self._store(name, known)
         with self._lock:
             self._known[name] = known
-            while len(self._known) > _MAPPED_MAX:  # each map holds a file descriptor
+            # Each map holds a file descriptor.
+            while len(self._known) > min(_MAPPED_MAX, descriptors() // 8):
                 self._known.popitem(last=False)
         return known
 

@@ -1,4 +1,4 @@
-"""Forks: a child never frees the DuckDB instances that it inherited.
+"""DuckDB instances: how one is started, and that a forked child never frees those it inherited.
 
 Their worker threads are not copied, and freeing an instance joins them: a child that ended as
 programs do, by returning or by `sys.exit`, died of a segmentation fault or waited for ever.
@@ -7,8 +7,38 @@ programs do, by returning or by `sys.exit`, died of a segmentation fault or wait
 import ctypes
 import os
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import duckdb
+
+from lakestore.errors import StorageError
+
+LOST = (duckdb.FatalException, duckdb.InternalException, UnicodeDecodeError)
+"""What every statement raises on an instance that an error within DuckDB has made unusable.
+
+The last where DuckDB 2.0 cannot put the message, with damaged bytes in it, into text.
+"""
+
+
+def interrupted(error: BaseException) -> bool:
+    """Whether DuckDB's Python package made the error of a KeyboardInterrupt."""
+    text = str(error)
+    return "KeyboardInterrupt" in text or (
+        isinstance(error, (duckdb.InterruptException, RuntimeError)) and "interrupted" in text
+    )
+
+
+@contextmanager
+def interrupts() -> Iterator[None]:
+    """Raise a KeyboardInterrupt in the place of what DuckDB's Python package makes of one."""
+    try:
+        yield
+    except (duckdb.Error, RuntimeError) as error:
+        if interrupted(error):
+            raise KeyboardInterrupt from error
+        raise
+
 
 _instances: weakref.WeakSet[duckdb.DuckDBPyConnection] = weakref.WeakSet()
 
@@ -17,6 +47,21 @@ def kept_in_children(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnectio
     """The connection, whose instance a child of this process will leave alone."""
     _instances.add(con)
     return con
+
+
+def start(**config: str | bool | int | float | list[str]) -> duckdb.DuckDBPyConnection:
+    """A new DuckDB in memory.
+
+    Raises:
+        StorageError: no file can be opened; DuckDB 1.5 would end the process then.
+    """
+    try:
+        os.close(os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC))
+        return kept_in_children(duckdb.connect(":memory:", config=config))
+    except (OSError, duckdb.IOException) as error:
+        raise StorageError(
+            f"cannot start DuckDB: {error}; raise the limit of open files"
+        ) from error
 
 
 # DuckDB 1.5 makes its default connection, threads and all, when it is imported.

@@ -27,6 +27,8 @@ MAGIC = b"LKF1"
 KEEP = "restore the file from a copy, or move it away: the rows in it are in no other place"
 _FILE = struct.Struct("<8sHIIQ")  # magic, format, length of the JSON, of the schema, xxh3 of both
 _FILE_MAGIC = b"LKJOURNL"
+_HEADER_MAX = 1 << 18
+"""No header is longer: a thousand columns take 92 KB."""
 _FRAME = struct.Struct("<4sBxHIQQqQ8sQ")
 _DIGEST_BYTES = 8
 _MORE = 1
@@ -160,31 +162,49 @@ def is_torn(data: memoryview, header: JournalHeader) -> bool:
 
 
 def parse_header(path: Path, data: memoryview) -> tuple[JournalHeader, int] | None:
-    """The header and where frames begin; None while it is not whole, as in a crash at birth."""
-    whole = len(data) >= _FILE.size
-    magic, version, facts_len, schema_len, expected = (
-        _FILE.unpack_from(data) if whole else (b"", 0, 0, 0, 0)
-    )
-    end = _FILE.size + facts_len + schema_len
-    if magic != _FILE_MAGIC or (version == FORMAT and len(data) < end):
-        raw = data.obj
-        assert isinstance(raw, bytes)
-        # The header is on the disk before any frame is written: a file with a frame has had one.
-        if MAGIC in raw:
-            raise CorruptionError(
-                f"the header of journal {str(path)!r} is damaged, and rows follow it; {KEEP}"
-            )
-        if not any(data) or len(data) < end or not whole:
+    """The header and where frames begin; None while it is not whole, as in a crash at birth.
+
+    Raises:
+        CorruptionError: it is none, and a crash at birth does not leave that.
+        FormatTooNewError: a newer lakestore wrote it.
+    """
+    end = _header_end(data)
+    if end is None or len(data) < end:
+        if _is_birth(data):
             return None
-        raise CorruptionError(f"{str(path)!r} is not a journal")
+        raise CorruptionError(f"journal {str(path)!r} does not begin with a header; {KEEP}")
+    _, version, facts_len, _, expected = _FILE.unpack_from(data)
     if version != FORMAT:
         raise FormatTooNewError(f"journal {str(path)!r} has format {version}; upgrade lakestore")
     body = bytes(data[_FILE.size : end])
     if xxhash.xxh3_64_intdigest(body) != expected:
-        if MAGIC not in bytes(data):  # a crash at birth: no row was ever in it
+        if len(data) == end:  # its last blocks were not on the disk yet
             return None
-        raise CorruptionError(f"the header of journal {str(path)!r} is damaged")
+        raise CorruptionError(
+            f"the header of journal {str(path)!r} is damaged, and bytes follow it; {KEEP}"
+        )
     facts = json.loads(body[:facts_len])
     schema = pa.ipc.read_schema(pa.py_buffer(body[facts_len:]))
     id_ = GenerationId(facts["writer"], facts["generation"])
     return JournalHeader(facts["lake"], facts["table"], id_, facts["schema_version"], schema), end
+
+
+def _header_end(data: memoryview) -> int | None:
+    """Where the header says that it ends, or None when there is none."""
+    if len(data) < _FILE.size:
+        return None
+    magic, version, facts_len, schema_len, _ = _FILE.unpack_from(data)
+    if magic != _FILE_MAGIC:
+        return None
+    return _FILE.size + (facts_len + schema_len if version == FORMAT else 0)
+
+
+def _is_birth(data: memoryview) -> bool:
+    """Whether bytes without a whole header are what a crash leaves while it is written.
+
+    The header is on the disk before any frame is written, so there is no frame: only the header's
+    first bytes, or zeros in the place of them, where the length came to the disk first.
+    """
+    head = bytes(data[: _FILE.size])
+    begun = head.startswith(_FILE_MAGIC[: len(head)]) or not any(head)
+    return begun and len(data) <= _HEADER_MAX and MAGIC not in bytes(data)

@@ -19,9 +19,9 @@ import atexit
 import os
 import sys
 import threading
-import uuid
 import weakref
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -36,12 +36,14 @@ from lakestore.buffer import Buffer
 from lakestore.catalog.commit import TableEntry
 from lakestore.clock import Clock, SystemClock
 from lakestore.context import Recovery, SiteContext, TableContext
+from lakestore.engine import troubles
 from lakestore.errors import (
     ClosedError,
     CorruptionError,
     InvalidInputError,
     NotFoundError,
     SchemaError,
+    StorageError,
 )
 from lakestore.failpoint import reach
 from lakestore.layout import check_table_name, schema_key
@@ -56,13 +58,13 @@ from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import GenerationId
 from lakestore.status import Status, table_status
-from lakestore.storage.local import refusals
 from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
 from lakestore.verify.report import Report as VerifyReport
 from lakestore.verify.run import verify
 
 
+@troubles("cannot open the lake")
 def open(
     root: str | os.PathLike[str],
     *,
@@ -159,6 +161,7 @@ class Lake:
             self._upkeep.start()
         _open_lakes.add(self)
 
+    @troubles("cannot create a table")
     def create_table(
         self,
         name: str,
@@ -199,10 +202,7 @@ class Lake:
                 context = TableContext.open(self._site, entry, resolved)
                 shell.write_empty(context)
                 reach("create.2")
-                staged = context.site.staging / f"{uuid.uuid4().hex}.toml"
-                with refusals(f"cannot write {str(staged)!r}"):
-                    staged.write_text(resolved.text, encoding="utf-8")
-                self._site.storage.put_new(schema_key(entry.folder, 1), staged)
+                self._site.put_text(schema_key(entry.folder, 1), resolved.text)
                 reach("create.3")
             reach("create.4")
             table = self._open_table(entry, context)
@@ -215,6 +215,7 @@ class Lake:
         keys = (schema_key(folder, 1), schema_key(folder, 1, "parquet"))
         return any(self._site.storage.size(key) is not None for key in keys)
 
+    @troubles("cannot drop a table")
     def drop_table(self, name: str) -> None:
         """Unlist a table; its files are deleted by `vacuum` after the grace.
 
@@ -228,7 +229,8 @@ class Lake:
                 commit.drop_table(table._context.entry.id)
                 reach("drop.1")
             reach("drop.2")
-            retain.bury(self._site, table._context.entry.folder)
+            with suppress(StorageError):  # it is dropped: vacuum says so when there is room
+                retain.bury(self._site, table._context.entry.folder)
             self._tables.pop(table._context.entry.id, None)
             if table._context.buffer is not None:
                 table._context.buffer.close()
@@ -241,6 +243,7 @@ class Lake:
             if item.kind == "table":
                 retain.bury(self._site, item.folder)
 
+    @troubles("cannot look at the tables")
     def __getitem__(self, name: str) -> Table:
         """The table of that name; raises `NotFoundError`."""
         self._check_open()
@@ -259,6 +262,7 @@ class Lake:
         """Names of the tables."""
         return iter(self.tables())
 
+    @troubles("cannot look at the tables")
     def tables(self) -> list[str]:
         """Names of the tables, in order."""
         self._check_open()
@@ -298,6 +302,7 @@ class Lake:
         frames = of_caller(query, sys._getframe(1), names)
         return self._queries.explain(query, params, self._contexts(), frames)
 
+    @troubles("cannot make a connection")
     def connect(self) -> duckdb.DuckDBPyConnection:
         """A DuckDB connection of your own with a view of each table as of now: the open door.
 
@@ -329,22 +334,26 @@ class Lake:
         """What was taken over from writers that died: at open, and since."""
         return replace(self._site.recovery)
 
+    @troubles("cannot flush")
     def flush(self) -> int:
         """Flush every table; returns the rows published."""
         self._check_open(write=True)
         return sum(self._upkeep.flush(context) for context in self._contexts())
 
+    @troubles("cannot seal")
     def seal(self) -> int:
         """Seal every table; returns the rows moved."""
         self._check_open(write=True)
         return sum(self._upkeep.seal(context) for context in self._contexts())
 
+    @troubles("cannot maintain the lake")
     def maintain(self) -> Report:
         """Do every maintenance job that is due, once: flush, merge, seal, vacuum."""
         self._check_open(write=True)
         self._upkeep.look()
         return self._upkeep.round()
 
+    @troubles("cannot look at the lake")
     def status(self) -> Status:
         """Rows, bytes, files and lag of every tier of every table."""
         self._check_open()
@@ -368,6 +377,7 @@ class Lake:
             self._upkeep.problem,
         )
 
+    @troubles("cannot verify the lake")
     def verify(self) -> VerifyReport:
         """Re-check every promise against the bytes: names, sums, counts, ids, order, statistics.
 
@@ -378,6 +388,7 @@ class Lake:
         self._refresh()
         return verify(self._site, Path(self.root), self._contexts())
 
+    @troubles("cannot repair the lake")
     def repair(self, *, dry_run: bool = True) -> Repaired:
         """Verify, and say what is safe to do about it, or (`dry_run=False`) do it.
 
@@ -391,6 +402,7 @@ class Lake:
         self._refresh()
         return repair(self._site, Path(self.root), self._contexts(), dry_run=dry_run)
 
+    @troubles("cannot close the lake")
     def close(self) -> None:
         """Close the lake; with upkeep `auto`, what is buffered is flushed first."""
         if self._closed:

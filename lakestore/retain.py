@@ -11,7 +11,6 @@ import shutil
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from uuid import uuid4
 
 from lakestore import hot
 from lakestore.catalog.commit import Garbage
@@ -118,9 +117,12 @@ def bury(site: SiteContext, folder: str) -> None:
 
     Only once the catalog says so, for a table that lives on must have no tombstone. A crash in
     between is made good by the next open, or by vacuum.
+
+    Raises:
+        StorageError: the disk refused.
     """
     key = tombstone_key(folder)
     if site.storage.size(key) is None:
-        staged = site.staging / f"{uuid4().hex}.json"
-        staged.write_text(json.dumps({"format": 1, "dropped": site.clock.now().isoformat()}) + "\n")
-        site.storage.put_new(key, staged)
+        site.put_text(
+            key, json.dumps({"format": 1, "dropped": site.clock.now().isoformat()}) + "\n"
+        )

@@ -34,7 +34,7 @@ from lakestore.idhash import Hashes, days, hash_batch, id_sum
 from lakestore.layout import ColdName
 from lakestore.settings import GIB, MIB, Settings
 from lakestore.snapshot import ColdFile, FileInfo, Segment
-from lakestore.storage.local import refusals, storage_error
+from lakestore.storage.local import raise_refusal, refusals, storage_error
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * MIB
@@ -151,6 +151,7 @@ def _check(table: TableContext, segment: Segment) -> None:
     try:
         intact = datafile.sha256(path) == segment.info.sha256
     except OSError as error:
+        raise_refusal(f"cannot read segment {str(path)!r}", error)
         raise CorruptionError(f"segment {str(path)!r} cannot be read: {error}") from error
     if not intact:
         raise CorruptionError(

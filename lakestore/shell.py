@@ -123,7 +123,10 @@ def write_empty(table: TableContext) -> None:
     """Publish the zero-row file that keeps the view of an empty table well-formed."""
     staged = table.site.staging / f"{uuid4().hex}.parquet"
     footer = table.footer(tier="schema", document=table.schema.text)
-    with refusals(f"cannot write {str(staged)!r}"):
-        datafile.write(staged, table.schema, (), footer)
     key = schema_key(table.entry.folder, table.entry.schema_version, "parquet")
-    table.site.storage.put_new(key, staged)
+    try:
+        with refusals(f"cannot write {str(staged)!r}"):
+            datafile.write(staged, table.schema, (), footer)
+        table.site.storage.put_new(key, staged)
+    finally:
+        staged.unlink(missing_ok=True)

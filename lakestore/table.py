@@ -11,6 +11,7 @@ import pyarrow as pa
 from lakestore import quoting
 from lakestore.append import Ack, Appender
 from lakestore.context import TableContext
+from lakestore.engine import troubles
 from lakestore.errors import ClosedError, InvalidInputError, NotFoundError
 from lakestore.retain import Vacuumed
 from lakestore.schema import TableSchema
@@ -70,16 +71,19 @@ class Table:
         """
         return self._writable().append(data, producer, seq, level)
 
+    @troubles("cannot flush")
     def flush(self) -> int:
         """Publish buffered rows as a hot segment, for every engine to read; returns the rows."""
         self._writable()
         return self._lake._upkeep.flush(self._context)
 
+    @troubles("cannot seal")
     def seal(self) -> int:
         """Flush, then move every hot segment to cold files; returns the rows moved."""
         self._writable()
         return self._lake._upkeep.seal(self._context)
 
+    @troubles("cannot vacuum")
     def vacuum(self, dry_run: bool = True) -> Vacuumed:
         """Say which superseded files would be deleted, or (`dry_run=False`) delete them."""
         self._writable()
@@ -88,8 +92,7 @@ class Table:
     def scan(self) -> pl.LazyFrame:
         """A Polars LazyFrame over every tier as of now; filters and columns are pushed down."""
         self._lake._check_open()
-        frame: pl.LazyFrame = self._lake._queries.relation(self._context).pl(lazy=True)
-        return frame
+        return self._lake._queries.scan(self._context)
 
     def to_arrow(
         self,

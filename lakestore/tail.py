@@ -10,6 +10,9 @@ from lakestore.buffer import Pinned
 from lakestore.journal import JournalReader
 from lakestore.layout import WRITER_NAME, SiteLayout, journal_name, parse_journal_name
 from lakestore.snapshot import GenerationId
+from lakestore.storage.local import refusals
+
+_UNREADABLE = "cannot read the journals of other writers"
 
 
 @dataclass
@@ -41,8 +44,12 @@ class JournalTails:
         Args:
             mine: writers whose rows this process has in its buffer.
             known: generations that a segment holds, or the buffer.
+
+        Raises:
+            StorageError: a journal cannot be read.
+            CorruptionError: a journal is damaged before its end.
         """
-        with self._lock:
+        with self._lock, refusals(_UNREADABLE):
             self._follow(mine, known)
             return tuple(
                 Pinned(id, False, tuple(tail.batches))
@@ -54,13 +61,14 @@ class JournalTails:
         self, producer: str, mine: Container[str], known: Container[GenerationId]
     ) -> int:
         """The highest sequence number that other writers' journals hold of a producer, or -1."""
-        with self._lock:
+        with self._lock, refusals(_UNREADABLE):
             self._follow(mine, known)
             return max((t.highest.get(producer, -1) for t in self._tails.values()), default=-1)
 
     def unflushed(self, mine: Container[str], known: Container[GenerationId]) -> list[GenerationId]:
         """Journals of other writers that may hold rows in no segment."""
-        return [id for id in self._list(mine) if id not in known]
+        with refusals(_UNREADABLE):
+            return [id for id in self._list(mine) if id not in known]
 
     def _follow(self, mine: Container[str], known: Container[GenerationId]) -> None:
         found = [id for id in self._list(mine) if id not in known]

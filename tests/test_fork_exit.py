@@ -316,10 +316,6 @@ while interrupted < 100 and time.monotonic() < deadline:
         start += 10
     except KeyboardInterrupt:
         interrupted += 1
-    except RuntimeError as error:  # what DuckDB makes of it
-        if "interrupted" not in str(error).lower():
-            raise
-        interrupted += 1
     except ls.StorageError:  # an fsync was interrupted, so nobody knows: it was not accepted
         inside = False
 stop.set()

@@ -1,5 +1,6 @@
 """The journal file: what a torn or damaged one gives back."""
 
+import random
 from contextlib import suppress
 
 import pyarrow as pa
@@ -142,6 +143,27 @@ def test_a_crash_at_birth_is_no_damage(journal, tmp_path):
     for broken in (b"", data[:30], bytes(len(data)), data[:40] + bytes(len(data) - 40)):
         journal.path.write_bytes(broken)
         assert read(journal.path) == []
+
+
+def test_what_no_crash_at_birth_leaves_is_damage(journal, tmp_path):
+    """It takes rows with it, so it is never passed over as a journal without any."""
+    header = len(journal.path.read_bytes())
+    journal.sync_to(journal.append(batches(0, 500), None, None))
+    data = journal.path.read_bytes()
+    noise = random.Random(8).randbytes(len(data))
+    for broken in (
+        noise,
+        noise[:20],
+        noise[:8] + bytes(90),
+        bytes(300_000),
+        data[:40] + noise[40:],
+        data[:header - 1] + b"?" + noise[header:],
+        noise[:header] + data[header:],
+        bytes(header) + data[header:],
+    ):  # fmt: skip
+        journal.path.write_bytes(broken)
+        with pytest.raises(ls.CorruptionError, match=r"000001.*restore the file"):
+            read(journal.path)
 
 
 def test_a_frame_of_another_journal_is_refused(journal, tmp_path):

@@ -24,7 +24,7 @@ LEVELS: list[list[str]] = [
     ],
     ["storage", "storage.local", "engine", "idhash", "newids", "coerce", "datafile"],
     ["frames", "journal", "buffer", "tail", "lakefile", "writers", "hot", "fileids"],
-    ["catalog.tables", "catalog.rows", "catalog.commit", "catalog"],
+    ["catalog.tables", "catalog.rows", "catalog.commit", "catalog.frozen", "catalog"],
     ["cold", "cold.parquet", "context"],
     ["append", "recover", "flush", "seal", "retain", "shell", "status"],
     [
@@ -34,6 +34,7 @@ LEVELS: list[list[str]] = [
         "query.plan",
         "query.result",
         "query.reads",
+        "query.scan",
         "query.run",
         "query.frames",
     ],

@@ -6,6 +6,8 @@ and cold files say in their footers what they are. Failpoints: catalog.1 begun  
 .3 committed
 """
 
+import errno
+import os
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+from lakestore.catalog import frozen
 from lakestore.catalog import tables as t
 from lakestore.catalog.commit import Commit, Garbage, Inventory, Sent, TableEntry, TableRecord
 from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
@@ -29,6 +32,7 @@ from lakestore.errors import (
 )
 from lakestore.failpoint import reach
 from lakestore.snapshot import ColdFile, GenerationId, TableState
+from lakestore.storage.local import storage_error, why_refused
 
 _DAMAGED = "the catalog is damaged"
 _REBUILD = "`lakestore rebuild` makes it again from the lake's files"
@@ -54,16 +58,27 @@ class Catalog:
             NotFoundError: there is none, and none is to be created.
             CorruptionError: it is damaged, or there is none though there was one.
             FormatTooNewError: a newer lakestore wrote it.
+            StorageError: it cannot be read, or (`create`) written.
         """
+        writable = os.access(path.parent, os.W_OK)
+        if create is not None and not writable and path.parent.exists():
+            raise StorageError(
+                f"cannot write in {str(path.parent)!r}: the file system is read-only, or the "
+                'folder belongs to another user; open with mode="r"'
+            )
         if not path.exists():
             _refuse_lost(path, is_filled)
             if create is None:
                 raise NotFoundError(f"no catalog at {str(path)!r}")
+        self._path = path
         self._clock = clock
-        self._engine = sa.create_engine(
-            sa.URL.create("sqlite", database=str(path)),
-            connect_args={"timeout": 30, "isolation_level": None},
-        )
+        if create is None and not writable:
+            self._engine = frozen.engine(path)
+        else:
+            self._engine = sa.create_engine(
+                sa.URL.create("sqlite", database=str(path)),
+                connect_args={"timeout": 30, "isolation_level": None},
+            )
         sa.event.listen(self._engine, "connect", _configure)
         self._states: dict[int, TableState] = {}
         self._cold: dict[int, dict[str, ColdFile]] = {}
@@ -313,11 +328,25 @@ class Catalog:
                     raise
                 con.exec_driver_sql("COMMIT")
         except sa.exc.OperationalError as error:
-            raise _translated(error.orig) from error
+            raise self._translated(error.orig) from error
         except sa.exc.DatabaseError as error:
             raise CorruptionError(f"{_DAMAGED}: {error.orig}; {_REBUILD}") from error
         except sqlite3.Error as error:  # of `_configure`, which SQLAlchemy does not see
-            raise _translated(error) from error
+            raise self._translated(error) from error
+
+    def _translated(self, error: BaseException | None) -> LakestoreError:
+        """What an error of SQLite means: wait, make room, or stop."""
+        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
+            return LockedError(f"the catalog stayed busy for 30 s: {error}")
+        # SQLITE_ERROR too: our statements are right, so what they name is gone, or is no text.
+        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
+            return CorruptionError(f"{_DAMAGED}: {error}; {_REBUILD}")
+        what = f"the catalog cannot be used ({error})"
+        refusal = why_refused(self._path.parent)  # SQLite itself hardly says
+        if refusal is None and code == sqlite3.SQLITE_FULL:
+            refusal = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return storage_error(what, refusal) if refusal is not None else StorageError(what)
 
 
 def _refuse_lost(path: Path, is_filled: Callable[[], bool]) -> None:
@@ -336,17 +365,6 @@ def _garbage(con: Connection) -> list[Garbage]:
 
 def _pairs(con: Connection, query: sa.Select[tuple[Any, Any]]) -> dict[Any, Any]:
     return {row[0]: row[1] for row in con.execute(query)}
-
-
-def _translated(error: BaseException | None) -> LakestoreError:
-    """What an error of SQLite means: wait, make room, or stop."""
-    code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-    if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-        return LockedError(f"the catalog stayed busy for 30 s: {error}")
-    # SQLITE_ERROR too: our statements are right, so what they name is gone, or is no text.
-    if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-        return CorruptionError(f"{_DAMAGED}: {error}; {_REBUILD}")
-    return StorageError(f"the catalog cannot be used: {error}")
 
 
 def _configure(connection: Any, _: Any) -> None:

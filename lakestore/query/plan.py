@@ -20,7 +20,7 @@ import sqlglot
 from sqlglot import expressions as exp
 
 from lakestore import quoting
-from lakestore.forks import kept_in_children
+from lakestore.forks import LOST, interrupted, start
 from lakestore.query.parameters import Parameters
 from lakestore.query.pin import TablePin
 from lakestore.schema import TableSchema
@@ -48,21 +48,23 @@ class Planner:
     """Chooses the cold files of each statement. Its DuckDB holds no event, only statistics."""
 
     def __init__(self) -> None:
-        config: dict[str, Any] = {
-            "threads": 1,
-            "autoinstall_known_extensions": False,
-            "autoload_known_extensions": False,
-            "python_enable_replacements": False,
-        }
-        self._instance = kept_in_children(duckdb.connect(":memory:", config=config))
+        self._lock = threading.Lock()  # guards the three that `_start` sets
+        self._start()
+
+    def _start(self) -> None:
+        self._stubs: dict[str, TableSchema] = {}
+        self._statistics: dict[int, Statistics] = {}
+        self._instance = start(
+            threads=1,
+            autoinstall_known_extensions=False,
+            autoload_known_extensions=False,
+            python_enable_replacements=False,
+        )
         self._instance.execute("SET GLOBAL TimeZone = 'UTC'")
         # By statistics a scan of an empty table is folded away, and its filters with it: another
         # scan's filters would then choose the files of both.
         self._instance.execute("SET GLOBAL disabled_optimizers = 'statistics_propagation'")
         self._instance.execute("CREATE SCHEMA statistics")
-        self._lock = threading.Lock()  # guards the two below
-        self._stubs: dict[str, TableSchema] = {}
-        self._statistics: dict[int, Statistics] = {}
 
     def choose(
         self,
@@ -75,19 +77,25 @@ class Planner:
         kept = {one.table.entry.id: one.cold for one in pins}
         if not any(one.cold for one in pins):
             return kept, {}
-        with self._instance.cursor() as cursor:
-            for name, frame in frames.items():
-                cursor.register(name, frame)
-            for one in pins:
-                self._stub(cursor, one.table.entry.name, one.table.schema)
-            filters = pushed_filters(cursor, statement, parameters)
-        if filters is None:
+        try:
+            with self._instance.cursor() as cursor:
+                for name, frame in frames.items():
+                    cursor.register(name, frame)
+                for one in pins:
+                    self._stub(cursor, one.table.entry.name, one.table.schema)
+                filters = pushed_filters(cursor, statement, parameters)
+            if filters is None:
+                return kept, {}
+            margin = _CLOCK_MARGIN if _CLOCK.search(statement) else ""
+            chosen = {
+                one.table.entry.id: self._keep(one, filters.get(one.table.entry.name, []), margin)
+                for one in pins
+            }
+        except LOST:  # nothing is pruned this time
+            with self._lock:
+                self._start()
             return kept, {}
-        margin = _CLOCK_MARGIN if _CLOCK.search(statement) else ""
-        for one in pins:
-            scans = filters.get(one.table.entry.name, [])
-            kept[one.table.entry.id] = self._keep(one, scans, margin)
-        return kept, filters
+        return chosen, filters
 
     def _stub(self, cursor: duckdb.DuckDBPyConnection, name: str, schema: TableSchema) -> None:
         with self._lock:
@@ -163,7 +171,11 @@ def pushed_filters(
     """
     try:
         rows = cursor.execute(f"EXPLAIN (FORMAT json) {statement}", parameters).fetchall()
-    except (duckdb.Error, ValueError):
+    except LOST:
+        raise
+    except (duckdb.Error, ValueError) as error:
+        if interrupted(error):
+            raise
         return None
     scans: Filters = {}
     for node in _nodes(json.loads(rows[-1][1])):

@@ -6,8 +6,9 @@ import html
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-import duckdb
 import pyarrow as pa
+
+from lakestore.forks import start
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -88,7 +89,7 @@ class Result:
     def _text(self, rows: int) -> str:
         if not self.columns:
             return "(no columns)"
-        with duckdb.connect(config={"python_enable_replacements": False}) as con:
+        with start(python_enable_replacements=False) as con:
             con.execute("SET GLOBAL TimeZone = 'UTC'")
             shown = con.from_arrow(self._table.slice(0, rows))
             text = str(shown).rstrip()

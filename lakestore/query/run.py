@@ -6,29 +6,35 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import duckdb
 import pyarrow as pa
 
 from lakestore import hot, quoting
 from lakestore.context import SiteContext, TableContext
-from lakestore.engine import buffered_source
-from lakestore.errors import InvalidInputError, NotFoundError, StorageError
-from lakestore.forks import kept_in_children
+from lakestore.engine import buffered_source, duckdb_error, troubles
+from lakestore.errors import InvalidInputError, LakestoreError, NotFoundError, StorageError
+from lakestore.forks import LOST, interrupted, interrupts, start
 from lakestore.query import parameters as bound
 from lakestore.query import plan
 from lakestore.query.parameters import Parameters
 from lakestore.query.pin import FilesInUse, TablePin, pin
 from lakestore.query.reads import Reading, reading
 from lakestore.query.result import Result
+from lakestore.query.scan import scanned
 from lakestore.snapshot import ColdFile
+
+if TYPE_CHECKING:
+    import polars as pl
 
 _PLAIN = re.compile(r"[A-Za-z_]\w*")
 _QUOTED = re.compile(r'"((?:[^"]|"")+)"')
 _ATTEMPTS = 5
 _LISTS = {"show", "information_schema", "duckdb_views", "duckdb_columns", "pg_catalog"}
 """Words of statements that list tables without naming them."""
+_FAILURES = (duckdb.Error, OSError, ValueError, RecursionError)
+"""What DuckDB's Python package raises; Arrow hands some of DuckDB's errors on as an OSError."""
 _READINGS_MAX = 512
 _READING_CHARS = 10_000
 
@@ -87,6 +93,7 @@ class Queries:
         self._readings: dict[str, Reading] = {}  # statements seen before: checking takes 1 ms
         self.in_use = FilesInUse()
 
+    @interrupts()
     def sql(
         self,
         statement: str,
@@ -114,16 +121,20 @@ class Queries:
                     statement, parameters, named, frames, parquet_only=parquet_only
                 ) as (cursor, _):
                     return Result(_fetch(cursor, statement, parameters))
-            except (duckdb.Error, ValueError, RecursionError) as error:
+            except LakestoreError:
+                raise
+            except _FAILURES as error:
                 last = attempt == _ATTEMPTS - 1
                 if "No files found" in str(error) and not last:
                     continue  # another process sealed and vacuumed a file: look again
                 if _may_be_damage(error) and not parquet_only and not last:
                     parquet_only = True  # a segment's DuckDB file is expendable, its twin is not
+                    self._engine.detach_idle()  # as if there were too many open files
                     continue
                 raise _translated(error, tables) from error
         raise AssertionError("unreachable")
 
+    @interrupts()
     def explain(
         self,
         statement: str,
@@ -139,26 +150,42 @@ class Queries:
             with self._prepared(statement, parameters, named, frames) as (cursor, chosen):
                 cursor.execute(f"EXPLAIN {statement}", parameters).fetchall()
                 return Explanation(_tiers(chosen.pins, chosen.kept), chosen.filters)
-        except (duckdb.Error, ValueError, RecursionError) as error:
+        except LakestoreError:
+            raise
+        except _FAILURES as error:
             raise _translated(error, tables) from error
 
-    def relation(self, table: TableContext) -> duckdb.DuckDBPyRelation:
-        """The table as of now, on a cursor of its own; its files are held until it is gone."""
-        cursor = self._engine.cursor()
-        pins = pin(self._site, [table])
-        release = self._mount(cursor, pins, {})
-        relation: duckdb.DuckDBPyRelation = cursor.sql(
-            f"FROM {quoting.identifier(table.entry.name)}"
-        )
-        weakref.finalize(relation, release)
-        return relation
+    @interrupts()
+    def scan(self, table: TableContext) -> "pl.LazyFrame":
+        """The table as of now, on a cursor of its own; its files are held until it is gone.
 
+        From Parquet alone: once rows were handed out, a DuckDB file that turns out to be damaged
+        could not be left for its twin.
+        """
+        try:
+            cursor = self._engine.cursor()
+            pins = pin(self._site, [table])
+            release = self._mount(cursor, pins, {}, parquet_only=True)
+            try:
+                relation = cursor.sql(f"FROM {quoting.identifier(table.entry.name)}")
+                frame = scanned(relation, lambda error: _translated(error, [table]))
+            except BaseException:
+                release()
+                raise
+        except LakestoreError:
+            raise
+        except _FAILURES as error:
+            raise _translated(error, [table]) from error
+        weakref.finalize(relation, release)
+        return frame
+
+    @interrupts()
     def connect(self, tables: Sequence[TableContext]) -> duckdb.DuckDBPyConnection:
         """A DuckDB of the caller's own, with views of the tables as of now, over Parquet.
 
         The files are not held: one that lives past the grace fails with "No files found".
         """
-        con = kept_in_children(duckdb.connect(config={"autoinstall_known_extensions": False}))
+        con = start(autoinstall_known_extensions=False)
         con.execute("SET GLOBAL TimeZone = 'UTC'")
         for one in pin(self._site, tables):
             table = one.table
@@ -168,7 +195,8 @@ class Queries:
                 con.register(buffered, one.buffered)
                 names = quoting.identifiers(table.schema.names)
                 parts.insert(0, f"SELECT {names} FROM {buffered_source(buffered)}")
-            con.execute(f"CREATE TEMP VIEW {name} AS {_union(parts, one)}")
+            with troubles(f"cannot make a view of {table.entry.name!r}"):
+                con.execute(f"CREATE TEMP VIEW {name} AS {_union(parts, one)}")
         return con
 
     @contextmanager
@@ -206,15 +234,15 @@ class Queries:
         parquet_only: bool = False,
     ) -> Callable[[], None]:
         """Make views of the pinned tables on the cursor; returns what lets their files go."""
-        attached: list[Path] = []
+        attached: list[tuple[Path, str]] = []
         names = [s.name for one in pins for s in one.segments]
         names += [f.name for one in pins for f in kept.get(one.table.entry.id, one.cold)]
         self.in_use.add(names)
 
         def release() -> None:
             self.in_use.remove(names)
-            for path in attached:
-                self._engine.release(path)
+            for path, alias in attached:
+                self._engine.release(path, alias)
 
         try:
             for one in pins:
@@ -232,7 +260,7 @@ class Queries:
         cursor: duckdb.DuckDBPyConnection,
         one: TablePin,
         cold: Sequence[ColdFile],
-        attached: list[Path] | None,
+        attached: list[tuple[Path, str]] | None,
     ) -> str:
         table = one.table
         columns = quoting.identifiers(table.schema.names)
@@ -247,7 +275,7 @@ class Queries:
             if segment.has_duckdb and attached is not None:
                 with suppress(StorageError):  # the DuckDB file is expendable; its twin is not
                     alias = self._engine.attach(path)
-                    attached.append(path)
+                    attached.append((path, alias))
             if alias is None:
                 parquet.append(str(table.segment_path(segment)))
             else:
@@ -348,19 +376,34 @@ def _message(error: BaseException) -> str:
 
 
 def _may_be_damage(error: Exception) -> bool:
-    """Whether a DuckDB file of a segment may be at fault."""
-    return isinstance(
-        error, duckdb.IOException | duckdb.InternalException | duckdb.FatalException
-    ) or any(word in str(error) for word in ("orrupt", "No files found"))
+    """Whether a DuckDB file of a segment may be at fault, or DuckDB itself."""
+    if interrupted(error) or "requires the extension" in str(error):
+        return False
+    return (
+        isinstance(error, (duckdb.IOException, duckdb.SerializationException, OSError, *LOST))
+        or type(error) is duckdb.Error
+        or any(word in str(error) for word in ("orrupt", "No files found"))
+    )
+
+
+def _names_a_file(error: Exception, tables: Sequence[TableContext]) -> bool:
+    """Whether the error is about a file of a table: DuckDB calls bad bytes invalid input too."""
+    folders = {str(table.hot_folder) for table in tables}
+    folders |= {table.site.storage.url(f"tables/{table.entry.folder}") for table in tables}
+    return any(f"{folder}/" in str(error) for folder in folders)
 
 
 def _translated(error: Exception, tables: Sequence[TableContext]) -> Exception:
+    if interrupted(error):
+        raise KeyboardInterrupt from error
     if isinstance(error, duckdb.CatalogException) and "Table with name" in str(error):
         names = ", ".join(table.entry.name for table in tables) or "none yet"
         first = _message(error).split("\n", 1)[0]
         return NotFoundError(f"{first} The lake's tables: {names}")
     if isinstance(error, duckdb.OutOfMemoryException):
         return StorageError(f"the query needs more memory than memory_bytes allows: {error}")
-    if _may_be_damage(error):
-        return StorageError(f"a file of the lake cannot be read: {_message(error)}")
+    if isinstance(error, LOST):
+        return StorageError(f"DuckDB failed in this query, and is started anew: {_message(error)}")
+    if _may_be_damage(error) or _names_a_file(error, tables):
+        return duckdb_error("a file of the lake cannot be read", error)
     return InvalidInputError(_message(error))

@@ -24,6 +24,7 @@ from lakestore.layout import (
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, FileInfo, GenerationId, Segment, TableState
 from lakestore.storage import Storage
+from lakestore.storage.local import raise_refusal
 from lakestore.tiling import Tile
 from lakestore.verify.journals import list_journals
 from lakestore.verify.tiers import is_whole
@@ -272,6 +273,7 @@ class _TableReader:
             with pq.ParquetFile(path) as file:
                 fits = file.schema_arrow.equals(schema.arrow)
         except (CorruptionError, *datafile.UNREADABLE) as error:
+            raise_refusal(f"cannot read {str(path)!r}", error)
             self._found.problems.append(f"{str(path)!r} cannot be read: {error}")
             return None
         if not info.sha256.startswith(kind.parse(name).sha12):

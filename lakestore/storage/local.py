@@ -9,6 +9,7 @@ Failpoints: publish.1 folder made    .2 file fsynced    .3 linked    .4 folder f
 import ctypes
 import errno
 import os
+import resource
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -137,14 +138,62 @@ def set_aside(source: Path, target: Path) -> None:
 
 def storage_error(what: str, error: OSError) -> StorageError:
     """A `StorageError` that says what failed and what helps."""
-    advice = {
-        errno.ENOSPC: "make room, then retry",
-        errno.EDQUOT: "make room, then retry",
-        errno.EROFS: 'the file system is read-only: open with mode="r"',
-        errno.EACCES: "check who owns the folder",
-        errno.EMFILE: "raise the limit of open files",
-    }.get(error.errno or 0, "nothing was acknowledged; retry once the disk works")
+    advice = _ADVICE.get(error.errno or 0, "nothing was acknowledged; retry once the disk works")
     return StorageError(f"{what}: {error.strerror or error}; {advice}")
+
+
+_ADVICE = {
+    errno.ENOSPC: "make room, then retry",
+    errno.EDQUOT: "make room, then retry",
+    errno.EROFS: 'the file system is read-only: open with mode="r"',
+    errno.EMFILE: "raise the limit of open files",
+    errno.ENFILE: "raise the limit of open files",
+    errno.ENOMEM: "retry with more memory",
+    errno.EACCES: "check who owns the folder",
+}
+_SAYS_NOTHING_OF_BYTES = tuple(number for number in _ADVICE if number != errno.EACCES)
+
+
+def refusal(what: str, error: BaseException) -> StorageError | None:
+    """A `StorageError` for what says nothing of a file's bytes, such as too many open files.
+
+    Args:
+        error: an OSError, or what a library made of one.
+    """
+    for number in _SAYS_NOTHING_OF_BYTES:
+        if getattr(error, "errno", None) == number or os.strerror(number) in str(error):
+            return storage_error(what, OSError(number, os.strerror(number)))
+    return None
+
+
+def raise_refusal(what: str, error: BaseException) -> None:
+    """Raise the `refusal` that an error is, lest it be taken for damage."""
+    refused = refusal(what, error)
+    if refused is not None:
+        raise refused from error
+
+
+def descriptors() -> int:
+    """How many files this process may have open at once."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    return 1 << 20 if soft == resource.RLIM_INFINITY else soft
+
+
+def why_refused(folder: Path) -> OSError | None:
+    """What is wrong now with writing in a folder, as far as it shows, for who did not say."""
+    try:
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            state = os.fstatvfs(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError as error:
+        return error
+    if state.f_flag & os.ST_RDONLY:
+        return OSError(errno.EROFS, os.strerror(errno.EROFS))
+    if not state.f_bavail or (state.f_files and not state.f_ffree):
+        return OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    return None
 
 
 class LocalStorage:

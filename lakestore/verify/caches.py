@@ -21,6 +21,7 @@ from lakestore.hot import EVENTS
 from lakestore.idhash import Hashes
 from lakestore.layout import ids_name
 from lakestore.schema import TableSchema
+from lakestore.storage.local import raise_refusal
 from lakestore.verify.report import REPAIR, Problem
 
 _PARQUET = re.compile(r"'((?:[^']|'')*\.parquet)'")
@@ -55,6 +56,7 @@ def check_twin(
         finally:
             con.execute("DETACH twin")
     except duckdb.Error as error:
+        raise_refusal(f"cannot read {str(twin)!r}", error)
         what = f"DuckDB cannot read it: {str(error).splitlines()[0]}"
         return _cache("twin", table, twin, what, "twin")
     if not same:
@@ -98,6 +100,7 @@ def check_views(
         finally:
             con.execute("DETACH views")
     except (duckdb.Error, IndexError, UnicodeDecodeError) as error:
+        raise_refusal(f"cannot read {str(path)!r}", error)
         what = f"DuckDB cannot read it: {str(error).splitlines()[0]}"
         return _cache("views", None, path, what, "views")
     listed = {

@@ -17,6 +17,7 @@ from lakestore.errors import CorruptionError
 from lakestore.idhash import Hashes, days, hash_batch
 from lakestore.schema import TableSchema
 from lakestore.snapshot import FileInfo
+from lakestore.storage.local import raise_refusal
 from lakestore.verify.report import REBUILD, RESTORE, Problem, Severity
 
 
@@ -61,6 +62,7 @@ class DataFileCheck:
             self._note(checked, "missing", what, RESTORE, rows_lost=listed.rows)
             return checked
         except OSError as error:
+            raise_refusal(f"cannot read {str(path)!r}", error)
             what = f"it cannot be read: {error.strerror}"
             self._note(checked, "unreadable", what, RESTORE, rows_lost=listed.rows)
             return checked
@@ -73,6 +75,7 @@ class DataFileCheck:
         try:
             self._check_content(checked, listed, footer, day)
         except (CorruptionError, *datafile.UNREADABLE) as error:
+            raise_refusal(f"cannot read {str(path)!r}", error)
             self._note(checked, "unreadable", f"it cannot be read: {error}", RESTORE)
         return checked
 
@@ -147,13 +150,15 @@ def _unreadable(path: Path, listed: FileInfo) -> tuple[int, str]:
                 count = file.metadata.row_group(index).num_rows
                 try:
                     readable = file.read_row_group(index).num_rows == count
-                except datafile.UNREADABLE:
+                except datafile.UNREADABLE as error:
+                    raise_refusal(f"cannot read {str(path)!r}", error)
                     readable = False
                 if not readable:
                     lost += count
                     spans.append(f"{first:,} to {first + count - 1:,}")
                 first += count
-    except datafile.UNREADABLE:
+    except datafile.UNREADABLE as error:
+        raise_refusal(f"cannot read {str(path)!r}", error)
         return listed.rows, whole
     return lost, f"rows {', '.join(spans)}, within {whole}"
 

@@ -12,6 +12,7 @@ from lakestore.errors import CorruptionError, NotFoundError, SchemaError
 from lakestore.layout import schema_key
 from lakestore.schema import TableSchema
 from lakestore.storage import Storage
+from lakestore.storage.local import raise_refusal
 from lakestore.verify.report import REPAIR, RESTORE, Problem
 
 
@@ -57,6 +58,7 @@ def _empty(path: Path, lake: str, record: TableRecord, version: int, text: str) 
                     and found.metadata.num_row_groups == 0
                 )
     except (CorruptionError, *datafile.UNREADABLE) as error:
+        raise_refusal(f"cannot read {str(path)!r}", error)
         yield f"it cannot be read: {error}"
         return
     if not same or any(footer.get(key) != value for key, value in says.items()):

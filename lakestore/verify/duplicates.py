@@ -12,6 +12,7 @@ import pyarrow.parquet as pq
 from lakestore.datafile import UNREADABLE
 from lakestore.idhash import Hashes, hash_batch, identities, in_sorted, twins
 from lakestore.schema import TableSchema
+from lakestore.storage.local import raise_refusal
 from lakestore.verify.datafiles import Checked
 from lakestore.verify.report import Problem
 
@@ -79,6 +80,7 @@ def _identities(path: Path, schema: TableSchema, nominated: Hashes) -> list[obje
                 hit = in_sorted(nominated, hash_batch(rows, schema))
                 if hit.any():
                     found += identities(rows.filter(pa.array(hit)), schema)
-    except UNREADABLE:  # it was there a moment ago, and is superseded by now
+    except UNREADABLE as error:  # it was there a moment ago, and is superseded by now
+        raise_refusal(f"cannot read {str(path)!r}", error)
         return []
     return found

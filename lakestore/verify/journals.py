@@ -12,6 +12,7 @@ from lakestore.frames import is_torn
 from lakestore.journal import JournalReader
 from lakestore.layout import WRITER_NAME, SiteLayout, parse_journal_name
 from lakestore.snapshot import GenerationId
+from lakestore.storage.local import raise_refusal
 from lakestore.verify.report import REBUILD, Problem
 
 _KEEP = "restore the file from a copy: the rows in it are in no other place"
@@ -70,6 +71,7 @@ class JournalCheck:
         except CorruptionError as error:
             return JournalRead(0, self._problem(journal, str(error)))
         except (OSError, ValueError, pa.ArrowException) as error:
+            raise_refusal(f"cannot read journal {str(journal.path)!r}", error)
             return JournalRead(0, self._problem(journal, f"it cannot be read: {error!r}"))
         rows = sum(batch.num_rows for entry in entries for batch in entry.batches)
         wrong = self._wrong(journal, reader, entries_end=reader.offset, synced=synced)

@@ -28,6 +28,7 @@ from lakestore.fileids import FileIds
 from lakestore.layout import LAKE_FILE, VIEWS_FILE, ColdName, SegmentName, data_prefix, schema_key
 from lakestore.schema import TableSchema
 from lakestore.snapshot import GenerationId
+from lakestore.storage.local import raise_refusal
 from lakestore.verify.caches import check_ids, check_twin, check_views, reader
 from lakestore.verify.datafiles import Checked, DataFileCheck
 from lakestore.verify.documents import check_documents
@@ -216,6 +217,7 @@ def _lake_file(root: Path, lake: str) -> list[Problem]:
             return []
         what = f"it says {facts!r}, and the lake is {lake}"
     except (OSError, ValueError) as error:
+        raise_refusal(f"cannot read {str(path)!r}", error)
         what = f"it cannot be read: {error}"
     return [Problem("lake", "damage", None, path, what, RESTORE)]
 
