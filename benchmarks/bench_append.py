@@ -1,7 +1,8 @@
 """How many events a second does one process make durable, and how long may one append take?
 
 Baselines in the same run, on the same batches of 16-column usage events: a bare loop of Arrow IPC
-and fdatasync, DuckDB INSERT in a file, deltalake append. Rounds alternate between the systems, so
+and fdatasync, DuckDB INSERT in a file, the same into a table that keeps ids apart by a primary key,
+as lakestore's default does, and deltalake append. Rounds alternate between the systems, so
 that a machine that slows down slows all of them. Rates are rows per second, medians of rounds.
 
 The first table is of appends alone: flushes come between the rounds, off the clock. The last has
@@ -41,14 +42,20 @@ def bare(folder: Path) -> Send:
     return send
 
 
-def duckdb_insert(folder: Path) -> Send:
-    con = duckdb.connect(folder / "plain.duckdb")
+def duckdb_insert(folder: Path, *, keyed: bool = False) -> Send:
+    """Args:
+    keyed: the table has a primary key, and a row whose id it knows is left out.
+    """
+    con = duckdb.connect(folder / f"{'keyed' if keyed else 'plain'}.duckdb")
     con.register("first", SCHEMA.arrow.empty_table())
     con.execute("CREATE TABLE usage AS FROM first")
+    if keyed:
+        con.execute("ALTER TABLE usage ADD PRIMARY KEY (event_id)")
+    insert = f"INSERT INTO usage FROM batch{' ON CONFLICT DO NOTHING' if keyed else ''}"
 
     def send(batch: pa.RecordBatch) -> None:
         con.register("batch", pa.Table.from_batches([batch]))
-        con.execute("INSERT INTO usage FROM batch")
+        con.execute(insert)
 
     return send
 
@@ -70,7 +77,8 @@ def compare(folder: Path, rows: int, rounds: int, batch_rows: int) -> None:
         systems: dict[str, tuple[Send, int]] = {  # the slow ones get fewer batches a round
             "bare Arrow IPC + fdatasync": (bare(folder), 1),
             "lakestore": (lakestore_append(lake, SCHEMA), 1),
-            "lakestore, dedup none like the rest": (lakestore_append(lake, PLAIN), 1),
+            "lakestore, dedup none": (lakestore_append(lake, PLAIN), 1),
+            "DuckDB INSERT, primary key": (duckdb_insert(folder, keyed=True), 4),
             "DuckDB INSERT": (duckdb_insert(folder), 4),
             "deltalake append": (deltalake_append(folder), 20),
         }
@@ -90,15 +98,15 @@ def compare(folder: Path, rows: int, rounds: int, batch_rows: int) -> None:
         stored = lake.sql("SELECT count(*), count(DISTINCT event_id) FROM usage_day").fetchone()
         assert stored == (rows * rounds, rows * rounds), stored
     medians = {name: statistics.median(r) for name, r in rates.items()}
-    mine = medians["lakestore"]
     table(
         f"durable append, {batch_rows:,}-row batches, {rounds} rounds of {rows:,} rows",
-        ["system", "rows/s", "lakestore is", "p50 ms", "p99 ms", "longest ms"],
+        ["system", "rows/s", "lakestore is", "dedup none is", "p50 ms", "p99 ms", "longest ms"],
         [
             [
                 name,
                 f"{rate:,.0f}",
-                f"{mine / rate:.2f} x",
+                f"{medians['lakestore'] / rate:.2f} x",
+                f"{medians['lakestore, dedup none'] / rate:.2f} x",
                 *(f"{1000 * quantile(waits[name], q):.2f}" for q in (0.5, 0.99, 1.0)),
             ]
             for name, rate in medians.items()
