@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
 
 from lakestore.append import Appender
 from lakestore.context import TableContext
@@ -19,8 +20,9 @@ from lakestore.fileids import read_hashes
 from lakestore.idhash import Hashes, hash_batch
 from lakestore.journal import JournalReader
 from lakestore.layout import journal_name, parse_journal_name
+from lakestore.schema import TableSchema
 from lakestore.snapshot import GenerationId
-from lakestore.storage.local import storage_error
+from lakestore.storage.local import raise_refusal, storage_error
 
 
 def recover(table: TableContext, appender: Appender) -> None:
@@ -73,15 +75,28 @@ def take_over(table: TableContext, appender: Appender, writers: Sequence[str]) -
 
 
 def unsealed_hashes(table: TableContext) -> Hashes:
-    """Id hashes of every row in the hot tier, read from its segments."""
+    """Id hashes of every row in the hot tier, read from its segments.
+
+    Raises:
+        CorruptionError: a segment is missing or damaged.
+        StorageError: the disk refused to read one.
+    """
     while True:
         segments = table.state().hot
         try:
             with table.conflict_if_superseded(segments):
-                parts = [read_hashes(table.segment_path(s), table.schema) for s in segments]
+                parts = [_hashes(table.segment_path(s), table.schema) for s in segments]
         except ConflictError:  # another process merged or sealed them, and deleted the files
             continue
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.uint64)
+
+
+def _hashes(path: Path, schema: TableSchema) -> Hashes:
+    try:
+        return read_hashes(path, schema)
+    except (OSError, pa.ArrowException) as error:
+        raise_refusal(f"cannot read segment {str(path)!r}", error)
+        raise CorruptionError(f"segment {str(path)!r} cannot be read: {error}") from error
 
 
 def _journals(folder: Path) -> list[int]:

@@ -132,15 +132,16 @@ def test_every_point_is_in_the_code_and_in_a_case():
 
 
 @pytest.mark.parametrize(("chapter", "point"), CASES)
-def test_a_crash_loses_and_doubles_nothing(stage, hits, chapter, point):
+def test_a_crash_loses_and_doubles_nothing(stage, hits, figure, chapter, point):
     for hit in hits(chapter, point):
         folder = stage.lake_for(chapter)
         stage.must_die("play", folder, chapter, failpoints=f"{point}=crash@{hit}")
         lifecycle.check(folder)
+        figure("failpoints", "crashes")
 
 
 @pytest.mark.parametrize(("chapter", "point"), CASES)
-def test_an_open_lake_goes_on_after_a_failing_disk(stage, hits, chapter, point):
+def test_an_open_lake_goes_on_after_a_failing_disk(stage, hits, figure, chapter, point):
     for hit, error in itertools.product(
         hits(chapter, point), ["EIO"] if point in FSYNCS else ["ENOSPC"]
     ):
@@ -159,6 +160,7 @@ def test_an_open_lake_goes_on_after_a_failing_disk(stage, hits, chapter, point):
         life.open()
         life.check()
         life.close()
+        figure("failpoints", "errors raised")
 
 
 FIRST = ["flush.6", "seal.6"]
@@ -166,7 +168,7 @@ OPENING = [point for point in failpoint.POINTS if point.split(".")[0] in ("open"
 
 
 @pytest.mark.parametrize("point", [*OPENING, "views.2", "replace.2"])
-def test_a_second_crash_during_recovery(stage, hits, point):
+def test_a_second_crash_during_recovery(stage, figure, point):
     """After each of two first ones, which leave published files that nothing names."""
     for first in FIRST:
         chapter = first.split(".")[0]
@@ -174,6 +176,24 @@ def test_a_second_crash_during_recovery(stage, hits, point):
         stage.must_die("play", folder, chapter, failpoints=f"{first}=crash")
         stage.must_die("play", folder, "reopen", failpoints=f"{point}=crash")
         lifecycle.check(folder)
+        figure("failpoints", "second crashes")
+
+
+PLANTED = [
+    ("delete journals before the commit", "flush", "flush.6"),
+    ("commit before the files are published", "flush", "publish.1"),
+    ("delete journals when they are taken over", "reopen", "open.8"),
+]
+
+
+@pytest.mark.parametrize(("mutant", "chapter", "point"), PLANTED)
+def test_a_planted_bug_is_caught(stage, figure, mutant, chapter, point):
+    folder = stage.lake_for(chapter)
+    stage.must_die("play", folder, chapter, mutant, failpoints=f"{point}=crash")
+    figure("failpoints", "mutants planted")
+    with pytest.raises((AssertionError, ls.CorruptionError), match=r"lost|missing|cannot be read"):
+        lifecycle.check(folder)
+    figure("failpoints", "mutants caught")
 
 
 @pytest.mark.soak

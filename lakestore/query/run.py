@@ -14,7 +14,13 @@ import pyarrow as pa
 from lakestore import hot, quoting
 from lakestore.context import SiteContext, TableContext
 from lakestore.engine import buffered_source, duckdb_error, troubles
-from lakestore.errors import InvalidInputError, LakestoreError, NotFoundError, StorageError
+from lakestore.errors import (
+    CorruptionError,
+    InvalidInputError,
+    LakestoreError,
+    NotFoundError,
+    StorageError,
+)
 from lakestore.forks import LOST, interrupted, interrupts, start
 from lakestore.query import parameters as bound
 from lakestore.query import plan
@@ -24,6 +30,7 @@ from lakestore.query.reads import Reading, reading
 from lakestore.query.result import Result
 from lakestore.query.scan import scanned
 from lakestore.snapshot import ColdFile
+from lakestore.storage.local import refusal
 
 if TYPE_CHECKING:
     import polars as pl
@@ -35,6 +42,7 @@ _LISTS = {"show", "information_schema", "duckdb_views", "duckdb_columns", "pg_ca
 """Words of statements that list tables without naming them."""
 _FAILURES = (duckdb.Error, OSError, ValueError, RecursionError)
 """What DuckDB's Python package raises; Arrow hands some of DuckDB's errors on as an OSError."""
+_UNREADABLE = "a file of the lake cannot be read"
 _READINGS_MAX = 512
 _READING_CHARS = 10_000
 
@@ -109,7 +117,8 @@ class Queries:
 
         Raises:
             InvalidInputError: not one statement, not one that reads, or wrong SQL.
-            StorageError: a file cannot be read.
+            CorruptionError: a file of the lake is damaged or missing.
+            StorageError: a file cannot be read, or memory was short.
         """
         statement = self._check(statement, frames)
         bound.check(parameters)
@@ -404,6 +413,8 @@ def _translated(error: Exception, tables: Sequence[TableContext]) -> Exception:
         return StorageError(f"the query needs more memory than memory_bytes allows: {error}")
     if isinstance(error, LOST):
         return StorageError(f"DuckDB failed in this query, and is started anew: {_message(error)}")
-    if _may_be_damage(error) or _names_a_file(error, tables):
-        return duckdb_error("a file of the lake cannot be read", error)
+    if _names_a_file(error, tables):
+        return refusal(_UNREADABLE, error) or CorruptionError(f"{_UNREADABLE}: {_message(error)}")
+    if _may_be_damage(error):
+        return duckdb_error("a file cannot be read", error)
     return InvalidInputError(_message(error))

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import duckdb
 import pyarrow as pa
+from support.mutants import plant
 
 import lakestore as ls
 
@@ -256,8 +257,9 @@ CHAPTERS: dict[str, list[Step]] = {
 """What is done to a lake: to a new one in `birth`, else to what `prepare` left."""
 
 
-def play(folder: Path, chapter: str) -> None:
+def play(folder: Path, chapter: str, mutant: str | None = None) -> None:
     """A chapter, told to no one: whoever set failpoints expects it to end early."""
+    plant(mutant)
     life = Life(folder)
     for step in CHAPTERS[chapter]:
         step(life)

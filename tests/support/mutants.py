@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lakestore as ls
-from lakestore import flush, hot, retain
+from lakestore import flush, hot, recover, retain
 from lakestore.layout import journal_name
 
 
@@ -59,6 +59,18 @@ def _commit_before_the_files_are_published() -> None:
     flush._commit = hasty
 
 
+def _delete_journals_when_they_are_taken_over() -> None:
+    take_over = recover.take_over
+
+    def hasty(table: Any, appender: Any, writers: Any) -> None:
+        take_over(table, appender, writers)
+        for writer in writers:
+            for path in table.site.layout.writer(table.entry.folder, writer).glob("*.journal"):
+                path.unlink()
+
+    _replace_everywhere("take_over", hasty)
+
+
 def _skip_the_fsync_of_folders() -> None:
     _replace_everywhere("fsync_folder", lambda path: None)
 
@@ -80,6 +92,7 @@ MUTANTS: dict[str, Callable[[], None]] = {
     "acknowledge before the write": _acknowledge_before_the_write,
     "delete journals before the commit": _delete_journals_before_the_commit,
     "commit before the files are published": _commit_before_the_files_are_published,
+    "delete journals when they are taken over": _delete_journals_when_they_are_taken_over,
     "skip the fsync of folders": _skip_the_fsync_of_folders,
     "skip the fsync of files": _skip_the_fsync_of_files,
     "skip the fdatasync of the journal": _skip_the_fdatasync_of_the_journal,
