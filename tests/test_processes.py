@@ -4,18 +4,27 @@ Two handles are two writers, whether they are in one process or in two: only the
 or kill one need a process for it.
 """
 
+import inspect
+import itertools
 import os
 import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from conftest import events
 
 import lakestore as ls
+from lakestore import failpoint, flush
+from lakestore.catalog import Catalog
+from lakestore.catalog import tables as catalog_tables
+from lakestore.catalog.commit import Commit
+from lakestore.snapshot import ColdFile, Segment
+from lakestore.tail import JournalTails
 
 WRITER = """
 import sys
@@ -313,17 +322,25 @@ def test_two_processes_that_seal_at_once_seal_each_row_once(lake, table, open_la
             one["events"].append(events(start, start + 40))
             one.flush()
 
+        both = threading.Barrier(2)
+        reached = itertools.count()
+
         def seal(one: ls.Lake) -> None:
             try:
                 one["events"].seal()
             except BaseException as error:
                 failures.append(error)
 
+        def meet(both: threading.Barrier = both, reached: Iterator[int] = reached) -> None:
+            if next(reached) < 2:
+                both.wait(60)
+
         threads = [threading.Thread(target=seal, args=(one,)) for one in (lake, other)]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with failpoint.at("seal.5", meet, hit=None):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         assert not failures, failures
         cold = lake.status().tables[0].tiers[2].rows
         assert cold == (turn + 1) * 80
@@ -363,3 +380,66 @@ def test_the_report_of_an_open(lake, table, root, open_lake, child):
     assert report.rows == counted(other)[0] >= 50
     assert other.status().recovery == report
     assert not lake.open_report
+
+
+def _ask_no_published_file(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(flush, "_files_to_ask", lambda *_, **__: [])
+
+
+def _look_at_no_other_writers_batches(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(JournalTails, "highest_seq", lambda *_: -1)
+
+
+def _commit_whatever_was_sent(patch: pytest.MonkeyPatch) -> None:
+    for kind in (Catalog, Commit):
+        patch.setattr(kind, "sent", lambda *_: set())
+
+
+def _go_by_the_highest_number_alone(patch: pytest.MonkeyPatch) -> None:
+    def highest(self: Catalog, table: int, sent: set[tuple[str, int]]) -> set[tuple[str, int]]:
+        known = self.producers(table)
+        return {(producer, seq) for producer, seq in sent if seq <= known.get(producer, -1)}
+
+    patch.setattr(Catalog, "sent", highest)
+
+
+def _read_no_other_writers_journals(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(JournalTails, "pin", lambda *_: ())
+
+
+def _let_every_seal_win(patch: pytest.MonkeyPatch) -> None:
+    def seal(
+        self: Commit, id: int, sealed: list[Segment], files: list[ColdFile], through: int
+    ) -> None:
+        with suppress(ls.ConflictError):
+            self._remove_segments(id, sealed)
+        for file in files:
+            self._add_cold(id, file)
+        tables = catalog_tables.tables
+        self._con.execute(tables.update().where(tables.c.id == id).values(sealed_through=through))
+
+    patch.setattr(Commit, "seal", seal)
+
+
+PLANTED = [
+    (_ask_no_published_file, test_duplicates_across_writers_are_gone_once_flushed, {}),
+    (_look_at_no_other_writers_batches, test_a_batch_sent_to_two_writers_is_accepted_once,
+     {"first": "lake"}),
+    (_commit_whatever_was_sent, test_a_batch_that_two_writers_accept_at_once_is_published_once,
+     {"order": (0, 1)}),
+    (_go_by_the_highest_number_alone, test_a_producer_that_changes_its_writer_loses_nothing, {}),
+    (_read_no_other_writers_journals,
+     test_a_dead_writers_rows_are_taken_over_while_the_lake_is_open, {}),
+    (_let_every_seal_win, test_two_processes_that_seal_at_once_seal_each_row_once, {}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("plant", "test", "arguments"), PLANTED)
+def test_a_planted_bug_is_caught(request, monkeypatch, figure, plant, test, arguments):
+    fixtures = inspect.signature(test).parameters.keys() - arguments.keys()
+    found = {name: request.getfixturevalue(name) for name in fixtures}
+    plant(monkeypatch)
+    figure("processes", "mutants planted")
+    with pytest.raises((AssertionError, ls.LakestoreError)):
+        test(**found, **arguments)
+    figure("processes", "mutants caught")
