@@ -4,7 +4,6 @@ Two handles are two writers, whether they are in one process or in two: only the
 or kill one need a process for it.
 """
 
-import inspect
 import itertools
 import os
 import signal
@@ -17,6 +16,7 @@ from pathlib import Path
 
 import pytest
 from conftest import events
+from support.planted import assert_caught
 
 import lakestore as ls
 from lakestore import failpoint, flush
@@ -435,11 +435,5 @@ PLANTED = [
 
 
 @pytest.mark.parametrize(("plant", "test", "arguments"), PLANTED)
-def test_a_planted_bug_is_caught(request, monkeypatch, figure, plant, test, arguments):
-    fixtures = inspect.signature(test).parameters.keys() - arguments.keys()
-    found = {name: request.getfixturevalue(name) for name in fixtures}
-    plant(monkeypatch)
-    figure("processes", "mutants planted")
-    with pytest.raises((AssertionError, ls.LakestoreError)):
-        test(**found, **arguments)
-    figure("processes", "mutants caught")
+def test_a_planted_bug_is_caught(request, figure, plant, test, arguments):
+    assert_caught(request, figure, "processes", plant, test, **arguments)

@@ -15,9 +15,14 @@ import pyarrow as pa
 import pytest
 from support.lifecycle import SCHEMA
 from support.mounts import Mount, bound, mount  # noqa: F401  (for pytest)
+from support.planted import assert_caught
 from support.soundness import assert_sound
 
 import lakestore as ls
+import lakestore.catalog.frozen
+import lakestore.engine
+import lakestore.flush
+import lakestore.query.run
 
 START = datetime(2025, 3, 1, tzinfo=UTC)
 SETTINGS = {
@@ -395,7 +400,7 @@ def test_a_duckdb_that_has_ended_is_started_anew(tmp_path, verb):
 # Damaged files
 
 
-@pytest.mark.parametrize("damage", ["noise", "cut", "zeros", "gone", "sums"])
+@pytest.mark.parametrize("damage", ["noise", "cut", "zeros", "gone", "sums", "block"])
 def test_a_damaged_duckdb_file_is_left_for_its_twin(tmp_path, damage):
     root = tmp_path / "lake"
     with open_lake(root) as lake:
@@ -409,6 +414,7 @@ def test_a_damaged_duckdb_file_is_left_for_its_twin(tmp_path, damage):
         "zeros": data[:12_288] + bytes(len(data) - 12_288),
         "gone": None,
         "sums": data[:12_288] + random.Random(4).randbytes(len(data) - 12_288),
+        "block": data[:50_000] + bytes(100) + data[50_100:],  # found only when rows are read
     }[damage]
     path.unlink()
     if damaged is not None:
@@ -462,3 +468,49 @@ def test_a_journal_of_noise_is_named_and_comes_back(tmp_path):
     with open_lake(root) as lake:
         assert_holds(lake, range(1000))
         assert_sound(lake, allowed=("staging",))
+
+
+# Planted bugs
+
+
+def _let_rows_go_that_could_not_be_flushed(patch: pytest.MonkeyPatch) -> None:
+    stage = lakestore.flush._stage
+
+    def hasty(table, taken):
+        table.buffer.retire(taken.covers)
+        return stage(table, taken)
+
+    patch.setattr(lakestore.flush, "_stage", hasty)
+
+
+def _start_no_duckdb_anew(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lakestore.engine, "LOST", ())
+
+
+def _look_at_no_twin(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lakestore.query.run, "_may_be_damage", lambda _: False)
+
+
+def _keep_the_first_copy_of_a_frozen_catalog(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(lakestore.catalog.frozen._Copies, "_state", lambda _: [])
+
+
+@pytest.mark.parametrize(
+    ("plant", "test", "arguments"),
+    [
+        (
+            _let_rows_go_that_could_not_be_flushed,
+            test_a_full_disk_loses_nothing_and_the_handle_goes_on,
+            {"verb": flush, "what": "bytes"},
+        ),
+        (_start_no_duckdb_anew, test_a_duckdb_that_has_ended_is_started_anew, {"verb": "query"}),
+        (_look_at_no_twin, test_a_damaged_duckdb_file_is_left_for_its_twin, {"damage": "block"}),
+        (
+            _keep_the_first_copy_of_a_frozen_catalog,
+            test_a_reader_through_a_read_only_mount_follows_a_writer,
+            {},
+        ),
+    ],
+)
+def test_a_planted_bug_is_caught(request, figure, plant, test, arguments):
+    assert_caught(request, figure, "errors of the world", plant, test, **arguments)
