@@ -150,7 +150,7 @@ def crashed_flush(lake: ls.Lake) -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Commit, "add_segment", _plug)
         for _ in range(2):
-            with pytest.raises(OSError, match="pulled the plug"):
+            with pytest.raises(ls.StorageError, match="pulled the plug"):
                 lake.flush()
             lake["events"].append(events(90, 95))
     lake.flush()
@@ -170,7 +170,7 @@ def crashed_seal(lake: ls.Lake) -> None:
     lake.flush()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Commit, "seal", _plug)
-        with pytest.raises(OSError, match="pulled the plug"):
+        with pytest.raises(ls.StorageError, match="pulled the plug"):
             lake.seal()
     with pytest.MonkeyPatch.context() as patch:
         from lakestore import seal
@@ -194,7 +194,7 @@ def half_a_seal(lake: ls.Lake) -> None:
         return put_new(key, source) if len(keys) == 1 else _plug()
 
     storage.put_new = once
-    with pytest.raises(OSError, match="pulled the plug"):
+    with pytest.raises(ls.StorageError, match="pulled the plug"):
         lake.seal()
     del storage.put_new
 
@@ -334,7 +334,7 @@ def test_a_drop_that_was_cut_short_is_finished(open_lake: Open, root, clock, mon
     sealed(lake)
     with monkeypatch.context() as patch:
         patch.setattr(retain, "bury", _plug)
-        with pytest.raises(OSError, match="pulled the plug"):
+        with pytest.raises(ls.StorageError, match="pulled the plug"):
             lake.drop_table("events")
         lake.close()
     tombstone = root / "tables/events/dropped.json"
@@ -364,7 +364,7 @@ def test_a_table_that_was_never_made_does_not_take_the_name(open_lake: Open, roo
         return put_new(key, source) and (not key.endswith(".toml") or _plug())
 
     storage.put_new = until_the_document
-    with pytest.raises(OSError, match="pulled the plug"):
+    with pytest.raises(ls.StorageError, match="pulled the plug"):
         lake.create_table("events", NO_DEDUP)
     del storage.put_new
     lake.create_table("events", SCHEMA).append(events(0, 5))

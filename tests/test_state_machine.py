@@ -15,6 +15,7 @@ from pathlib import Path
 
 import duckdb
 import hypothesis.strategies as st
+import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import HealthCheck, Phase, settings
@@ -28,7 +29,7 @@ from hypothesis.stateful import (
 )
 
 import lakestore as ls
-from lakestore import flush
+from lakestore.append import Appender
 from lakestore.catalog.commit import Commit
 from lakestore.tail import JournalTails
 
@@ -440,7 +441,11 @@ def test_the_lake_is_a_list(soak, figure):
 
 
 MUTANTS = {
-    "a flush keeps duplicates": (flush, "drop_duplicates", lambda table, rows, *_, **__: rows),
+    "an append keeps duplicates": (
+        Appender,
+        "_drop_duplicates",
+        lambda _, batches: (batches, np.empty(0, dtype=np.uint64)),
+    ),
     "a flush leaves its journals": (Commit, "add_flushed", lambda *_: None),
     "others' journals are not read": (JournalTails, "pin", lambda *_: ()),
 }

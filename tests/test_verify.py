@@ -304,7 +304,7 @@ def test_what_a_crash_leaves_goes_to_quarantine(full, monkeypatch, root, verb, s
     table = full["events"]
     with monkeypatch.context() as patch:
         patch.setattr(Commit, step, fail)
-        with pytest.raises(OSError, match="pulled the plug"):
+        with pytest.raises(ls.StorageError, match="pulled the plug"):
             getattr(table, verb)()
     assert full.verify().ok
     full.close()
