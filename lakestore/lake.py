@@ -5,12 +5,8 @@ Order of effects, numbered as their failpoints are:
     open.1 lake made or known    .2 local folder made    .3 catalog opened    .4 writer locked
     .5 dead writers' locks taken    .6 their staging swept    .7 tables opened, rows recovered
     .8 `lake.duckdb` made
-    create.1 listed in the catalog    .2 empty file put    .3 document put    .4 committed
-    .5 table opened
-    drop.1 unlisted in the catalog    .2 committed    .3 buffer let go
 
-A create or a drop is committed by its catalog transaction. An open only adds, and sweeps what
-nothing names: a crash leaves work for the next one.
+An open only adds, and sweeps what nothing names: a crash leaves work for the next one.
 """
 
 from __future__ import annotations
@@ -18,11 +14,10 @@ from __future__ import annotations
 import atexit
 import os
 import sys
-import threading
 import weakref
-from collections.abc import Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Iterator
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -30,33 +25,24 @@ from typing import Any, Literal, Self
 import duckdb
 import pyarrow as pa
 
-from lakestore import coerce, retain, schema, shell
-from lakestore.append import Appender, Position, check_level
+from lakestore import coerce, schema
+from lakestore.append import Position, check_level
 from lakestore.buffer import Buffer
-from lakestore.catalog.commit import TableEntry
 from lakestore.clock import Clock, SystemClock
 from lakestore.context import Recovery, SiteContext, TableContext
 from lakestore.engine import troubles
-from lakestore.errors import (
-    ClosedError,
-    CorruptionError,
-    InvalidInputError,
-    NotFoundError,
-    SchemaError,
-    StorageError,
-)
+from lakestore.errors import ClosedError, InvalidInputError, NotFoundError
 from lakestore.failpoint import reach
-from lakestore.layout import check_table_name, schema_key
+from lakestore.layout import check_table_name
+from lakestore.opened import OpenTables
 from lakestore.query.frames import of_caller
 from lakestore.query.parameters import Parameters
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
-from lakestore.quoting import UNSPEAKABLE, identifier, identifiers
-from lakestore.recover import recover, take_over, unsealed_hashes
+from lakestore.quoting import UNSPEAKABLE
 from lakestore.repair import Repaired, repair
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
-from lakestore.snapshot import GenerationId
 from lakestore.status import Status, table_status
 from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
@@ -133,25 +119,24 @@ class Lake:
         self._pid = os.getpid()
         self._closed = False
         self._auto = upkeep == "auto" and mode == "rw"
-        self._opening = threading.RLock()  # guards _tables and _known_version
-        self._tables: dict[int, Table] = {}
-        self._known_version = -1
         self._site = SiteContext.open(
             root, local or root / "_site", settings, clock, write=mode == "rw"
         )
         self._queries = Queries(self._site)
+        handle = partial(Table, self)
+        self._tables = OpenTables(self._site, self._queries, handle, self._after_append)
         self._upkeep = Upkeep(
             self._site,
             self._known_tables,
             self._queries.in_use,
-            self._forget_sealed,
-            self._take_over,
+            self._tables.forget_sealed,
+            self._tables.take_over,
         )
         try:
-            self._refresh()
+            self._tables.refresh()
             reach("open.7")
             if mode == "rw":
-                self._bury_dropped()
+                self._tables.bury_dropped()
                 self._upkeep.publish()
                 reach("open.8")
         except BaseException:
@@ -194,26 +179,9 @@ class Lake:
             raise InvalidInputError(f"cold format {cold!r} is not known; use 'parquet'")
         if exist_ok and name in self:
             return self[name]
-        resolved = _schema_of(schema, roles)
-        with self._opening:
-            with self._site.catalog.commit() as commit:
-                entry = commit.add_table(name, cold, resolved.text, self._is_taken)
-                reach("create.1")
-                context = TableContext.open(self._site, entry, resolved)
-                shell.write_empty(context)
-                reach("create.2")
-                self._site.put_text(schema_key(entry.folder, 1), resolved.text)
-                reach("create.3")
-            reach("create.4")
-            table = self._open_table(entry, context)
-            reach("create.5")
+        table = self._tables.create(name, cold, _schema_of(schema, roles))
         self._upkeep.publish()
         return table
-
-    def _is_taken(self, folder: str) -> bool:
-        """Whether a table, or a create that was cut short, left a schema in that folder."""
-        keys = (schema_key(folder, 1), schema_key(folder, 1, "parquet"))
-        return any(self._site.storage.size(key) is not None for key in keys)
 
     @troubles("cannot drop a table")
     def drop_table(self, name: str) -> None:
@@ -223,35 +191,18 @@ class Lake:
             NotFoundError: there is no such table.
         """
         self._check_open(write=True)
-        table = self[name]
-        with table._context.flushing, table._context.sealing, self._opening:
-            with self._site.catalog.commit() as commit:
-                commit.drop_table(table._context.entry.id)
-                reach("drop.1")
-            reach("drop.2")
-            with suppress(StorageError):  # it is dropped: vacuum says so when there is room
-                retain.bury(self._site, table._context.entry.folder)
-            self._tables.pop(table._context.entry.id, None)
-            if table._context.buffer is not None:
-                table._context.buffer.close()
-            reach("drop.3")
+        self._tables.drop(self[name])
         self._upkeep.publish()
-
-    def _bury_dropped(self) -> None:
-        """Finish what a crash in `drop_table` left undone."""
-        for item in self._site.catalog.garbage():
-            if item.kind == "table":
-                retain.bury(self._site, item.folder)
 
     @troubles("cannot look at the tables")
     def __getitem__(self, name: str) -> Table:
         """The table of that name; raises `NotFoundError`."""
         self._check_open()
-        self._refresh()
-        for table in self._opened():
+        self._tables.refresh()
+        for table in self._tables.handles():
             if table.name == name:
                 return table
-        known = ", ".join(t.name for t in self._opened()) or "none yet"
+        known = ", ".join(t.name for t in self._tables.handles()) or "none yet"
         raise NotFoundError(f"no table {name!r} in {self.root!r}; its tables: {known}")
 
     def __contains__(self, name: object) -> bool:
@@ -266,8 +217,8 @@ class Lake:
     def tables(self) -> list[str]:
         """Names of the tables, in order."""
         self._check_open()
-        self._refresh()
-        return sorted(table.name for table in self._opened())
+        self._tables.refresh()
+        return sorted(table.name for table in self._tables.handles())
 
     def sql(self, query: str, params: Parameters = None) -> Result:
         """Run one statement that reads, over every tier of the tables it names, as of now.
@@ -286,21 +237,22 @@ class Lake:
         Raises:
             InvalidInputError: wrong SQL, or a statement that does not read.
             NotFoundError: no such table.
-            StorageError: a file cannot be read.
+            CorruptionError: a file of the lake is damaged or missing.
+            StorageError: a file cannot be read, or memory was short.
         """
         self._check_open()
-        self._refresh()
-        names = {table.name.casefold() for table in self._opened()}
+        self._tables.refresh()
+        names = {table.name.casefold() for table in self._tables.handles()}
         frames = of_caller(query, sys._getframe(1), names)
-        return self._queries.sql(query, params, self._contexts(), frames)
+        return self._queries.sql(query, params, self._tables.contexts(), frames)
 
     def explain(self, query: str, params: Parameters = None) -> Explanation:
         """Which files of which tier `sql` would read, and which planning spares it."""
         self._check_open()
-        self._refresh()
-        names = {table.name.casefold() for table in self._opened()}
+        self._tables.refresh()
+        names = {table.name.casefold() for table in self._tables.handles()}
         frames = of_caller(query, sys._getframe(1), names)
-        return self._queries.explain(query, params, self._contexts(), frames)
+        return self._queries.explain(query, params, self._tables.contexts(), frames)
 
     @troubles("cannot make a connection")
     def connect(self) -> duckdb.DuckDBPyConnection:
@@ -310,8 +262,8 @@ class Lake:
         are not held for it: past the grace of superseded files, take a new one.
         """
         self._check_open()
-        self._refresh()
-        return self._queries.connect(self._contexts())
+        self._tables.refresh()
+        return self._queries.connect(self._tables.contexts())
 
     def wait(self, position: Position | None, level: str = "disk") -> None:
         """Return once everything up to an `Ack.position` is durable at `level`.
@@ -338,13 +290,13 @@ class Lake:
     def flush(self) -> int:
         """Flush every table; returns the rows published."""
         self._check_open(write=True)
-        return sum(self._upkeep.flush(context) for context in self._contexts())
+        return sum(self._upkeep.flush(context) for context in self._tables.contexts())
 
     @troubles("cannot seal")
     def seal(self) -> int:
         """Seal every table; returns the rows moved."""
         self._check_open(write=True)
-        return sum(self._upkeep.seal(context) for context in self._contexts())
+        return sum(self._upkeep.seal(context) for context in self._tables.contexts())
 
     @troubles("cannot maintain the lake")
     def maintain(self) -> Report:
@@ -357,21 +309,13 @@ class Lake:
     def status(self) -> Status:
         """Rows, bytes, files and lag of every tier of every table."""
         self._check_open()
-        self._refresh()
-        tables = []
-        for context in self._contexts():
-            rows = size = 0
-            for pinned in context.tails.pin({context.site.writer}, self._held(context)):
-                rows += sum(batch.num_rows for batch in pinned.batches)
-                size += sum(batch.nbytes for batch in pinned.batches)
-            if context.buffer is not None:
-                rows, size = rows + context.buffer.rows, size + context.buffer.bytes
-            tables.append(table_status(context, rows, size))
+        self._tables.refresh()
+        tables = tuple(table_status(context) for context in self._tables.contexts())
         return Status(
             self.root,
             self._site.catalog.lake,
             self.mode,
-            tuple(tables),
+            tables,
             self.open_report,
             len(self._site.catalog.garbage()),
             self._upkeep.problem,
@@ -385,8 +329,8 @@ class Lake:
         Others may write meanwhile.
         """
         self._check_open()
-        self._refresh()
-        return verify(self._site, Path(self.root), self._contexts())
+        self._tables.refresh()
+        return verify(self._site, Path(self.root), self._tables.contexts())
 
     @troubles("cannot repair the lake")
     def repair(self, *, dry_run: bool = True) -> Repaired:
@@ -399,8 +343,8 @@ class Lake:
             StorageError: the disk refused.
         """
         self._check_open()
-        self._refresh()
-        return repair(self._site, Path(self.root), self._contexts(), dry_run=dry_run)
+        self._tables.refresh()
+        return repair(self._site, Path(self.root), self._tables.contexts(), dry_run=dry_run)
 
     @troubles("cannot close the lake")
     def close(self) -> None:
@@ -413,7 +357,7 @@ class Lake:
             return
         self._upkeep.stop()
         failures: list[Exception] = []
-        for context in self._contexts():
+        for context in self._tables.contexts():
             try:
                 if context.buffer is not None and self._auto:
                     self._upkeep.flush(context)  # first: it also saves what no fsync can
@@ -430,9 +374,7 @@ class Lake:
             raise failures[0]
 
     def _release(self) -> None:
-        for context in self._contexts():
-            if context.buffer is not None:
-                context.buffer.close()
+        self._tables.close()
         self._site.close()
 
     def __enter__(self) -> Self:
@@ -457,69 +399,11 @@ class Lake:
         if write and self.mode == "r":
             raise InvalidInputError('the lake is open with mode="r": reopen it to write')
 
-    def _opened(self) -> list[Table]:
-        with self._opening:
-            return list(self._tables.values())
-
-    def _contexts(self) -> list[TableContext]:
-        return [table._context for table in self._opened()]
-
-    def _forget_sealed(self, context: TableContext) -> None:
-        """After a seal: the appender need not know sealed ids, a flush looks them up."""
-        for table in self._opened():
-            if table._context is context and table._appender is not None:
-                with context.flushing:  # no segment may come between reading and rebuilding
-                    table._appender.forget_sealed(lambda: unsealed_hashes(context))
-
-    def _take_over(self, writers: Sequence[str]) -> None:
-        """Hold the rows of writers that died while this lake is open."""
-        for table in self._opened():
-            if table._appender is not None:
-                take_over(table._context, table._appender, writers)
-
     def _known_tables(self) -> list[TableContext]:
         """Every table of the lake, those included that another process created by now."""
         if not self._closed:
-            self._refresh()
-        return self._contexts()
-
-    def _held(self, context: TableContext) -> frozenset[GenerationId]:
-        held = context.buffer.ids if context.buffer else frozenset()
-        return context.state().flushed | held
-
-    def _refresh(self) -> None:
-        """Open tables that another process created, and let go those it dropped."""
-        with self._opening:
-            version = self._site.catalog.version()
-            if version == self._known_version:
-                return
-            entries = {entry.id: entry for entry in self._site.catalog.tables()}
-            for entry in entries.values():
-                if entry.id not in self._tables:
-                    resolved = _listed_schema(entry)
-                    self._open_table(entry, TableContext.open(self._site, entry, resolved))
-            for gone in self._tables.keys() - entries.keys():
-                dropped = self._tables.pop(gone)._context.buffer
-                if dropped is not None:
-                    dropped.close()
-            self._known_version = version
-
-    def _open_table(self, entry: TableEntry, context: TableContext) -> Table:
-        appender = None
-        if context.buffer is not None:
-            appender = Appender(
-                entry.name,
-                context.schema,
-                context.buffer,
-                self._site.settings,
-                lambda ids: _published_ids(self._queries, context, ids),
-                context.highest_elsewhere,
-                self._after_append,
-            )
-            recover(context, appender)
-        table = Table(self, context, appender)
-        self._tables[entry.id] = table
-        return table
+            self._tables.refresh()
+        return self._tables.contexts()
 
     def _after_append(self, buffer: Buffer) -> None:
         settings = self._site.settings
@@ -548,29 +432,8 @@ def _close_all() -> None:
         lake.close()
 
 
-def _listed_schema(entry: TableEntry) -> TableSchema:
-    try:
-        return TableSchema.from_toml(entry.schema_text)
-    except SchemaError as error:
-        raise CorruptionError(
-            f"the catalog's schema of table {entry.name!r} is none: {error}; `lakestore rebuild` "
-            "makes the catalog again from the lake's files"
-        ) from error
-
-
 def _schema_of(source: Any, roles: dict[str, Any]) -> TableSchema:
     roles = {name: value for name, value in roles.items() if value is not None}
     if isinstance(source, TableSchema | pa.Schema | str | Path):
         return schema.load(source, roles)
     return schema.load(coerce.infer(source, roles.get("event_time")), roles)
-
-
-def _published_ids(queries: Queries, context: TableContext, ids: pa.Array) -> pa.Table:
-    """Id and event time of published events that have one of these ids."""
-    event_id, event_time = context.schema.event_id, context.schema.event_time
-    statement = (
-        f"SELECT {identifiers([event_id, event_time])} FROM {identifier(context.entry.name)} "
-        f"SEMI JOIN lakestore_wanted USING ({identifier(event_id)})"
-    )
-    wanted = pa.table({event_id: ids})
-    return queries.sql(statement, None, [context], {"lakestore_wanted": wanted}).to_arrow()

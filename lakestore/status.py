@@ -5,6 +5,7 @@ from datetime import datetime
 from typing import Any
 
 from lakestore.context import Recovery, TableContext
+from lakestore.snapshot import GenerationId
 
 
 @dataclass(frozen=True)
@@ -63,9 +64,10 @@ class Status:
         return "\n".join(lines)
 
 
-def table_status(table: TableContext, unflushed_rows: int, unflushed_bytes: int) -> TableStatus:
-    """The status of one table, from its catalog state and what is not flushed yet."""
+def table_status(table: TableContext) -> TableStatus:
+    """The status of one table: its catalog state, and what is not flushed yet by any writer."""
     state = table.state()
+    unflushed_rows, unflushed_bytes = _unflushed(table, state.flushed)
     now = table.site.clock.now()
     began = table.buffer.began if table.buffer else None
     oldest = min((s.committed_at for s in state.hot), default=None)
@@ -99,3 +101,15 @@ def table_status(table: TableContext, unflushed_rows: int, unflushed_bytes: int)
         min((i.min_time for i in infos if i.rows), default=None),
         max((i.max_time for i in infos if i.rows), default=None),
     )
+
+
+def _unflushed(table: TableContext, flushed: frozenset[GenerationId]) -> tuple[int, int]:
+    """Rows and Arrow bytes in this process's buffer and in others' journals."""
+    held = table.buffer.ids if table.buffer else frozenset()
+    rows = size = 0
+    for pinned in table.tails.pin({table.site.writer}, flushed | held):
+        rows += sum(batch.num_rows for batch in pinned.batches)
+        size += sum(batch.nbytes for batch in pinned.batches)
+    if table.buffer is not None:
+        rows, size = rows + table.buffer.rows, size + table.buffer.bytes
+    return rows, size

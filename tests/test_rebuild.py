@@ -27,7 +27,7 @@ Open = Callable[..., ls.Lake]
 def everything(lake: ls.Lake) -> dict[str, object]:
     """All that a lake answers, and what its tiers are made of."""
     told: dict[str, object] = {}
-    for context in lake._contexts():
+    for context in lake._tables.contexts():
         name, state = context.entry.name, context.state()
         rows = lake.sql(f"FROM {name} ORDER BY ALL").fetchall()
         record = next(r for r in lake._site.catalog.inventory().tables if r.id == context.entry.id)

@@ -56,7 +56,7 @@ LEVELS: list[list[str]] = [
         "rebuild.run",
     ],
     ["upkeep"],
-    ["table", "lake"],
+    ["table", "opened", "lake"],
     ["", "demo", "cli"],
 ]
 ORDER = [module for level in LEVELS for module in level]

@@ -1,0 +1,193 @@
+"""The tables of an open lake, in this process: opened once the catalog lists them.
+
+Order of effects, numbered as their failpoints are:
+
+    create.1 listed in the catalog    .2 empty file put    .3 document put    .4 committed
+    .5 table opened
+    drop.1 unlisted in the catalog    .2 committed    .3 buffer let go
+
+A create or a drop is committed by its catalog transaction.
+"""
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+
+import pyarrow as pa
+
+from lakestore import retain, shell
+from lakestore.append import Appender
+from lakestore.buffer import Buffer
+from lakestore.catalog.commit import TableEntry
+from lakestore.context import SiteContext, TableContext
+from lakestore.errors import CorruptionError, SchemaError, StorageError
+from lakestore.failpoint import reach
+from lakestore.layout import schema_key
+from lakestore.query.run import Queries
+from lakestore.quoting import identifier, identifiers
+from lakestore.recover import recover, take_over, unsealed_hashes
+from lakestore.schema import TableSchema
+from lakestore.table import Table
+
+
+class OpenTables:
+    """Tables by their number in the catalog; any thread may ask."""
+
+    def __init__(
+        self,
+        site: SiteContext,
+        queries: Queries,
+        handle: Callable[[TableContext, Appender | None], Table],
+        on_append: Callable[[Buffer], None],
+    ) -> None:
+        """No tables yet: `refresh` opens them.
+
+        Args:
+            handle: makes what the caller gets of a table.
+            on_append: told of each append.
+        """
+        self._site = site
+        self._queries = queries
+        self._handle = handle
+        self._on_append = on_append
+        self._lock = threading.RLock()  # guards the two below
+        self._tables: dict[int, Table] = {}
+        self._version = -1  # of the catalog, when it was last looked at
+
+    def __contains__(self, id: int) -> bool:
+        """Whether the table of that number is open."""
+        return id in self._tables
+
+    def handles(self) -> list[Table]:
+        """What callers have of each."""
+        with self._lock:
+            return list(self._tables.values())
+
+    def contexts(self) -> list[TableContext]:
+        """Each as the levels below see it."""
+        return [table._context for table in self.handles()]
+
+    def refresh(self) -> None:
+        """Open tables that another process created, and let go those it dropped.
+
+        Raises:
+            CorruptionError: the catalog's schema of one is none, or a journal is damaged.
+        """
+        with self._lock:
+            version = self._site.catalog.version()
+            if version == self._version:
+                return
+            entries = {entry.id: entry for entry in self._site.catalog.tables()}
+            for entry in entries.values():
+                if entry.id not in self._tables:
+                    schema = _listed_schema(entry)
+                    self._open(entry, TableContext.open(self._site, entry, schema))
+            for gone in self._tables.keys() - entries.keys():
+                dropped = self._tables.pop(gone)._context.buffer
+                if dropped is not None:
+                    dropped.close()
+            self._version = version
+
+    def create(self, name: str, cold: str, schema: TableSchema) -> Table:
+        """List a table and open it.
+
+        Raises:
+            InvalidInputError: the name is taken.
+            StorageError: the disk refused; there is no such table.
+        """
+        with self._lock:
+            with self._site.catalog.commit() as commit:
+                entry = commit.add_table(name, cold, schema.text, self._is_taken)
+                reach("create.1")
+                context = TableContext.open(self._site, entry, schema)
+                shell.write_empty(context)
+                reach("create.2")
+                self._site.put_text(schema_key(entry.folder, 1), schema.text)
+                reach("create.3")
+            reach("create.4")
+            table = self._open(entry, context)
+            reach("create.5")
+        return table
+
+    def drop(self, table: Table) -> None:
+        """Unlist a table and let its rows go; `retain` deletes its files later."""
+        context = table._context
+        with context.flushing, context.sealing, self._lock:
+            with self._site.catalog.commit() as commit:
+                commit.drop_table(context.entry.id)
+                reach("drop.1")
+            reach("drop.2")
+            with suppress(StorageError):  # it is dropped: vacuum says so when there is room
+                retain.bury(self._site, context.entry.folder)
+            self._tables.pop(context.entry.id, None)
+            if context.buffer is not None:
+                context.buffer.close()
+            reach("drop.3")
+
+    def bury_dropped(self) -> None:
+        """Finish what a crash in `drop` left undone."""
+        for item in self._site.catalog.garbage():
+            if item.kind == "table":
+                retain.bury(self._site, item.folder)
+
+    def forget_sealed(self, context: TableContext) -> None:
+        """After a seal: the appender need not know sealed ids, a flush looks them up."""
+        for table in self.handles():
+            if table._context is context and table._appender is not None:
+                with context.flushing:  # no segment may come between reading and rebuilding
+                    table._appender.forget_sealed(lambda: unsealed_hashes(context))
+
+    def take_over(self, writers: Sequence[str]) -> None:
+        """Hold the rows of writers that died while this lake is open."""
+        for table in self.handles():
+            if table._appender is not None:
+                take_over(table._context, table._appender, writers)
+
+    def close(self) -> None:
+        """Let every buffer go; what is in none but them is lost."""
+        for context in self.contexts():
+            if context.buffer is not None:
+                context.buffer.close()
+
+    def _is_taken(self, folder: str) -> bool:
+        """Whether a table, or a create that was cut short, left a schema in that folder."""
+        keys = (schema_key(folder, 1), schema_key(folder, 1, "parquet"))
+        return any(self._site.storage.size(key) is not None for key in keys)
+
+    def _open(self, entry: TableEntry, context: TableContext) -> Table:
+        appender = None
+        if context.buffer is not None:
+            appender = Appender(
+                entry.name,
+                context.schema,
+                context.buffer,
+                self._site.settings,
+                lambda ids: _published_ids(self._queries, context, ids),
+                context.highest_elsewhere,
+                self._on_append,
+            )
+            recover(context, appender)
+        table = self._handle(context, appender)
+        self._tables[entry.id] = table
+        return table
+
+
+def _listed_schema(entry: TableEntry) -> TableSchema:
+    try:
+        return TableSchema.from_toml(entry.schema_text)
+    except SchemaError as error:
+        raise CorruptionError(
+            f"the catalog's schema of table {entry.name!r} is none: {error}; `lakestore rebuild` "
+            "makes the catalog again from the lake's files"
+        ) from error
+
+
+def _published_ids(queries: Queries, context: TableContext, ids: pa.Array) -> pa.Table:
+    """Id and event time of published events that have one of these ids."""
+    event_id, event_time = context.schema.event_id, context.schema.event_time
+    statement = (
+        f"SELECT {identifiers([event_id, event_time])} FROM {identifier(context.entry.name)} "
+        f"SEMI JOIN lakestore_wanted USING ({identifier(event_id)})"
+    )
+    wanted = pa.table({event_id: ids})
+    return queries.sql(statement, None, [context], {"lakestore_wanted": wanted}).to_arrow()
