@@ -55,10 +55,11 @@ class Repaired:
 
 
 def plan(problems: Sequence[Problem]) -> list[Action]:
-    """What is safe to do about problems. Pure."""
+    """What is safe to do about problems, views last: they read what the others make. Pure."""
     if any(p.severity == "damage" and p.help == REBUILD for p in problems):
         return []
-    return [Action(p.repair, p.table, p.file) for p in problems if p.repair is not None]
+    actions = [Action(p.repair, p.table, p.file) for p in problems if p.repair is not None]
+    return sorted(actions, key=lambda action: action.do == "views")
 
 
 def repair(

@@ -488,7 +488,7 @@ def _start_no_duckdb_anew(patch: pytest.MonkeyPatch) -> None:
 
 
 def _look_at_no_twin(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lakestore.query.run, "_may_be_damage", lambda _: False)
+    patch.setattr(lakestore.query.run, "may_be_damage", lambda _: False)
 
 
 def _keep_the_first_copy_of_a_frozen_catalog(patch: pytest.MonkeyPatch) -> None:

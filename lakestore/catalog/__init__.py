@@ -21,6 +21,7 @@ from lakestore.catalog import frozen
 from lakestore.catalog import tables as t
 from lakestore.catalog.commit import Commit, Garbage, Inventory, Sent, TableEntry, TableRecord
 from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
+from lakestore.catalog.strict import REBUILD, damage
 from lakestore.clock import Clock
 from lakestore.errors import (
     CorruptionError,
@@ -33,9 +34,6 @@ from lakestore.errors import (
 from lakestore.failpoint import reach
 from lakestore.snapshot import ColdFile, GenerationId, TableState
 from lakestore.storage.local import storage_error, why_refused
-
-_DAMAGED = "the catalog is damaged"
-_REBUILD = "`lakestore rebuild` makes it again from the lake's files"
 
 
 class Catalog:
@@ -184,7 +182,7 @@ class Catalog:
                 frozenset(GenerationId(*row) for row in flushed),
             )
         except DAMAGED as error:
-            raise CorruptionError(f"{_DAMAGED}: {error!r}; {_REBUILD}") from error
+            raise damage(repr(error)) from error
         self._states[table_id] = state
         return state
 
@@ -252,7 +250,7 @@ class Catalog:
                     ),
                 )
             except DAMAGED as error:
-                raise CorruptionError(f"{_DAMAGED}: {error!r}; {_REBUILD}") from error
+                raise damage(repr(error)) from error
 
     def _record(
         self, con: Connection, row: Any, version: int, garbage: Sequence[Garbage]
@@ -276,12 +274,18 @@ class Catalog:
         )
 
     def integrity(self) -> list[str]:
-        """What SQLite finds wrong in its own file, and references that lead nowhere."""
+        """What SQLite finds wrong in its own file, and what it cannot know to be wrong.
+
+        That is: references that lead nowhere, and relations that are not those of this format.
+        """
         with self._begin("DEFERRED") as con:
             found = con.exec_driver_sql("PRAGMA integrity_check(20)").scalars().all()
             keys = con.exec_driver_sql("PRAGMA foreign_key_check").all()
+            con.exec_driver_sql("SELECT sql FROM sqlite_master").all()
+            altered = [table.name for table in t.metadata.sorted_tables if _is_altered(con, table)]
         wrong = [text for text in found if text != "ok"]
-        return wrong + [f"a row of {row[0]!r} names no {row[2]!r}" for row in keys[:20]]
+        wrong += [f"a row of {row[0]!r} names no {row[2]!r}" for row in keys[:20]]
+        return wrong + [f"the relation {name!r} has other columns" for name in altered]
 
     @contextmanager
     def commit(self) -> Iterator["Commit"]:
@@ -330,7 +334,7 @@ class Catalog:
         except sa.exc.OperationalError as error:
             raise self._translated(error.orig) from error
         except sa.exc.DatabaseError as error:
-            raise CorruptionError(f"{_DAMAGED}: {error.orig}; {_REBUILD}") from error
+            raise damage(error.orig) from error
         except sqlite3.Error as error:  # of `_configure`, which SQLAlchemy does not see
             raise self._translated(error) from error
 
@@ -341,7 +345,7 @@ class Catalog:
             return LockedError(f"the catalog stayed busy for 30 s: {error}")
         # SQLITE_ERROR too: our statements are right, so what they name is gone, or is no text.
         if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-            return CorruptionError(f"{_DAMAGED}: {error}; {_REBUILD}")
+            return damage(error)
         what = f"the catalog cannot be used ({error})"
         refusal = why_refused(self._path.parent)  # SQLite itself hardly says
         if refusal is None and code == sqlite3.SQLITE_FULL:
@@ -353,8 +357,24 @@ def _refuse_lost(path: Path, is_filled: Callable[[], bool]) -> None:
     """Never make an empty catalog beside files that one has to name."""
     if is_filled():
         raise CorruptionError(
-            f"the catalog {str(path)!r} is lost, and the lake is not empty; {_REBUILD}"
+            f"the catalog {str(path)!r} is lost, and the lake is not empty; {REBUILD}"
         )
+
+
+def _is_altered(con: Connection, table: sa.Table) -> bool:
+    """Whether a relation's columns are not what this module made."""
+    keys = list(table.primary_key.columns)
+    expected = [
+        (
+            column.name,
+            column.type.compile(con.dialect),
+            int(not column.nullable),
+            keys.index(column) + 1 if column in keys else 0,
+        )
+        for column in table.columns
+    ]
+    found = con.exec_driver_sql(f"PRAGMA table_info({table.name})").all()
+    return [(row[1], row[2], row[3], row[5]) for row in found] != expected
 
 
 def _garbage(con: Connection) -> list[Garbage]:

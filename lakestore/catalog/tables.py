@@ -1,18 +1,8 @@
 """The catalog's relations."""
 
-from sqlalchemy import (
-    BigInteger,
-    Boolean,
-    Column,
-    Date,
-    Float,
-    ForeignKey,
-    Integer,
-    MetaData,
-    Table,
-    Text,
-    UniqueConstraint,
-)
+from sqlalchemy import Boolean, Column, Date, ForeignKey, MetaData, Table, UniqueConstraint
+
+from lakestore.catalog.strict import BigInteger, Integer, Seconds, Text
 
 FORMAT = 1
 
@@ -21,98 +11,98 @@ metadata = MetaData()
 lake = Table(
     "lake",
     metadata,
-    Column("one", Integer, primary_key=True),  # always 1: the table has a single row
-    Column("format", Integer, nullable=False),
-    Column("uuid", Text, nullable=False),
-    Column("site", Text, nullable=False),
-    Column("version", BigInteger, nullable=False),  # counts commits that change an answer
+    Column("one", Integer(), primary_key=True),  # always 1: the table has a single row
+    Column("format", Integer(), nullable=False),
+    Column("uuid", Text(), nullable=False),
+    Column("site", Text(), nullable=False),
+    Column("version", BigInteger(), nullable=False),  # counts commits that change an answer
 )
 
 tables = Table(
     "tables",
     metadata,
-    Column("id", Integer, primary_key=True),
-    Column("name", Text, nullable=False),
-    Column("folder", Text, nullable=False, unique=True),  # never reused, though names are
-    Column("cold", Text, nullable=False),
-    Column("created_at", Float, nullable=False),
-    Column("dropped_at", Float),
-    Column("sealed_through", BigInteger, nullable=False),
-    Column("last_segment", BigInteger, nullable=False),
+    Column("id", Integer(), primary_key=True),
+    Column("name", Text(), nullable=False),
+    Column("folder", Text(), nullable=False, unique=True),  # never reused, though names are
+    Column("cold", Text(), nullable=False),
+    Column("created_at", Seconds(), nullable=False),
+    Column("dropped_at", Seconds(nullable=True)),
+    Column("sealed_through", BigInteger(), nullable=False),
+    Column("last_segment", BigInteger(), nullable=False),
 )
 
 schemas = Table(
     "schemas",
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("version", Integer, primary_key=True),
-    Column("text", Text, nullable=False),
+    Column("version", Integer(), primary_key=True),
+    Column("text", Text(), nullable=False),
 )
 
 segments = Table(
     "segments",
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("first", BigInteger, primary_key=True),
-    Column("last", BigInteger, nullable=False),
-    Column("name", Text, nullable=False),
+    Column("first", BigInteger(), primary_key=True),
+    Column("last", BigInteger(), nullable=False),
+    Column("name", Text(), nullable=False),
     Column("has_duckdb", Boolean, nullable=False),
-    Column("committed_at", Float, nullable=False),
-    Column("info", Text, nullable=False),
+    Column("committed_at", Seconds(), nullable=False),
+    Column("info", Text(), nullable=False),
 )
 
 generations = Table(
     "generations",  # journal files whose rows a segment holds; until the file is deleted
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("writer", Text, primary_key=True),
-    Column("number", Integer, primary_key=True),
+    Column("writer", Text(), primary_key=True),
+    Column("number", Integer(), primary_key=True),
 )
 
 cold_files = Table(
     "cold_files",
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("name", Text, primary_key=True),
+    Column("name", Text(), primary_key=True),
     Column("day", Date, nullable=False),
-    Column("first", BigInteger, nullable=False),
-    Column("last", BigInteger, nullable=False),
-    Column("schema_version", Integer, nullable=False),
-    Column("committed_at", Float, nullable=False),
-    Column("info", Text, nullable=False),
+    Column("first", BigInteger(), nullable=False),
+    Column("last", BigInteger(), nullable=False),
+    Column("schema_version", Integer(), nullable=False),
+    Column("committed_at", Seconds(), nullable=False),
+    Column("info", Text(), nullable=False),
 )
 
 producers = Table(
     "producers",
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("producer", Text, primary_key=True),
-    Column("seq", BigInteger, nullable=False),
+    Column("producer", Text(), primary_key=True),
+    Column("seq", BigInteger(), nullable=False),
 )
 
 batches = Table(
     "batches",  # what producers sent, flushed while other writers might still hold it too
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("producer", Text, primary_key=True),
-    Column("seq", BigInteger, primary_key=True),
+    Column("producer", Text(), primary_key=True),
+    Column("seq", BigInteger(), primary_key=True),
 )
 
 leases = Table(
     "leases",  # who merges, seals and vacuums a table, and until when (Unix seconds)
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("writer", Text, nullable=False),
-    Column("until", Float, nullable=False),
+    Column("writer", Text(), nullable=False),
+    Column("until", Seconds(), nullable=False),
 )
 
 garbage = Table(
     "garbage",  # files that no version names any more; `vacuum` deletes them after the grace
     metadata,
-    Column("id", Integer, primary_key=True),
+    Column("id", Integer(), primary_key=True),
     Column("table_id", ForeignKey("tables.id"), nullable=False),
-    Column("kind", Text, nullable=False),
-    Column("name", Text, nullable=False),
-    Column("since", Float, nullable=False),
+    Column("kind", Text(), nullable=False),
+    Column("name", Text(), nullable=False),
+    Column("since", Seconds(), nullable=False),
     UniqueConstraint("table_id", "kind", "name"),
 )

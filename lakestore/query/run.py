@@ -13,24 +13,22 @@ import pyarrow as pa
 
 from lakestore import hot, quoting
 from lakestore.context import SiteContext, TableContext
-from lakestore.engine import buffered_source, duckdb_error, troubles
+from lakestore.engine import buffered_source, troubles
 from lakestore.errors import (
-    CorruptionError,
-    InvalidInputError,
     LakestoreError,
     NotFoundError,
     StorageError,
 )
-from lakestore.forks import LOST, interrupted, interrupts, start
+from lakestore.forks import interrupts, start
 from lakestore.query import parameters as bound
 from lakestore.query import plan
+from lakestore.query.failures import FAILURES, may_be_damage, translated
 from lakestore.query.parameters import Parameters
 from lakestore.query.pin import FilesInUse, TablePin, pin
 from lakestore.query.reads import Reading, reading
 from lakestore.query.result import Result
 from lakestore.query.scan import scanned
 from lakestore.snapshot import ColdFile
-from lakestore.storage.local import refusal
 
 if TYPE_CHECKING:
     import polars as pl
@@ -40,9 +38,6 @@ _QUOTED = re.compile(r'"((?:[^"]|"")+)"')
 _ATTEMPTS = 5
 _LISTS = {"show", "information_schema", "duckdb_views", "duckdb_columns", "pg_catalog"}
 """Words of statements that list tables without naming them."""
-_FAILURES = (duckdb.Error, OSError, ValueError, RecursionError)
-"""What DuckDB's Python package raises; Arrow hands some of DuckDB's errors on as an OSError."""
-_UNREADABLE = "a file of the lake cannot be read"
 _READINGS_MAX = 512
 _READING_CHARS = 10_000
 
@@ -132,15 +127,15 @@ class Queries:
                     return Result(_fetch(cursor, statement, parameters))
             except LakestoreError:
                 raise
-            except _FAILURES as error:
+            except FAILURES as error:
                 last = attempt == _ATTEMPTS - 1
                 if "No files found" in str(error) and not last:
                     continue  # another process sealed and vacuumed a file: look again
-                if _may_be_damage(error) and not parquet_only and not last:
+                if may_be_damage(error) and not parquet_only and not last:
                     parquet_only = True  # a segment's DuckDB file is expendable, its twin is not
                     self._engine.detach_idle()  # as if there were too many open files
                     continue
-                raise _translated(error, tables) from error
+                raise translated(error, tables) from error
         raise AssertionError("unreachable")
 
     @interrupts()
@@ -161,8 +156,8 @@ class Queries:
                 return Explanation(_tiers(chosen.pins, chosen.kept), chosen.filters)
         except LakestoreError:
             raise
-        except _FAILURES as error:
-            raise _translated(error, tables) from error
+        except FAILURES as error:
+            raise translated(error, tables) from error
 
     @interrupts()
     def scan(self, table: TableContext) -> "pl.LazyFrame":
@@ -177,14 +172,14 @@ class Queries:
             release = self._mount(cursor, pins, {}, parquet_only=True)
             try:
                 relation = cursor.sql(f"FROM {quoting.identifier(table.entry.name)}")
-                frame = scanned(relation, lambda error: _translated(error, [table]))
+                frame = scanned(relation, lambda error: translated(error, [table]))
             except BaseException:
                 release()
                 raise
         except LakestoreError:
             raise
-        except _FAILURES as error:
-            raise _translated(error, [table]) from error
+        except FAILURES as error:
+            raise translated(error, [table]) from error
         weakref.finalize(relation, release)
         return frame
 
@@ -378,43 +373,3 @@ def _registrable(frame: Any) -> Any:
     if hasattr(frame, "__arrow_c_stream__") and not isinstance(frame, pa.Table):
         return pa.RecordBatchReader.from_stream(frame).read_all()
     return frame
-
-
-def _message(error: BaseException) -> str:
-    return str(error).strip()
-
-
-def _may_be_damage(error: Exception) -> bool:
-    """Whether a DuckDB file of a segment may be at fault, or DuckDB itself."""
-    if interrupted(error) or "requires the extension" in str(error):
-        return False
-    return (
-        isinstance(error, (duckdb.IOException, duckdb.SerializationException, OSError, *LOST))
-        or type(error) is duckdb.Error
-        or any(word in str(error) for word in ("orrupt", "No files found"))
-    )
-
-
-def _names_a_file(error: Exception, tables: Sequence[TableContext]) -> bool:
-    """Whether the error is about a file of a table: DuckDB calls bad bytes invalid input too."""
-    folders = {str(table.hot_folder) for table in tables}
-    folders |= {table.site.storage.url(f"tables/{table.entry.folder}") for table in tables}
-    return any(f"{folder}/" in str(error) for folder in folders)
-
-
-def _translated(error: Exception, tables: Sequence[TableContext]) -> Exception:
-    if interrupted(error):
-        raise KeyboardInterrupt from error
-    if isinstance(error, duckdb.CatalogException) and "Table with name" in str(error):
-        names = ", ".join(table.entry.name for table in tables) or "none yet"
-        first = _message(error).split("\n", 1)[0]
-        return NotFoundError(f"{first} The lake's tables: {names}")
-    if isinstance(error, duckdb.OutOfMemoryException):
-        return StorageError(f"the query needs more memory than memory_bytes allows: {error}")
-    if isinstance(error, LOST):
-        return StorageError(f"DuckDB failed in this query, and is started anew: {_message(error)}")
-    if _names_a_file(error, tables):
-        return refusal(_UNREADABLE, error) or CorruptionError(f"{_UNREADABLE}: {_message(error)}")
-    if _may_be_damage(error):
-        return duckdb_error("a file cannot be read", error)
-    return InvalidInputError(_message(error))

@@ -18,7 +18,7 @@ def assert_caught(
     figure: Callable[..., None],
     suite: str,
     plant: Callable[[pytest.MonkeyPatch], None],
-    test: Callable[..., None],
+    test: Callable[..., object],
     **arguments: Any,
 ) -> None:
     """That `test`, given its fixtures and these arguments, fails once the bug is planted."""
