@@ -82,7 +82,7 @@ def _as_it_is(batch: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch | No
     micros = idhash.micros(batch.column(schema.event_time))
     if micros.min() < _MIN_US or micros.max() >= _MAX_US:
         return None
-    return batch
+    return _cut_out(batch)
 
 
 def _frames(table: pa.Table) -> list[pa.RecordBatch]:
@@ -92,7 +92,22 @@ def _frames(table: pa.Table) -> list[pa.RecordBatch]:
     chunks = table.column(0).num_chunks
     if chunks > 1 and table.num_rows < chunks * rows // 2:
         table = table.combine_chunks()  # or ten thousand tiny chunks would be as many frames
-    return [batch for batch in table.to_batches(max_chunksize=rows) if batch.num_rows]
+    return [_cut_out(batch) for batch in table.to_batches(max_chunksize=rows) if batch.num_rows]
+
+
+def _cut_out(batch: pa.RecordBatch) -> pa.RecordBatch:
+    """The batch without what its nested columns share with rows that are not in it.
+
+    Arrow's IPC writes all the texts of a list that was sliced: a row of ten thousand as many.
+    """
+    for index, field in enumerate(batch.schema):
+        values = batch.column(index)
+        if (
+            pa.types.is_nested(field.type)
+            and values.get_total_buffer_size() > 2 * values.nbytes + 4096
+        ):
+            batch = batch.set_column(index, field, pa.concat_arrays([values]))
+    return batch
 
 
 def _to_table(data: Any, schema: TableSchema | None) -> pa.Table:

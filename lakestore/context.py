@@ -32,18 +32,14 @@ from lakestore.frames import JournalHeader
 from lakestore.journal import JournalWriter
 from lakestore.lakefile import is_filled, lake_id
 from lakestore.layout import SiteLayout, data_prefix
+from lakestore.locks import ProcessLock
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
 from lakestore.storage import Storage
 from lakestore.storage.local import LocalStorage, make_folder, refusals
 from lakestore.tail import JournalTails
-from lakestore.writers import (
-    WriterLock,
-    sweep_staging,
-    take_over_dead,
-    writers_with_journals,
-)
+from lakestore.writers import sweep_staging, take_over_dead, writers_with_journals
 
 
 @dataclass
@@ -72,8 +68,8 @@ class SiteContext:
     engine: Engine
     settings: Settings
     clock: Clock
-    lock: WriterLock | None  # None: opened for reading only
-    dead: list[WriterLock]
+    lock: ProcessLock | None  # None: opened for reading only
+    dead: list[ProcessLock]
     """Locks of dead writers whose rows this process has taken over."""
     recovery: Recovery
     visibility: threading.Lock = field(default_factory=threading.Lock)
@@ -110,11 +106,11 @@ class SiteContext:
             reach("open.3")
             lock = None
             if write:
-                lock = WriterLock.create(layout.writers)
+                lock = ProcessLock.create(layout.writers)
                 undo.callback(lock.abandon)
                 make_folder(layout.staging_of(lock.name))
                 reach("open.4")
-            dead: list[WriterLock] = []
+            dead: list[ProcessLock] = []
             undo.callback(_abandon, dead)
             instance = engine(settings.memory_bytes)
             site = cls(layout, storage, catalog, instance, settings, clock, lock, dead, Recovery())
@@ -186,7 +182,7 @@ class SiteContext:
         return self.layout.staging_of(self.writer)
 
     @property
-    def _locks(self) -> list[WriterLock]:
+    def _locks(self) -> list[ProcessLock]:
         return [*self.dead, *([self.lock] if self.lock is not None else [])]
 
 
@@ -287,6 +283,6 @@ class TableContext:
         }
 
 
-def _abandon(locks: Sequence[WriterLock]) -> None:
+def _abandon(locks: Sequence[ProcessLock]) -> None:
     for lock in locks:
         lock.abandon()

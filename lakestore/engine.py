@@ -6,7 +6,6 @@ because a second query on a connection silently cuts an open Arrow stream short 
 
 import logging
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from pathlib import Path
 
 import duckdb
 
-from lakestore import quoting
+from lakestore import quoting, spill
 from lakestore.errors import ClosedError, StorageError
 from lakestore.forks import LOST, interrupted, start
 from lakestore.settings import MIB
@@ -67,7 +66,7 @@ class Engine:
             autoinstall_known_extensions=False,
             autoload_known_extensions=False,  # a caller's statement must load nothing
             # Left alone, an in-memory DuckDB spills into the caller's working directory.
-            temp_directory=str(Path(tempfile.gettempdir()) / f"lakestore-{self._pid}"),
+            temp_directory=str(spill.folder()),
         )
         # GLOBAL, or cursors would not see them; the zone, or days would follow the machine.
         self._instance.execute("SET GLOBAL TimeZone = 'UTC'")
@@ -212,11 +211,11 @@ class Engine:
 
 
 @contextmanager
-def sorter(spill: Path, memory_bytes: int = SORT_BYTES) -> Iterator[duckdb.DuckDBPyConnection]:
+def sorter(folder: Path, memory_bytes: int = SORT_BYTES) -> Iterator[duckdb.DuckDBPyConnection]:
     """A DuckDB of its own for one big sort, whose memory is given back at the end.
 
     Args:
-        spill: a folder for what does not fit.
+        folder: for what does not fit.
         memory_bytes: its limit. Rows of many kilobytes need more than others: DuckDB holds
             2,048 of them at once, and cannot spill those.
     """
@@ -224,7 +223,7 @@ def sorter(spill: Path, memory_bytes: int = SORT_BYTES) -> Iterator[duckdb.DuckD
         memory_limit=f"{memory_bytes}B",
         preserve_insertion_order=False,  # the statement says ORDER BY
         threads=1,  # each needs memory of its own, and appends want the other cores
-        temp_directory=str(spill),
+        temp_directory=str(folder),
         autoinstall_known_extensions=False,
         python_enable_replacements=False,
     )

@@ -61,7 +61,7 @@ class JournalWriter:
         self._synced = 0
         self._syncing = False
         self._failure: OSError | None = None
-        self._queue: list[Part] = []
+        self._queue: list[tuple[int, list[Part]]] = []  # appends, by the offset after each
         self._begun: list[Part] = []  # in the file, but for the digest
         self._ragged = False  # the file may go on after what is accepted
         self._open(folder)
@@ -108,8 +108,10 @@ class JournalWriter:
             self.begin(batches, producer, seq)
             return self.accept()
         parts = pack(self._header, batches, producer, seq, self.synced)
-        self._queue = [*self._queue, *parts, digest(parts)]
-        return self.end
+        parts.append(digest(parts))
+        end = self.end + sum(len(part) for part in parts)
+        self._queue.append((end, parts))
+        return end
 
     def begin(
         self,
@@ -153,8 +155,9 @@ class JournalWriter:
     def write_queued(self) -> None:
         """Hand queued frames to the kernel; raises as `append`."""
         if self._queue:
-            self._write(self._queue)
-            self._take(self._queue)
+            parts = [part for _, queued in self._queue for part in queued]
+            self._write(parts)
+            self._take(parts)
             self._queue = []
 
     def sync_to(self, offset: int) -> None:
@@ -211,7 +214,7 @@ class JournalWriter:
     @property
     def end(self) -> int:
         """Offset after the last accepted frame, queued ones included."""
-        return self._written + sum(len(part) for part in self._queue)
+        return self._queue[-1][0] if self._queue else self._written
 
     @property
     def synced(self) -> int:

@@ -92,6 +92,8 @@ def open(
                 f"{str(folder)!r}: DuckDB takes '*', '?', '[' and backslashes in a path for "
                 "something else; name the folder without them"
             )
+    if local is not None and Path(local).resolve().is_relative_to(Path(root).resolve() / "tables"):
+        raise InvalidInputError(f"local={str(local)!r} is among the tables' files: choose another")
     return Lake(
         Path(root).absolute(),
         Path(local).absolute() if local is not None else None,

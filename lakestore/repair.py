@@ -15,10 +15,10 @@ from uuid import uuid4
 
 from lakestore import hot, shell
 from lakestore.context import SiteContext, TableContext
+from lakestore.locks import ProcessLock
 from lakestore.storage.local import fsync_file, make_folder, publish_new, set_aside
 from lakestore.verify.report import REBUILD, Problem, Repair, Report
 from lakestore.verify.run import verify
-from lakestore.writers import WriterLock
 
 
 @dataclass(frozen=True)
@@ -126,7 +126,7 @@ def _writing(site: SiteContext) -> Iterator[SiteContext]:
     if site.lock is not None:
         yield site
         return
-    lock = WriterLock.create(site.layout.writers)
+    lock = ProcessLock.create(site.layout.writers)
     try:
         writing = replace(site, lock=lock, dead=[])
         make_folder(writing.staging)

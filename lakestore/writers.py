@@ -4,66 +4,12 @@ The kernel lets the lock (`flock`) go when the process ends, however it ends. Wh
 writer's lock may take over its journals and sweep its staged files.
 """
 
-import fcntl
-import os
-import secrets
 import shutil
 from collections.abc import Container
-from contextlib import suppress
-from pathlib import Path
 
 from lakestore.layout import WRITER_NAME, SiteLayout
+from lakestore.locks import ProcessLock, is_held
 from lakestore.storage.local import make_folder, refusals
-
-
-class WriterLock:
-    """The lock of one writer; held until `release`, or the end of the process."""
-
-    def __init__(self, path: Path, descriptor: int) -> None:
-        self.name = path.name
-        self._path = path
-        self._descriptor = descriptor
-
-    @classmethod
-    def create(cls, folder: Path) -> "WriterLock":
-        """A lock for a new writer, whose name nobody used before."""
-        make_folder(folder)
-        while True:
-            lock = cls.take(folder / secrets.token_hex(8))
-            if lock is not None:
-                return lock
-
-    @classmethod
-    def take(cls, path: Path) -> "WriterLock | None":
-        """The lock of a writer, or None while that writer lives.
-
-        Raises:
-            StorageError: the disk refused.
-        """
-        with refusals(f"cannot lock {str(path)!r}"):
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if os.fstat(descriptor).st_nlink:  # else its last holder has just removed it
-                    return cls(path, descriptor)
-            except BlockingIOError:
-                pass
-            except BaseException:
-                os.close(descriptor)
-                raise
-            os.close(descriptor)
-            return None
-
-    def release(self, *, forget: bool) -> None:
-        """Let go; `forget` when the writer has left nothing to recover."""
-        if forget:
-            with suppress(OSError):  # whoever opens next takes it for a writer that left nothing
-                self._path.unlink(missing_ok=True)
-        os.close(self._descriptor)
-
-    def abandon(self) -> None:
-        """Close the descriptor only, as a forked child does; the parent keeps the lock."""
-        os.close(self._descriptor)
 
 
 def writers_with_journals(layout: SiteLayout) -> set[str]:
@@ -71,7 +17,7 @@ def writers_with_journals(layout: SiteLayout) -> set[str]:
     return {path.parent.name for path in (layout.local / "journal").glob("*/*/*.journal")}
 
 
-def take_over_dead(site: SiteLayout, mine: Container[str]) -> list[WriterLock]:
+def take_over_dead(site: SiteLayout, mine: Container[str]) -> list[ProcessLock]:
     """Locks of every dead writer that left something, but for those in `mine`.
 
     Raises:
@@ -79,11 +25,11 @@ def take_over_dead(site: SiteLayout, mine: Container[str]) -> list[WriterLock]:
     """
     make_folder(site.writers)
     names = {path.name for path in site.writers.iterdir()} | writers_with_journals(site)
-    locks: list[WriterLock] = []
+    locks: list[ProcessLock] = []
     try:
         for name in sorted(names):
             if WRITER_NAME.fullmatch(name) and name not in mine:
-                lock = WriterLock.take(site.writers / name)
+                lock = ProcessLock.take(site.writers / name)
                 locks += [lock] if lock is not None else []
     except BaseException:
         for lock in locks:  # or the rows behind them would be hidden from the next attempt
@@ -92,7 +38,7 @@ def take_over_dead(site: SiteLayout, mine: Container[str]) -> list[WriterLock]:
     return locks
 
 
-def sweep_staging(site: SiteLayout, dead: list[WriterLock]) -> int:
+def sweep_staging(site: SiteLayout, dead: list[ProcessLock]) -> int:
     """Delete what dead writers had staged; returns the number of files."""
     count = 0
     for lock in dead:
@@ -104,24 +50,9 @@ def sweep_staging(site: SiteLayout, dead: list[WriterLock]) -> int:
     return count
 
 
-def is_alive(path: Path) -> bool:
-    """Whether the writer of a lock file lives: somebody holds its lock."""
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
-
-
 def living(site: SiteLayout) -> set[str]:
     """Names of the writers that live, this process's own among them."""
     if not site.writers.is_dir():
         return set()
     paths = (path for path in site.writers.iterdir() if WRITER_NAME.fullmatch(path.name))
-    return {path.name for path in paths if is_alive(path)}
+    return {path.name for path in paths if is_held(path)}

@@ -22,7 +22,17 @@ LEVELS: list[list[str]] = [
         "layout",
         "snapshot",
     ],
-    ["storage", "storage.local", "engine", "idhash", "newids", "coerce", "datafile"],
+    [
+        "storage",
+        "storage.local",
+        "locks",
+        "spill",
+        "engine",
+        "idhash",
+        "newids",
+        "coerce",
+        "datafile",
+    ],
     ["frames", "journal", "buffer", "tail", "lakefile", "writers", "hot", "fileids"],
     [
         "catalog.strict",

@@ -19,10 +19,11 @@ from lakestore.clock import Clock, SystemClock
 from lakestore.errors import CorruptionError, LockedError, NotFoundError, StorageError
 from lakestore.lakefile import is_filled, lake_id, write_lake_file
 from lakestore.layout import LAKE_FILE, SiteLayout
+from lakestore.locks import ProcessLock
 from lakestore.rebuild.found import Finder, Found
 from lakestore.storage.local import LocalStorage, make_folder, publish_new, set_aside
 from lakestore.verify.journals import list_journals
-from lakestore.writers import WriterLock, living
+from lakestore.writers import living
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ class _Rebuild:
             )
         return lakes.pop()
 
-    def _stage(self, lock: WriterLock, lake: str, found: Found) -> Path:
+    def _stage(self, lock: ProcessLock, lake: str, found: Found) -> Path:
         """The new catalog, whole and closed, under a staged name."""
         path = make_folder(self._layout.staging_of(lock.name)) / "catalog.sqlite"
         site = found.sites[0] if found.sites else token_hex(4)
@@ -179,9 +180,9 @@ class _Rebuild:
 
 
 @contextmanager
-def _alone(layout: SiteLayout) -> Iterator[WriterLock]:
+def _alone(layout: SiteLayout) -> Iterator[ProcessLock]:
     """A writer's name to stage under, while nobody else writes."""
-    lock = WriterLock.create(layout.writers)
+    lock = ProcessLock.create(layout.writers)
     try:
         _refuse_others(layout, lock)
         yield lock
@@ -192,7 +193,7 @@ def _alone(layout: SiteLayout) -> Iterator[WriterLock]:
         lock.release(forget=True)
 
 
-def _refuse_others(layout: SiteLayout, lock: WriterLock) -> None:
+def _refuse_others(layout: SiteLayout, lock: ProcessLock) -> None:
     others = living(layout) - {lock.name}
     if others:
         raise LockedError(
