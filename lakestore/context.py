@@ -25,7 +25,7 @@ from lakestore.clock import Clock
 from lakestore.cold import ColdTable
 from lakestore.cold.parquet import ParquetCold
 from lakestore.engine import Engine, engine
-from lakestore.errors import ConflictError, CorruptionError
+from lakestore.errors import ConflictError, CorruptionError, LockedError
 from lakestore.failpoint import reach
 from lakestore.fileids import FileIds
 from lakestore.frames import JournalHeader
@@ -82,7 +82,7 @@ class SiteContext:
     ) -> "SiteContext":
         """Open the site of the lake in `root`; with `write`, make what is missing.
 
-        Raises: as `lakestore.open`.
+        Raises: as `lakestore.open`; LockedError: a rebuild was at it.
         """
         storage, layout = LocalStorage(root), SiteLayout(local)
         lake = lake_id(storage, root, create=write)
@@ -108,6 +108,8 @@ class SiteContext:
             if write:
                 lock = ProcessLock.create(layout.writers)
                 undo.callback(lock.abandon)
+                if not catalog.is_in_place():  # from the lock on, a rebuild is refused
+                    raise LockedError("the catalog was made again meanwhile: open the lake again")
                 make_folder(layout.staging_of(lock.name))
                 reach("open.4")
             dead: list[ProcessLock] = []

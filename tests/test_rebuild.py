@@ -13,6 +13,7 @@ from support.soundness import assert_sound
 import lakestore as ls
 from lakestore import retain, tiling
 from lakestore.catalog.commit import Commit
+from lakestore.locks import ProcessLock
 from lakestore.rebuild.run import rebuild
 from lakestore.snapshot import GenerationId
 from lakestore.tiling import Tile
@@ -288,6 +289,30 @@ def test_a_lost_catalog_is_never_made_anew(open_lake: Open, root, state, mode):
         with pytest.raises(ls.CorruptionError, match="`lakestore rebuild`"):
             open_lake(mode=mode)
     assert (root / "_site/catalog.sqlite").read_bytes() == b"not a database" * 400
+
+
+def test_an_open_that_a_rebuild_overtakes_writes_to_no_old_catalog(open_lake, root, monkeypatch):
+    lake = open_lake()
+    mixed(lake)
+    lake.close()
+    create = ProcessLock.create
+
+    def overtaken(folder: Path) -> ProcessLock:
+        with monkeypatch.context() as patch:
+            patch.setattr(ProcessLock, "create", create)
+            rebuild(root)
+        return create(folder)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ProcessLock, "create", overtaken)
+        with pytest.raises(ls.LockedError, match="open the lake again"):
+            open_lake()
+    lake = open_lake()
+    with pytest.raises(ls.LockedError, match="close them"):
+        rebuild(root)
+    lake["events"].append(events(900, 910))
+    lake.flush()
+    assert lake.verify().ok
 
 
 def test_a_damaged_catalog_goes_to_quarantine(open_lake: Open, root, clock):

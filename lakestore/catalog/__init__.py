@@ -69,6 +69,7 @@ class Catalog:
             if create is None:
                 raise NotFoundError(f"no catalog at {str(path)!r}")
         self._path = path
+        self._inode = path.stat().st_ino if path.exists() else None
         self._clock = clock
         if create is None and not writable:
             self._engine = frozen.engine(path)
@@ -85,6 +86,7 @@ class Catalog:
                 self._make(path, create, is_filled)
             with self._begin("DEFERRED") as con:
                 self.lake, self.site = con.execute(sa.select(t.lake.c.uuid, t.lake.c.site)).one()
+            self._inode = self._inode or path.stat().st_ino
         except BaseException:
             self.close()
             raise
@@ -117,6 +119,10 @@ class Catalog:
     def close(self) -> None:
         """Let every connection go."""
         self._engine.dispose()
+
+    def is_in_place(self) -> bool:
+        """Whether the file that was opened is still the catalog: a rebuild moves it away."""
+        return self._path.exists() and self._path.stat().st_ino == self._inode
 
     def tables(self) -> list[TableEntry]:
         """Every table that was not dropped, by name."""
