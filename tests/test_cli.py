@@ -20,9 +20,12 @@ file = commands.file
 
 def test_version_and_help():
     assert ok("--version") == f"lakestore {ls.__version__}\n"
-    verbs = ("init", "create", "ingest", "sql", "shell", "tail", "status", "flush", "seal", "demo")
+    verbs = (
+        "init create ingest sql shell tail status flush seal maintain verify rebuild doctor demo"
+    )
     said = ok("--help")
-    assert all(f"  {verb} " in said for verb in verbs)
+    assert all(f"  {verb} " in said for verb in verbs.split())
+    assert "..." not in said  # each is explained in its line
 
 
 @pytest.mark.parametrize(
@@ -48,6 +51,18 @@ def test_wrong_arguments_exit_with_2(arguments, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     fails(*arguments, code=2)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_maintain_does_what_is_due(lake, file):
+    ok("ingest", lake, "t", file("a.csv", GOOD))
+    assert ok("maintain", lake).startswith("flushed ")
+    report = json.loads(ok("maintain", lake, "--json"))
+    assert (report["problems"], report["flushed"]) == ([], 0)
+    assert rows(lake) == [
+        {"id": "a", "n": 1, "note": "one"},
+        {"id": "b", "n": 2, "note": "two"},
+    ]
+    assert "no lake at" in fails("maintain", lake.parent / "none")
 
 
 def test_init_makes_a_lake_once(tmp_path):

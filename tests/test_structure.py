@@ -73,7 +73,7 @@ LEVELS: list[list[str]] = [
         "rebuild.found",
         "rebuild.run",
     ],
-    ["upkeep"],
+    ["upkeep", "doctor"],
     ["table", "opened", "lake"],
     ["", "demo", "cli"],
 ]

@@ -59,8 +59,10 @@ for _verb in (
     tables.status,
     tables.flush,
     tables.seal,
+    check.maintain,
     check.verify,
     check.rebuild,
+    check.doctor,
     demo.demo,
 ):
     app.command()(_verb)

@@ -1,12 +1,34 @@
-"""Commands that look after the bytes: verify, rebuild."""
+"""Commands that look after a lake and its bytes: doctor, verify, rebuild, maintain."""
 
+import sys
+from dataclasses import asdict
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
 import lakestore
 from lakestore.cli.output import Json, LakeFolder, print_json
+from lakestore.cli.tables import open_existing
+from lakestore.clock import SystemClock
+from lakestore.doctor import diagnose
 from lakestore.rebuild.run import rebuild as rebuild_lake
+
+
+def doctor(
+    lake: Annotated[
+        str, typer.Argument(metavar="LAKE", help="A lake, or where one is to be.")
+    ] = ".",
+    as_json: Json = False,
+) -> None:
+    """Look whether this machine can keep the promises. Exits with 1 if not."""
+    found = diagnose(Path(lake).absolute(), SystemClock())
+    if as_json:
+        print_json(found.to_dict())
+    else:
+        print(found)
+    if not found.ok:
+        raise typer.Exit(1)
 
 
 def verify(
@@ -20,7 +42,7 @@ def verify(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Re-check every promise against the bytes of every file; exits with 1 when one is broken."""
+    """Check every promise against every byte. Exits with 1 if one is broken."""
     with lakestore.open(lake, mode="r") as opened:
         if repair or dry_run:
             done = opened.repair(dry_run=dry_run)
@@ -38,12 +60,30 @@ def verify(
 
 
 def rebuild(lake: LakeFolder, as_json: Json = False) -> None:
-    """Make a lost or damaged catalog again from all other files; the old one goes to quarantine.
+    """Make a lost or damaged catalog again from all other files.
 
-    Nothing is changed when a damaged or missing file would cost rows.
+    The old one goes to quarantine. Nothing is changed when a damaged or missing file would cost
+    rows.
     """
     made = rebuild_lake(lake)
     if as_json:
         print_json(made.to_dict())
     else:
         print(made)
+
+
+def maintain(lake: LakeFolder, as_json: Json = False) -> None:
+    """Do what is due, once: take over, flush, merge, seal, vacuum."""
+    with open_existing(lake) as opened:
+        report = opened.maintain()
+    if as_json:
+        print_json(asdict(report))
+    else:
+        print(
+            f"flushed {report.flushed}, merged {report.merged}, sealed {report.sealed} tables; "
+            f"deleted {report.deleted} superseded files"
+        )
+    for problem in report.problems:
+        print(f"error: {problem}", file=sys.stderr)
+    if report.problems:
+        raise typer.Exit(1)

@@ -83,7 +83,7 @@ def ingest(
     event_id: EventId = None,
     as_json: Json = False,
 ) -> None:
-    """Append files to a table; what was ingested before is not added again.
+    """Append files to a table. What was ingested before is not added again.
 
     A file with a line that cannot be read is refused whole, unless --skip-rejects. A table that
     does not exist is created from the first file when --event-time names its column.

@@ -48,7 +48,7 @@ def sql(
     rows: Annotated[int, typer.Option(min=1, help="Rows that `table` shows.")] = 40,
     as_json: Annotated[bool, typer.Option("--json", help="Same as --format json.")] = False,
 ) -> None:
-    """Run one query over every tier, rows that are not flushed yet included."""
+    """Run one query over every tier. Rows not flushed yet are included."""
     chosen = _format(form, output, as_json)
     if chosen == "parquet" and output is None and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is binary: say -o FILE", param_hint="--format")
@@ -135,7 +135,7 @@ def tail(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """The newest events by event time, oldest of them first; values that are null are left out."""
+    """Print the newest events, the newest last. Nulls are left out."""
     with lakestore.open(lake, mode="r") as opened:
         source = opened[table]
         # What is there is listed before the newest are read, or what comes between is never shown.

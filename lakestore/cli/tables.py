@@ -39,7 +39,7 @@ def open_existing(lake: str, *, upkeep: Literal["auto", "manual"] = "manual") ->
 
 
 def init(lake: LakeFolder, as_json: Json = False) -> None:
-    """Make a lake in a folder; one that is there already stays as it is."""
+    """Make a lake in a folder. One that is there already stays as it is."""
     existed = (Path(lake) / LAKE_FILE).is_file()
     with lakestore.open(lake, upkeep="manual") as opened:
         made = {"lake": opened.root, "id": opened.status().lake, "created": not existed}
@@ -147,7 +147,7 @@ def flush(
     table: Annotated[str | None, typer.Argument(help="One table only.")] = None,
     as_json: Json = False,
 ) -> None:
-    """Publish buffered rows of writers that are gone as hot segments.
+    """Publish what writers that are gone left as hot segments.
 
     Rows that a running process still buffers are its own to flush.
     """
