@@ -116,7 +116,7 @@ class Buffer:
 
     def __init__(
         self,
-        open_journal: Callable[[int], JournalWriter],
+        open_journal: Callable[[int, int], JournalWriter],
         visibility: threading.Lock,
         settings: Settings,
         clock: Clock,
@@ -334,7 +334,8 @@ class Buffer:
                 with self.visibility:
                     last.closed = True
         self._numbers += 1
-        journal = self._open_journal(self._numbers)
+        before = last.journal.synced if last is not None and last.journal is not None else 0
+        journal = self._open_journal(self._numbers, before)
         fresh = Generation(journal.id, journal, self._clock.monotonic())
         with self.visibility:
             self._generations.append(fresh)

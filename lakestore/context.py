@@ -31,7 +31,7 @@ from lakestore.fileids import FileIds
 from lakestore.frames import JournalHeader
 from lakestore.journal import JournalWriter
 from lakestore.lakefile import is_filled, lake_id
-from lakestore.layout import SiteLayout, data_prefix
+from lakestore.layout import LAKE_FILE, SiteLayout, data_prefix
 from lakestore.locks import ProcessLock
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
@@ -100,8 +100,9 @@ class SiteContext:
             undo.callback(catalog.close)
             if catalog.lake != lake:
                 raise CorruptionError(
-                    f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and {str(root)!r} is "
-                    f"lake {lake}: pass the right local= folder"
+                    f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and "
+                    f"{str(root / LAKE_FILE)!r} says {lake}: pass the right local= folder, or "
+                    "restore what is damaged"
                 )
             reach("open.3")
             lock = None
@@ -208,10 +209,10 @@ class TableContext:
     def open(cls, site: SiteContext, entry: TableEntry, schema: TableSchema) -> "TableContext":
         """The parts of a table, its buffer empty."""
 
-        def open_journal(number: int) -> JournalWriter:
+        def open_journal(number: int, before: int) -> JournalWriter:
             id = GenerationId(site.writer, number)
             header = JournalHeader(
-                site.catalog.lake, entry.name, id, entry.schema_version, schema.arrow
+                site.catalog.lake, entry.name, id, entry.schema_version, schema.arrow, before
             )
             return JournalWriter(site.layout.writer(entry.folder, site.writer), header)
 

@@ -27,7 +27,7 @@ MAGIC = b"LKF1"
 KEEP = "restore the file from a copy, or move it away: the rows in it are in no other place"
 _FILE = struct.Struct("<8sHIIQ")  # magic, format, length of the JSON, of the schema, xxh3 of both
 _FILE_MAGIC = b"LKJOURNL"
-_HEADER_MAX = 1 << 18
+HEADER_MAX = 1 << 18
 """No header is longer: a thousand columns take 92 KB."""
 _FRAME = struct.Struct("<4sBxHIQQqQ8sQ")
 _DIGEST_BYTES = 8
@@ -46,6 +46,8 @@ class JournalHeader:
     id: GenerationId
     schema_version: int
     schema: pa.Schema
+    before: int = 0
+    """Bytes of the writer's generation before this one that were on the disk when this began."""
 
     def pack(self) -> bytes:
         """The bytes a file begins with."""
@@ -56,6 +58,7 @@ class JournalHeader:
                 "writer": self.id.writer,
                 "generation": self.id.number,
                 "schema_version": self.schema_version,
+                "before": self.before,
             }
         ).encode()
         schema: bytes = self.schema.serialize().to_pybytes()
@@ -186,7 +189,8 @@ def parse_header(path: Path, data: memoryview) -> tuple[JournalHeader, int] | No
     facts = json.loads(body[:facts_len])
     schema = pa.ipc.read_schema(pa.py_buffer(body[facts_len:]))
     id_ = GenerationId(facts["writer"], facts["generation"])
-    return JournalHeader(facts["lake"], facts["table"], id_, facts["schema_version"], schema), end
+    version, before = facts["schema_version"], facts.get("before", 0)
+    return JournalHeader(facts["lake"], facts["table"], id_, version, schema, before), end
 
 
 def _header_end(data: memoryview) -> int | None:
@@ -207,4 +211,4 @@ def _is_birth(data: memoryview) -> bool:
     """
     head = bytes(data[: _FILE.size])
     begun = head.startswith(_FILE_MAGIC[: len(head)]) or not any(head)
-    return begun and len(data) <= _HEADER_MAX and MAGIC not in bytes(data)
+    return begun and len(data) <= HEADER_MAX and MAGIC not in bytes(data)

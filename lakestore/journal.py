@@ -23,10 +23,20 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from lakestore.errors import CorruptionError
+from lakestore.errors import CorruptionError, FormatTooNewError
 from lakestore.failpoint import reach
-from lakestore.frames import KEEP, MAGIC, JournalHeader, Part, digest, frames, pack, parse_header
-from lakestore.layout import journal_name
+from lakestore.frames import (
+    HEADER_MAX,
+    KEEP,
+    MAGIC,
+    JournalHeader,
+    Part,
+    digest,
+    frames,
+    pack,
+    parse_header,
+)
+from lakestore.layout import journal_name, parse_journal_name
 from lakestore.snapshot import GenerationId
 from lakestore.storage.local import (
     discard,
@@ -297,6 +307,7 @@ class JournalReader:
         self.path = path
         self.header: JournalHeader | None = None
         self.offset = 0
+        self._least = 0  # bytes that were on the disk, as the next generation says
 
     def read(self) -> list[Entry]:
         """Entries that are whole and were not read before.
@@ -305,8 +316,19 @@ class JournalReader:
 
         Raises:
             FileNotFoundError: the file is gone: its rows are in a segment.
-            CorruptionError: valid frames follow damage; nothing is dropped in silence.
+            CorruptionError: valid frames follow damage, or the next generation tells of more than
+                there is; nothing is dropped in silence.
         """
+        self._least = self._least or self._on_disk()  # first: the file may grow meanwhile
+        entries = self._read()
+        if self.offset < self._least:
+            raise CorruptionError(
+                f"journal {str(self.path)!r} is damaged at byte {self.offset}: {self._least:,} "
+                f"bytes of it were on the disk; {KEEP}"
+            )
+        return entries
+
+    def _read(self) -> list[Entry]:
         with self.path.open("rb") as file:
             file.seek(self.offset)
             data = memoryview(file.read())
@@ -329,6 +351,17 @@ class JournalReader:
         self._refuse_damage(data, at)
         self.offset += good
         return entries
+
+    def _on_disk(self) -> int:
+        """How much of it was on the disk, as the writer's next generation says, if there is one."""
+        number = parse_journal_name(self.path.name)
+        following = self.path.with_name(journal_name((number or 0) + 1))
+        try:
+            with following.open("rb") as file:
+                parsed = parse_header(following, memoryview(file.read(HEADER_MAX)))
+        except (OSError, CorruptionError, FormatTooNewError):  # who reads that one says so
+            return 0
+        return parsed[0].before if parsed is not None else 0
 
     def _refuse_damage(self, data: memoryview, bad: int) -> None:
         """Raise when a later frame says that the first bytes that are none were on the disk."""

@@ -51,12 +51,17 @@ def lake_id(storage: LocalStorage, root: Path, *, create: bool) -> str:
     return lake
 
 
+def lake_text(lake: str) -> str:
+    """What the file of the lake of that uuid holds."""
+    return json.dumps({"format": FORMAT, "lake": lake}) + "\n"
+
+
 def write_lake_file(storage: LocalStorage, root: Path, lake: str) -> None:
     """Make a folder the lake of that uuid, unless it is one; raises `StorageError`."""
     try:
         make_folder(root)
         staged = root / f".{uuid.uuid4().hex}.tmp"
-        staged.write_text(json.dumps({"format": FORMAT, "lake": lake}) + "\n")
+        staged.write_text(lake_text(lake))
     except OSError as error:
         raise storage_error(f"cannot make a lake at {str(root)!r}", error) from error
     storage.put_new(LAKE_FILE, staged)

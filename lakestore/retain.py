@@ -10,6 +10,7 @@ import json
 import shutil
 from collections.abc import Container, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from lakestore import hot
@@ -123,6 +124,16 @@ def bury(site: SiteContext, folder: str) -> None:
     """
     key = tombstone_key(folder)
     if site.storage.size(key) is None:
-        site.put_text(
-            key, json.dumps({"format": 1, "dropped": site.clock.now().isoformat()}) + "\n"
-        )
+        site.put_text(key, _tombstone(site.clock.now()))
+
+
+def is_tombstone(text: bytes) -> bool:
+    """Whether a file holds what `bury` writes."""
+    try:
+        return text.decode() == _tombstone(datetime.fromisoformat(json.loads(text)["dropped"]))
+    except (ValueError, LookupError, TypeError):
+        return False
+
+
+def _tombstone(dropped: datetime) -> str:
+    return json.dumps({"format": 1, "dropped": dropped.isoformat()}) + "\n"

@@ -20,12 +20,10 @@ file = commands.file
 
 def test_version_and_help():
     assert ok("--version") == f"lakestore {ls.__version__}\n"
-    verbs = (
-        "init create ingest sql shell tail status flush seal maintain verify rebuild doctor demo"
-    )
-    said = ok("--help")
-    assert all(f"  {verb} " in said for verb in verbs.split())
-    assert "..." not in said  # each is explained in its line
+    verbs = "init create ingest sql shell tail status flush seal maintain verify rebuild doctor"
+    listed = ok("--help").partition("Commands:")[2]
+    assert all(f"  {verb} " in listed for verb in [*verbs.split(), "demo"])
+    assert "..." not in listed  # each is explained in its line
 
 
 @pytest.mark.parametrize(

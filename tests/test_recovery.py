@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -13,6 +14,7 @@ import pytest
 from conftest import SCHEMA, events
 
 import lakestore as ls
+from lakestore import failpoint
 
 
 def total(lake: ls.Lake) -> tuple[int, int]:
@@ -324,6 +326,34 @@ def test_a_torn_tail_is_cut(open_lake, root):
     journal.write_bytes(journal.read_bytes()[:-5])
 
     assert total(open_lake()) == (10, 10)
+
+
+def test_a_finished_journal_that_lost_its_end_is_named(open_lake, root, tmp_path):
+    """Cut exactly after a frame, it looks whole; the writer's next one knows how long it was."""
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+    end = table.append(events(0, 10)).position.offset
+    table.append(events(10, 20))
+    with failpoint.at("flush.3", "EIO"), pytest.raises(ls.StorageError):
+        lake.flush()
+    table.append(events(20, 30))
+    shutil.copytree(root, tmp_path / "copy")  # what a kill would leave
+    first, second = sorted((tmp_path / "copy/_site/journal").rglob("*.journal"))
+    good = first.read_bytes()
+    first.write_bytes(good[:end])
+    for mode in ("r", "rw"):
+        with (
+            pytest.raises(ls.CorruptionError, match=f"{first.name}.*bytes of it were on the disk"),
+            ls.open(tmp_path / "copy", mode=mode, upkeep="manual") as copy,
+        ):
+            total(copy)
+    with ls.open(tmp_path / "copy", mode="r") as copy:
+        damage = [p for p in copy.verify().problems if p.severity == "damage"]
+        assert [(problem.kind, problem.file) for problem in damage] == [("journal", first)]
+    first.write_bytes(good)
+    with ls.open(tmp_path / "copy", upkeep="manual") as copy:
+        assert total(copy) == (30, 30)
+    assert second.exists()
 
 
 def test_a_journal_that_was_flushed_but_not_deleted_is_not_read_again(open_lake, root):

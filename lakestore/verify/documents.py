@@ -38,7 +38,7 @@ def _document(storage: Storage, key: str, text: str) -> Iterator[str]:
 
 
 def _empty(path: Path, lake: str, record: TableRecord, version: int, text: str) -> Iterator[str]:
-    """Whether the zero-row file is what would be made now; its bytes depend on the writer."""
+    """Whether the zero-row file is what would be made now; every byte, when pyarrow is the same."""
     try:
         schema = TableSchema.from_toml(text)
     except SchemaError:
@@ -51,13 +51,13 @@ def _empty(path: Path, lake: str, record: TableRecord, version: int, text: str) 
             fresh = Path(folder) / "fresh.parquet"
             datafile.write(fresh, schema, (), footer)
             with pq.ParquetFile(path) as found, pq.ParquetFile(fresh) as expected:
-                same_writer = found.metadata.created_by == expected.metadata.created_by
+                other = found.metadata.created_by != expected.metadata.created_by
                 same = (
-                    found.schema.equals(expected.schema)
+                    (other or path.read_bytes() == fresh.read_bytes())
+                    and found.schema.equals(expected.schema)
                     and found.schema_arrow.equals(expected.schema_arrow, check_metadata=True)
                     and found.metadata.num_rows == 0
                     and found.metadata.num_row_groups == 0
-                    and (not same_writer or path.read_bytes() == fresh.read_bytes())
                 )
     except (CorruptionError, *datafile.UNREADABLE) as error:
         raise_refusal(f"cannot read {str(path)!r}", error)

@@ -1,12 +1,13 @@
 """Verify that nothing lies about that nothing names: what crashes leave, and what was forgotten."""
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from lakestore import datafile
+from lakestore import datafile, retain
 from lakestore.catalog.commit import Inventory, TableRecord
-from lakestore.errors import CorruptionError
+from lakestore.errors import CorruptionError, NotFoundError
 from lakestore.layout import (
     ColdName,
     SegmentName,
@@ -74,9 +75,12 @@ def _key_problem(
     living: set[str],
 ) -> Iterator[Problem]:
     path = Path(storage.url(key))
+    if record is not None and record.dropped and path.exists():
+        yield from _dropped_problem(storage, record, folder, key)
+        return
     if record is not None and key.startswith(data_prefix(folder)):
         name = key.removeprefix(data_prefix(folder))
-        if record.dropped or name in {file.name for file in record.state.cold}:
+        if name in {file.name for file in record.state.cold}:
             return
         try:
             first = ColdName.parse(name).first
@@ -91,14 +95,31 @@ def _key_problem(
         if path.exists() and not living:  # else it may be a table that is being made
             yield _leftover("orphan", None, path, "no table has this folder")
         return
-    if key == tombstone_key(folder) and not record.dropped and path.exists():
+    if key == tombstone_key(folder) and path.exists():
         what = "it says that the table was dropped, and the catalog lists the table"
         yield Problem("tombstone", "damage", record.name, path, what, _TOMBSTONE)
         return
     version = parse_schema_name(rest.removeprefix("schema/"))
-    known = version in record.schemas or record.dropped
-    if not known and path.exists():
+    if version not in record.schemas and path.exists():
         yield _leftover("orphan", record, path, "nothing names it")
+
+
+def _dropped_problem(
+    storage: Storage, record: TableRecord, folder: str, key: str
+) -> Iterator[Problem]:
+    """What is wrong with a file of a dropped table, which waits for its vacuum."""
+    path = Path(storage.url(key))
+    if not any(item.kind == "table" for item in record.garbage):
+        what = "the catalog says that its table was dropped and deleted"
+        yield Problem("dropped", "damage", record.name, path, what, REBUILD)
+    elif key == tombstone_key(folder):
+        with suppress(NotFoundError):  # vacuumed meanwhile
+            if not retain.is_tombstone(storage.read(key)):
+                what, help = (
+                    "it is damaged",
+                    "only that it is there counts, until vacuum deletes it",
+                )
+                yield Problem("tombstone", "leftover", record.name, path, what, help)
 
 
 def _hot_problem(layout: SiteLayout, record: TableRecord | None, path: Path) -> Iterator[Problem]:

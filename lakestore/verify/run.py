@@ -5,7 +5,6 @@ meanwhile: a file that is superseded while it is read is no problem, and what is
 is not looked at.
 """
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date
@@ -25,6 +24,7 @@ from lakestore.errors import (
     StorageError,
 )
 from lakestore.fileids import FileIds
+from lakestore.lakefile import lake_text
 from lakestore.layout import LAKE_FILE, VIEWS_FILE, ColdName, SegmentName, data_prefix, schema_key
 from lakestore.schema import TableSchema
 from lakestore.snapshot import GenerationId
@@ -212,11 +212,11 @@ def _sha12(kind: type[SegmentName] | type[ColdName], name: str) -> str:
 def _lake_file(root: Path, lake: str) -> list[Problem]:
     path = root / LAKE_FILE
     try:
-        facts = json.loads(path.read_bytes())
-        if facts == {"format": 1, "lake": lake}:
+        found = path.read_bytes()
+        if found == lake_text(lake).encode():
             return []
-        what = f"it says {facts!r}, and the lake is {lake}"
-    except (OSError, ValueError) as error:
+        what = f"it holds {found[:80]!r}, and the lake is {lake}"
+    except OSError as error:
         raise_refusal(f"cannot read {str(path)!r}", error)
         what = f"it cannot be read: {error}"
     return [Problem("lake", "damage", None, path, what, RESTORE)]

@@ -85,11 +85,17 @@ def _numbers(record: TableRecord) -> Iterator[tuple[str, str]]:
 
 
 def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
-    """Nothing that a version names may be deleted, and nothing but what is flushed."""
+    """Nothing that a version names may be deleted, and of the journals all that are flushed."""
     state = record.state
     live = {s.name for s in state.segments} | {f.name for f in state.cold}
+    journals = {item.name for item in record.garbage if item.kind == "journal"}
+    for id in sorted(state.flushed):
+        if f"{id.writer}/{id.number}" not in journals:
+            yield "garbage", f"journal {id.writer}/{id.number} is flushed, and is never deleted"
     for item in record.garbage:
-        if item.kind == "journal":
+        if item.kind == "segment" and not _is_segment(item.name):
+            yield "garbage", f"{item.name!r} is to be deleted, and is no name of a segment"
+        elif item.kind == "journal":
             writer, _, number = item.name.partition("/")
             if not number.isdecimal() or GenerationId(writer, int(number)) not in state.flushed:
                 yield "garbage", f"journal {item.name!r} is to be deleted, and is not flushed"
@@ -99,8 +105,16 @@ def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
             yield "garbage", f"{item.name!r} is to be deleted, and is in use"
 
 
+def _is_segment(name: str) -> bool:
+    try:
+        SegmentName.parse(name)
+    except CorruptionError:
+        return False
+    return True
+
+
 def _marks(record: TableRecord, footers: Footers) -> Iterator[tuple[str, str]]:
-    """What was accepted of a producer stays accepted."""
+    """What was accepted of a producer stays accepted, and nothing is that no file holds."""
     said = highest(mark for f in footers.values() for mark in f.get("producers", {}).items())
     for producer, seq in said.items():
         if record.producers.get(producer, -1) < seq:
@@ -110,8 +124,11 @@ def _marks(record: TableRecord, footers: Footers) -> Iterator[tuple[str, str]]:
                 f"its batch {seq}",
             )
 
-    sent = {(p, seq) for f in footers.values() for p, seq in f.get("sent", ())}
     if len(footers) == len(record.state.segments) + len(record.state.cold):
+        for producer, seq in record.producers.items():
+            if seq > said.get(producer, -1):
+                yield "producer", f"batch {seq} of {producer!r} is known, and no file holds it"
+        sent = {(p, seq) for f in footers.values() for p, seq in f.get("sent", ())}
         for producer, seq in sorted(record.batches - sent):
             yield "producer", f"batch {seq} of {producer!r} is said to be published, and is not"
 
