@@ -303,12 +303,15 @@ def merge(table: TableContext) -> Segment | None:
 
     Raises:
         ConflictError: one of them was sealed meanwhile.
+        CorruptionError: one of them is damaged.
         StorageError: the disk refused; the segments stay as they are.
     """
     chosen = hot.choose_merge(table.state().hot, table.site.settings.segments_max)
     if not chosen:
         return None
     with table.conflict_if_superseded(chosen):
+        for segment in chosen:
+            hot.check_intact(table.segment_path(segment), segment.info)
         parts = [
             pq.read_table(table.segment_path(s), page_checksum_verification=True) for s in chosen
         ]

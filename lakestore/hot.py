@@ -23,7 +23,13 @@ from lakestore.layout import SegmentName
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
 from lakestore.snapshot import FileInfo, Segment
-from lakestore.storage.local import discard, fsync_file, publish_new, storage_error
+from lakestore.storage.local import (
+    discard,
+    fsync_file,
+    publish_new,
+    raise_refusal,
+    storage_error,
+)
 
 EVENTS = "events"
 """Name of the table in a segment's DuckDB file."""
@@ -164,6 +170,24 @@ def highest(marks: Iterable[tuple[str, int]]) -> dict[str, int]:
     for producer, seq in marks:
         found[producer] = max(seq, found.get(producer, seq))
     return found
+
+
+def check_intact(path: Path, info: FileInfo) -> None:
+    """Refuse a segment that is not what was published: new checksums would hide the damage.
+
+    Raises:
+        CorruptionError: bytes of it changed.
+        StorageError: it cannot be read for now.
+    """
+    try:
+        intact = datafile.sha256(path) == info.sha256
+    except OSError as error:
+        raise_refusal(f"cannot read segment {str(path)!r}", error)
+        raise CorruptionError(f"segment {str(path)!r} cannot be read: {error}") from error
+    if not intact:
+        raise CorruptionError(
+            f"segment {str(path)!r} is not what was published; restore it from a copy"
+        )
 
 
 def delete(folder: Path, name: str) -> None:

@@ -34,7 +34,7 @@ from lakestore.idhash import Hashes, days, hash_batch, id_sum
 from lakestore.layout import ColdName
 from lakestore.settings import GIB, MIB, Settings
 from lakestore.snapshot import ColdFile, FileInfo, Segment
-from lakestore.storage.local import raise_refusal, refusals, storage_error
+from lakestore.storage.local import refusals, storage_error
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * MIB
@@ -100,7 +100,7 @@ def _seal_some(
 ) -> list[ColdFile]:
     with table.conflict_if_superseded(segments):
         for segment in segments:
-            _check(table, segment)
+            hot.check_intact(table.segment_path(segment), segment.info)
         reach("seal.1")
         with refusals("cannot stage cold files"):
             # No TemporaryDirectory: a process forked meanwhile would delete it as it ends.
@@ -144,19 +144,6 @@ class _Written:
     path: Path
     info: FileInfo
     hashes: Hashes
-
-
-def _check(table: TableContext, segment: Segment) -> None:
-    path = table.segment_path(segment)
-    try:
-        intact = datafile.sha256(path) == segment.info.sha256
-    except OSError as error:
-        raise_refusal(f"cannot read segment {str(path)!r}", error)
-        raise CorruptionError(f"segment {str(path)!r} cannot be read: {error}") from error
-    if not intact:
-        raise CorruptionError(
-            f"segment {str(path)!r} is not what was published; restore it from a copy"
-        )
 
 
 def _write_files(
