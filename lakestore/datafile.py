@@ -20,7 +20,7 @@ from lakestore.idhash import hash_ids, id_sum
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
 from lakestore.snapshot import ColumnRange, FileInfo
-from lakestore.storage.local import raise_refusal
+from lakestore.storage.local import open_to_read, raise_refusal, require_file
 
 ROW_GROUP_ROWS = 131_072
 ROW_GROUP_BYTES = 64 * MIB
@@ -216,6 +216,7 @@ def check(path: Path, schema: TableSchema, rows: int, expected_id_sum: int | Non
 def read_footer(path: Path) -> dict[str, Any]:
     """What lakestore wrote into a file's footer; raises `CorruptionError`."""
     try:
+        require_file(path)
         metadata = pq.read_metadata(path).metadata or {}
         footer = json.loads(metadata[FOOTER_KEY])
     except (OSError, KeyError, ValueError, pa.ArrowException) as error:
@@ -263,7 +264,7 @@ def row_bytes(path: str | Path) -> int:
 
 def sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
-    with path.open("rb") as file:
+    with open_to_read(path) as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 

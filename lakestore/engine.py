@@ -18,7 +18,7 @@ from lakestore import quoting, spill
 from lakestore.errors import ClosedError, StorageError
 from lakestore.forks import LOST, interrupted, start
 from lakestore.settings import MIB
-from lakestore.storage.local import descriptors, refusal, storage_error
+from lakestore.storage.local import descriptors, refusal, require_file, storage_error
 
 log = logging.getLogger("lakestore")
 
@@ -137,8 +137,9 @@ class Engine:
                 self._serial += 1
                 known = _Attached(f"segment_{self._serial}")
                 try:
+                    require_file(path)
                     self._run(f"ATTACH {quoting.literal(str(path))} AS {known.alias} (READ_ONLY)")
-                except duckdb.Error as error:
+                except (duckdb.Error, OSError) as error:
                     raise StorageError(f"cannot attach {str(path)!r}: {error}") from error
             known.users += 1
             self._attached[path] = known  # last: the most recently used

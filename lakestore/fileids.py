@@ -20,7 +20,7 @@ from lakestore.errors import StorageError
 from lakestore.idhash import HASH_VERSION, Hashes, hash_batch, in_sorted
 from lakestore.layout import ids_name
 from lakestore.schema import TableSchema
-from lakestore.storage.local import descriptors, discard, make_folder
+from lakestore.storage.local import descriptors, discard, make_folder, require_file
 
 _MAGIC = b"LKIDS1\0\0"
 _MAPPED_MAX = 64
@@ -88,6 +88,7 @@ class FileIds:
     def cached(self, name: str) -> Hashes | None:
         """The hashes in a cold file's cache; None when it is missing, damaged or outdated."""
         try:
+            require_file(self._path(name))
             raw = np.memmap(self._path(name), dtype=np.uint64, mode="r")
         except (OSError, ValueError):
             return None
@@ -102,6 +103,7 @@ def read_hashes(path: str | Path, schema: TableSchema) -> Hashes:
     """Id hashes of a Parquet file's rows, in file order; reads two columns."""
     columns = [schema.event_id, schema.event_time]
     parts: list[Hashes] = []
+    require_file(Path(path))
     with pq.ParquetFile(path, page_checksum_verification=True) as file:
         for batch in file.iter_batches(batch_size=131_072, columns=columns):
             parts.append(hash_batch(batch, schema))

@@ -42,6 +42,7 @@ from lakestore.storage.local import (
     discard,
     fsync_folder,
     make_folder,
+    open_to_read,
     start_writeback,
     storage_error,
 )
@@ -329,7 +330,7 @@ class JournalReader:
         return entries
 
     def _read(self) -> list[Entry]:
-        with self.path.open("rb") as file:
+        with open_to_read(self.path) as file:
             file.seek(self.offset)
             data = memoryview(file.read())
         start = 0
@@ -357,7 +358,7 @@ class JournalReader:
         number = parse_journal_name(self.path.name)
         following = self.path.with_name(journal_name((number or 0) + 1))
         try:
-            with following.open("rb") as file:
+            with open_to_read(following) as file:
                 parsed = parse_header(following, memoryview(file.read(HEADER_MAX)))
         except (OSError, CorruptionError, FormatTooNewError):  # who reads that one says so
             return 0

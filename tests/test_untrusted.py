@@ -595,7 +595,7 @@ def test_symlinks_are_followed_by_nothing_that_deletes(filled, open_lake, clock,
 @pytest.mark.parametrize(
     ("what", "kind"),
     [
-        *itertools.product(FILES, ("folder", "loop", "noise")),
+        *itertools.product(FILES, ("folder", "loop", "noise", "fifo")),
         *itertools.product(FILES[:-1], ("empty",)),  # a journal begins so
     ],
 )
@@ -618,6 +618,7 @@ def test_something_else_in_the_place_of_a_file_is_an_error_that_says_so(
         "folder": path.mkdir,
         "empty": path.touch,
         "loop": lambda: path.symlink_to(path),
+        "fifo": lambda: os.mkfifo(path),  # to open one waits for a writer
         "noise": lambda: path.write_bytes(b"\xff\x00lake" * 99),
     }[kind]()
     with pytest.raises(

@@ -33,7 +33,7 @@ from lakestore.errors import (
 )
 from lakestore.failpoint import reach
 from lakestore.snapshot import ColdFile, GenerationId, TableState
-from lakestore.storage.local import storage_error, why_refused
+from lakestore.storage.local import refusals, require_file, storage_error, why_refused
 
 
 class Catalog:
@@ -68,6 +68,8 @@ class Catalog:
             _refuse_lost(path, is_filled)
             if create is None:
                 raise NotFoundError(f"no catalog at {str(path)!r}")
+        with refusals(f"cannot read the catalog {str(path)!r}"):
+            require_file(path)
         self._path = path
         self._inode = path.stat().st_ino if path.exists() else None
         self._clock = clock

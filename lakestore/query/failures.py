@@ -51,8 +51,6 @@ def translated(error: Exception, tables: Sequence[TableContext]) -> Exception:
         return NotFoundError(f"{first} The lake's tables: {names}")
     if isinstance(error, duckdb.OutOfMemoryException):
         return StorageError(f"the query needs more memory than memory_bytes allows: {error}")
-    if isinstance(error, LOST):
-        return StorageError(f"DuckDB failed in this query, and is started anew: {message}")
     if not may_be_damage(error) and not _names_a_file(message, tables):
         return InvalidInputError(message)
     refused = refusal(_UNREADABLE, error)
@@ -63,6 +61,8 @@ def translated(error: Exception, tables: Sequence[TableContext]) -> Exception:
         return CorruptionError(f"{damage}; restore it from a copy")
     if _names_a_file(message, tables):
         return CorruptionError(f"{_UNREADABLE}: {message}")
+    if isinstance(error, LOST):
+        return StorageError(f"DuckDB failed in this query, and is started anew: {message}")
     return duckdb_error("a file cannot be read (`lakestore verify` names it if it is ours)", error)
 
 

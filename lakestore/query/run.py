@@ -29,6 +29,7 @@ from lakestore.query.reads import Reading, reading
 from lakestore.query.result import Result
 from lakestore.query.scan import scanned
 from lakestore.snapshot import ColdFile
+from lakestore.storage.local import require_file
 
 if TYPE_CHECKING:
     import polars as pl
@@ -284,6 +285,8 @@ class Queries:
                 parquet.append(str(table.segment_path(segment)))
             else:
                 parts.append(f"SELECT {columns} FROM {alias}.{hot.EVENTS}")
+        for name in parquet:
+            require_file(Path(name))
         if parquet:
             parts.append(_read_parquet(columns, parquet))
         return _union(parts, one)

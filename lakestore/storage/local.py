@@ -11,12 +11,36 @@ import errno
 import os
 import resource
 import shutil
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from io import BufferedReader
 from pathlib import Path
 
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
 from lakestore.failpoint import reach
+
+
+def open_to_read(path: Path) -> BufferedReader:
+    """A file to read; an OSError for a pipe or a device, where a read might never end."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return os.fdopen(descriptor, "rb")
+    except BaseException:
+        os.close(descriptor)
+        raise
+
+
+def require_file(path: Path) -> None:
+    """Refuse a pipe or a device before a library opens it; says nothing of what is not there."""
+    try:
+        regular = stat.S_ISREG(path.stat().st_mode)
+    except OSError:  # the library says what
+        return
+    if not regular:
+        raise OSError(errno.EINVAL, "it is no regular file", str(path))
 
 
 def fsync_file(path: Path) -> None:
@@ -229,7 +253,8 @@ class LocalStorage:
     def read(self, key: str) -> bytes:
         """The whole object."""
         try:
-            return self.path(key).read_bytes()
+            with open_to_read(self.path(key)) as file:
+                return file.read()
         except FileNotFoundError as error:
             raise NotFoundError(f"no object {key!r} in {str(self.root)!r}") from error
         except OSError as error:

@@ -21,7 +21,7 @@ from lakestore.hot import EVENTS
 from lakestore.idhash import Hashes
 from lakestore.layout import ids_name
 from lakestore.schema import TableSchema
-from lakestore.storage.local import raise_refusal
+from lakestore.storage.local import raise_refusal, require_file
 from lakestore.verify.report import REPAIR, Problem
 
 _PARQUET = re.compile(r"'((?:[^']|'')*\.parquet)'")
@@ -47,6 +47,7 @@ def check_twin(
     if not twin.exists():
         return _cache("twin", table, twin, "the segment's DuckDB file is gone", "twin")
     try:
+        require_file(twin)
         con.execute(f"ATTACH {quoting.literal(str(twin))} AS twin (READ_ONLY)")
         try:
             same = (
@@ -55,7 +56,7 @@ def check_twin(
             )
         finally:
             con.execute("DETACH twin")
-    except duckdb.Error as error:
+    except (duckdb.Error, OSError) as error:
         raise_refusal(f"cannot read {str(twin)!r}", error)
         what = f"DuckDB cannot read it: {str(error).splitlines()[0]}"
         return _cache("twin", table, twin, what, "twin")
@@ -90,6 +91,7 @@ def check_views(
     if not path.exists():
         return _cache("views", None, path, "it is gone", "views")
     try:
+        require_file(path)
         con.execute(f"ATTACH {quoting.literal(str(path))} AS views (READ_ONLY)")
         try:
             generation, _ = con.execute("SELECT generation, n_rows FROM views._lake").fetchall()[0]
@@ -99,7 +101,7 @@ def check_views(
             ).fetchall()
         finally:
             con.execute("DETACH views")
-    except (duckdb.Error, IndexError, UnicodeDecodeError) as error:
+    except (duckdb.Error, OSError, LookupError, UnicodeDecodeError) as error:
         raise_refusal(f"cannot read {str(path)!r}", error)
         what = f"DuckDB cannot read it: {str(error).splitlines()[0]}"
         return _cache("views", None, path, what, "views")

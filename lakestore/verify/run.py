@@ -28,7 +28,7 @@ from lakestore.lakefile import lake_text
 from lakestore.layout import LAKE_FILE, VIEWS_FILE, ColdName, SegmentName, data_prefix, schema_key
 from lakestore.schema import TableSchema
 from lakestore.snapshot import GenerationId
-from lakestore.storage.local import raise_refusal
+from lakestore.storage.local import open_to_read, raise_refusal
 from lakestore.verify.caches import check_ids, check_twin, check_views, reader
 from lakestore.verify.datafiles import Checked, DataFileCheck
 from lakestore.verify.documents import check_documents
@@ -212,7 +212,8 @@ def _sha12(kind: type[SegmentName] | type[ColdName], name: str) -> str:
 def _lake_file(root: Path, lake: str) -> list[Problem]:
     path = root / LAKE_FILE
     try:
-        found = path.read_bytes()
+        with open_to_read(path) as file:
+            found = file.read()
         if found == lake_text(lake).encode():
             return []
         what = f"it holds {found[:80]!r}, and the lake is {lake}"
