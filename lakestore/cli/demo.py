@@ -87,7 +87,8 @@ def demo(
         return
     _show(timing, models, hours)
     print_status(status)
-    print("\nNow type (each line works when pasted):\n")
+    python = "" if _is_activated() else f"; Python is {sys.executable}"
+    print(f"\nNow type (each line works when pasted{python}):\n")
     for what, line in lines.items():
         print(f"  # {what}\n  {line}\n")
 
@@ -173,16 +174,26 @@ def _show(timing: Timing, models: list[dict[str, Any]], hours: list[dict[str, An
 
 
 def next_lines(folder: Path) -> dict[str, str]:
-    """What to type next: each line works when pasted, the first two into a shell."""
+    """What to type next: each line works when pasted, the first two into a shell.
+
+    In an environment that is not activated, a shell does not know `lakestore` by its name.
+    """
     top = "SELECT model, count(*) AS n FROM usage GROUP BY model ORDER BY n DESC"
     lake, views = str(folder), str(folder / VIEWS_FILE)
     opened = f"import lakestore; lake = lakestore.open({lake!r}, mode='r')"
     duckdb = f"duckdb -readonly {shlex.quote(views)} {shlex.quote(top)}"
     if shutil.which("duckdb") is None:
         duckdb = f"pip install duckdb-cli && {duckdb}"
+    program = "lakestore" if _is_activated() else str(Path(sys.executable).parent / "lakestore")
     return {
-        "lakestore, in a shell": f"lakestore sql {shlex.quote(lake)} {shlex.quote(top)}",
+        "lakestore, in a shell": shlex.join([program, "sql", lake, top]),
         "any DuckDB shell": duckdb,
         "Python": f"{opened}; lake.sql({top!r}).show()",
         "Polars": f"{opened}; print(lake['usage'].scan().group_by('model').len().collect())",
     }
+
+
+def _is_activated() -> bool:
+    """Whether a shell finds this environment's programs."""
+    found = shutil.which("lakestore")
+    return found is not None and Path(found).parent == Path(sys.executable).parent
