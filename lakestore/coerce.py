@@ -2,15 +2,13 @@
 
 Accepted: anything with the Arrow PyCapsule interface (pyarrow, Polars, pandas, DuckDB), a Polars
 LazyFrame, a pyarrow dataset or scanner, one event as a mapping, or an iterable of mappings.
-Casts are safe ones only: numbers that keep their value, text to times and decimals, times to
-other units and zones. A float becomes the nearest decimal; a time without a zone is UTC.
+Casts are safe ones only (`casts.py`).
 """
 
 from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from datetime import UTC, date, datetime
+from datetime import UTC, datetime
 from typing import Any
-from uuid import UUID
 
 import duckdb
 import numpy as np
@@ -18,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakestore import idhash, quoting
+from lakestore.casts import cast, cast_all
 from lakestore.columns import Column, check_unique, plain_type
 from lakestore.errors import InvalidInputError, SchemaError
 from lakestore.forks import start
-from lakestore.nesting import TooDeep, levels
+from lakestore.mappings import check_depth, from_mappings
 from lakestore.newids import make_ids
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
@@ -118,7 +117,7 @@ def _to_table(data: Any, schema: TableSchema | None) -> pa.Table:
     if isinstance(data, pa.StructArray | pa.ChunkedArray):
         raise InvalidInputError("events come as a table, not as one array")
     if schema is not None and isinstance(data, Mapping):
-        return _from_mappings([data], schema)
+        return from_mappings([data], schema)
     if hasattr(data, "collect") and hasattr(data, "collect_schema"):  # a Polars LazyFrame
         data = data.collect()
     if hasattr(data, "__arrow_c_stream__"):
@@ -128,104 +127,11 @@ def _to_table(data: Any, schema: TableSchema | None) -> pa.Table:
     if hasattr(data, "to_table"):  # a pyarrow dataset or scanner
         return data.to_table()
     if schema is not None and isinstance(data, Iterable) and not isinstance(data, str | bytes):
-        return _from_mappings(data, schema)
+        return from_mappings(data, schema)
     raise InvalidInputError(
         f"cannot append {type(data).__name__}: pass Arrow data (pyarrow, Polars, pandas, DuckDB), "
         "a mapping, or an iterable of mappings"
     )
-
-
-def _from_mappings(rows: Iterable[Any], schema: TableSchema) -> pa.Table:
-    events = list(rows)
-    known = set(schema.names)
-    names: dict[str, None] = {}
-    for index, event in enumerate(events):
-        if not isinstance(event, Mapping):
-            raise InvalidInputError(f"row {index} is {type(event).__name__}, not a mapping")
-        if event.keys() - names.keys():
-            names.update(dict.fromkeys(event))
-            unknown = [str(name) for name in event if name not in known]
-            if unknown:
-                raise SchemaError(
-                    f"row {index}: unknown column {unknown[0]!r}; "
-                    f"the table has {', '.join(schema.names)}"
-                )
-    if events and not names:
-        raise SchemaError(f"row 0 is empty; the table requires {schema.event_time!r}")
-    columns = {}
-    for name in names:
-        values = [event.get(name) for event in events]
-        columns[name] = _from_values(values, name, schema.column(name).arrow_type)
-    return pa.table(columns)
-
-
-def _check_depth(values: Iterable[Any], where: str) -> None:
-    """Refuse what nests so deeply that Arrow's own recursion would end the process."""
-    try:
-        for _ in levels(values):
-            pass
-    except TooDeep as error:
-        raise SchemaError(f"{where}: {error}") from error
-
-
-def _from_values(values: list[Any], name: str, target: pa.DataType) -> pa.Array:
-    """Python values as an Arrow array: of the target's type, or else as Arrow infers them."""
-    _check_depth(values, f"column {name!r}")
-    if pa.types.is_string(target):
-        values = [str(v) if isinstance(v, UUID) else v for v in values]
-    if pa.types.is_map(target):
-        return _from_maps(values, name, target)
-    inferred = _must_infer(values, target)
-    error: Exception | None = None
-    for arrow in (None,) if inferred else (target, None):
-        try:
-            return pa.array(values, type=arrow)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as problem:
-            error = problem
-    for row, value in enumerate(values):  # one by one, to name the culprit
-        try:
-            pa.array([value], type=target)
-        except (pa.ArrowException, TypeError, ValueError, OverflowError) as problem:
-            raise SchemaError(_mismatch(row, name, value, target)) from problem
-    raise SchemaError(f"column {name!r}: its values have no common type: {error}") from error
-
-
-def _from_maps(values: list[Any], name: str, target: pa.MapType) -> pa.Array:
-    """Mappings, or lists of pairs, as an Arrow map: keys and items each as a column would be."""
-    pairs = [list(v.items()) if isinstance(v, Mapping) else v for v in values]
-    try:
-        keys = [key for some in pairs for key, _ in some or ()]
-        items = [item for some in pairs for _, item in some or ()]
-        sizes = [None if some is None else len(some) for some in pairs]
-    except (TypeError, ValueError) as error:
-        raise SchemaError(f"column {name!r}: a map is a mapping or a list of pairs") from error
-    ends = np.cumsum([0, *(size or 0 for size in sizes)])
-    offsets = [None if s is None else int(e) for s, e in zip(sizes, ends, strict=False)]
-    parts = []
-    for kind, wanted in ((keys, target.key_type), (items, target.item_type)):
-        column = Column(name, str(wanted), wanted, True)
-        array = _cast(pa.chunked_array([_from_values(kind, name, wanted)]), column)
-        parts.append(array.combine_chunks())
-    made = pa.MapArray.from_arrays(pa.array([*offsets, int(ends[-1])], pa.int32()), *parts)
-    return made.cast(target)
-
-
-def _must_infer(values: list[Any], target: pa.DataType) -> bool:
-    """Whether Arrow, told the target, would change a value in silence: 1.5 to 1, True to 1."""
-    types, kinds = pa.types, {type(v) for v in values}
-    if types.is_boolean(target):
-        return bool(kinds - {bool, type(None)})
-    if types.is_date(target):
-        return bool(kinds - {date, type(None)})
-    if types.is_temporal(target):
-        return bool(kinds & {int, float, bool})
-    if types.is_integer(target):
-        return bool(kinds - {int, type(None)})
-    if types.is_float32(target):
-        return bool(kinds & {float, bool})
-    if types.is_floating(target) or types.is_decimal(target):
-        return bool in kinds
-    return bool(types.is_struct(target) or types.is_list(target))
 
 
 def _validate(table: pa.Table) -> None:
@@ -269,7 +175,7 @@ def _column(table: pa.Table, column: Column, schema: TableSchema) -> pa.ChunkedA
     if column.name in table.schema.names:
         values = table.column(column.name)
         if not values.type.equals(column.arrow_type):
-            values = _cast(values, column)
+            values = cast(values, column)
         return _fill(values, column)
     if schema.made_id and column.name == schema.event_id:
         return make_ids(table.num_rows)
@@ -288,108 +194,6 @@ def _fill(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
     if column.nullable or column.default is None or not values.null_count:
         return values
     return pc.fill_null(values, pa.scalar(column.default, column.arrow_type))
-
-
-def _cast(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
-    if _may_cast(plain_type(values.type), column.arrow_type):
-        try:
-            return _cast_all(values, column.arrow_type)
-        except pa.ArrowException as error:
-            row = _first_failure(values, column.arrow_type)
-            value = values[row].as_py()
-            raise SchemaError(
-                _mismatch(row, column.name, value, column.arrow_type, column.sql_type)
-            ) from error
-    bad = next((i for i, v in enumerate(values) if v.is_valid), None)
-    if bad is None:
-        return pa.chunked_array([pa.nulls(len(values), column.arrow_type)])
-    raise SchemaError(
-        _mismatch(bad, column.name, values[bad].as_py(), column.arrow_type, column.sql_type)
-    )
-
-
-def _cast_all(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
-    source = plain_type(values.type)
-    if not values.type.equals(source) and not pa.types.is_timestamp(values.type):
-        values = pc.cast(values, source)
-    if pa.types.is_timestamp(target) and pa.types.is_string(source):
-        try:
-            return _parse_times(values, target)
-        except pa.ArrowException:  # digits beyond microseconds are cut, as DuckDB cuts them
-            cut = pc.replace_substring_regex(values, r"(\.\d{6})\d+", r"\1")
-            return _parse_times(cut, target)
-    if pa.types.is_decimal(target) and pa.types.is_floating(source):
-        values = pc.cast(values, pa.float64())
-    result = pc.cast(values, target, safe=True)
-    if pa.types.is_float32(target) and pa.types.is_floating(source):
-        grew = pc.and_(pc.is_inf(result), pc.invert(pc.is_inf(values)))
-        if pc.any(grew).as_py():
-            raise pa.ArrowInvalid("too large for a FLOAT")
-    return result
-
-
-def _parse_times(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
-    """ISO 8601 text as times; without a zone it is UTC."""
-    zoned = pc.match_substring_regex(values, r"(?:[Zz]|:\d{2}(?:\.\d+)? ?[+-]\d{2}(?::?\d{2})?)$")
-    nothing = pa.scalar(None, pa.string())
-    with_zone = pc.cast(pc.if_else(zoned, values, nothing), pa.timestamp("us", "UTC"))
-    without = pc.cast(pc.if_else(zoned, nothing, values), pa.timestamp("us"))
-    return pc.cast(pc.coalesce(with_zone, pc.cast(without, with_zone.type)), target)
-
-
-def _may_cast(source: pa.DataType, target: pa.DataType) -> bool:
-    """Whether values of one type may become another's, if each of them fits."""
-    types = pa.types
-    if source.equals(target) or types.is_null(source):
-        return True
-    if types.is_integer(target) or types.is_floating(target):
-        return bool(
-            types.is_integer(source) or types.is_floating(source) or types.is_decimal(source)
-        )
-    if types.is_decimal(target):
-        return bool(
-            types.is_integer(source)
-            or types.is_floating(source)
-            or types.is_decimal(source)
-            or types.is_string(source)
-        )
-    if types.is_timestamp(target):
-        return bool(types.is_timestamp(source) or types.is_date(source) or types.is_string(source))
-    if types.is_date(target) or types.is_time(target):
-        return bool(types.is_string(source) or source.id == target.id)
-    if types.is_struct(target) and types.is_struct(source):
-        have = {source.field(i).name: source.field(i).type for i in range(source.num_fields)}
-        want = {target.field(i).name: target.field(i).type for i in range(target.num_fields)}
-        return have.keys() <= want.keys() and all(_may_cast(have[n], want[n]) for n in have)
-    if types.is_map(target):
-        return bool(types.is_map(source)) and (
-            _may_cast(source.key_type, target.key_type)
-            and _may_cast(source.item_type, target.item_type)
-        )
-    if types.is_list(target):
-        return bool(types.is_list(source)) and _may_cast(source.value_type, target.value_type)
-    return False
-
-
-def _first_failure(values: pa.ChunkedArray, target: pa.DataType) -> int:
-    """Index of the first value that does not cast, by bisection."""
-    low, high = 0, len(values)
-    while high - low > 1:
-        middle = (low + high) // 2
-        try:
-            _cast_all(values.slice(low, middle - low), target)
-            low = middle
-        except pa.ArrowException:
-            high = middle
-    return low
-
-
-def _mismatch(
-    row: int, name: str, value: Any, target: pa.DataType | None, sql_type: str | None = None
-) -> str:
-    shown = repr(value)
-    shown = shown if len(shown) <= 80 else shown[:77] + "…"
-    return f"row {row}: column {name!r}: {shown} does not fit {sql_type or target}"
 
 
 def _check_required(table: pa.Table, schema: TableSchema) -> None:
@@ -425,7 +229,7 @@ def infer(data: Any, event_time: str | None = None) -> pa.Schema:
     if isinstance(data, Mapping):
         data = [data]
     if isinstance(data, list | tuple):
-        _check_depth(data, "no schema can be inferred")
+        check_depth(data, "no schema can be inferred")
         try:
             table = pa.Table.from_pylist(list(data))
         except (pa.ArrowException, TypeError, AttributeError, ValueError) as error:
@@ -437,6 +241,6 @@ def infer(data: Any, event_time: str | None = None) -> pa.Schema:
         if pa.types.is_string(plain_type(table.schema.field(index).type)):
             zoned = pa.timestamp("us", "UTC")
             with suppress(pa.ArrowException):  # no times: from_arrow says what is wrong
-                _cast_all(table.column(index), zoned)
+                cast_all(table.column(index), zoned)
                 return table.schema.set(index, pa.field(event_time, zoned))
     return table.schema

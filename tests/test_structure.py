@@ -30,6 +30,8 @@ LEVELS: list[list[str]] = [
         "engine",
         "idhash",
         "newids",
+        "casts",
+        "mappings",
         "coerce",
         "datafile",
     ],
