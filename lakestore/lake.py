@@ -17,7 +17,6 @@ import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -26,12 +25,12 @@ import duckdb
 import pyarrow as pa
 
 from lakestore import coerce, schema
-from lakestore.append import Position, check_level
+from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
 from lakestore.clock import Clock, SystemClock
 from lakestore.context import Recovery, SiteContext, TableContext
 from lakestore.engine import troubles
-from lakestore.errors import ClosedError, InvalidInputError, NotFoundError
+from lakestore.errors import InvalidInputError, NotFoundError
 from lakestore.failpoint import reach
 from lakestore.layout import check_table_name
 from lakestore.opened import OpenTables
@@ -42,6 +41,7 @@ from lakestore.query.run import Explanation, Queries
 from lakestore.quoting import UNSPEAKABLE
 from lakestore.repair import Repaired, repair
 from lakestore.schema import TableSchema
+from lakestore.session import Session
 from lakestore.settings import Settings
 from lakestore.status import Status, table_status
 from lakestore.table import Table
@@ -118,15 +118,13 @@ class Lake:
     ) -> None:
         self.root = str(root)
         self.mode = mode
-        self._pid = os.getpid()
-        self._closed = False
         self._auto = upkeep == "auto" and mode == "rw"
         self._site = SiteContext.open(
             root, local or root / "_site", settings, clock, write=mode == "rw"
         )
         self._queries = Queries(self._site)
-        handle = partial(Table, self)
-        self._tables = OpenTables(self._site, self._queries, handle, self._after_append)
+        self._session = Session(self.root, mode, self._queries)
+        self._tables = OpenTables(self._site, self._queries, self._handle, self._after_append)
         self._upkeep = Upkeep(
             self._site,
             self._known_tables,
@@ -175,7 +173,7 @@ class Lake:
             SchemaError: the schema is wrong; says where.
             StorageError: the disk refused; there is no such table.
         """
-        self._check_open(write=True)
+        self._session.check_open(write=True)
         check_table_name(name)
         if cold != "parquet":
             raise InvalidInputError(f"cold format {cold!r} is not known; use 'parquet'")
@@ -192,14 +190,14 @@ class Lake:
         Raises:
             NotFoundError: there is no such table.
         """
-        self._check_open(write=True)
+        self._session.check_open(write=True)
         self._tables.drop(self[name])
         self._upkeep.publish()
 
     @troubles("cannot look at the tables")
     def __getitem__(self, name: str) -> Table:
         """The table of that name; raises `NotFoundError`."""
-        self._check_open()
+        self._session.check_open()
         self._tables.refresh()
         for table in self._tables.handles():
             if table.name == name:
@@ -218,7 +216,7 @@ class Lake:
     @troubles("cannot look at the tables")
     def tables(self) -> list[str]:
         """Names of the tables, in order."""
-        self._check_open()
+        self._session.check_open()
         self._tables.refresh()
         return sorted(table.name for table in self._tables.handles())
 
@@ -242,7 +240,7 @@ class Lake:
             CorruptionError: a file of the lake is damaged or missing.
             StorageError: a file cannot be read, or memory was short.
         """
-        self._check_open()
+        self._session.check_open()
         self._tables.refresh()
         names = {table.name.casefold() for table in self._tables.handles()}
         frames = of_caller(query, sys._getframe(1), names)
@@ -250,7 +248,7 @@ class Lake:
 
     def explain(self, query: str, params: Parameters = None) -> Explanation:
         """Which files of which tier `sql` would read, and which planning spares it."""
-        self._check_open()
+        self._session.check_open()
         self._tables.refresh()
         names = {table.name.casefold() for table in self._tables.handles()}
         frames = of_caller(query, sys._getframe(1), names)
@@ -263,7 +261,7 @@ class Lake:
         It runs anything that DuckDB runs, and shares nothing with the lake but its files. Those
         are not held for it: past the grace of superseded files, take a new one.
         """
-        self._check_open()
+        self._session.check_open()
         self._tables.refresh()
         return self._queries.connect(self._tables.contexts())
 
@@ -273,7 +271,7 @@ class Lake:
         Raises:
             StorageError: the disk refused; the rows were not made durable.
         """
-        self._check_open(write=True)
+        self._session.check_open(write=True)
         wanted = check_level(level)
         if position is None or wanted == "memory":
             return
@@ -291,26 +289,26 @@ class Lake:
     @troubles("cannot flush")
     def flush(self) -> int:
         """Flush every table; returns the rows published."""
-        self._check_open(write=True)
+        self._session.check_open(write=True)
         return sum(self._upkeep.flush(context) for context in self._tables.contexts())
 
     @troubles("cannot seal")
     def seal(self) -> int:
         """Seal every table; returns the rows moved."""
-        self._check_open(write=True)
+        self._session.check_open(write=True)
         return sum(self._upkeep.seal(context) for context in self._tables.contexts())
 
     @troubles("cannot maintain the lake")
     def maintain(self) -> Report:
         """Do every maintenance job that is due, once: flush, merge, seal, vacuum."""
-        self._check_open(write=True)
+        self._session.check_open(write=True)
         self._upkeep.look()
         return self._upkeep.round()
 
     @troubles("cannot look at the lake")
     def status(self) -> Status:
         """Rows, bytes, files and lag of every tier of every table."""
-        self._check_open()
+        self._session.check_open()
         self._tables.refresh()
         tables = tuple(table_status(context) for context in self._tables.contexts())
         return Status(
@@ -330,7 +328,7 @@ class Lake:
         It reads every file of the lake, changes nothing, and trusts the catalog in nothing.
         Others may write meanwhile.
         """
-        self._check_open()
+        self._session.check_open()
         self._tables.refresh()
         return verify(self._site, Path(self.root), self._tables.contexts())
 
@@ -344,18 +342,18 @@ class Lake:
         Raises:
             StorageError: the disk refused.
         """
-        self._check_open()
+        self._session.check_open()
         self._tables.refresh()
         return repair(self._site, Path(self.root), self._tables.contexts(), dry_run=dry_run)
 
     @troubles("cannot close the lake")
     def close(self) -> None:
         """Close the lake; with upkeep `auto`, what is buffered is flushed first."""
-        if self._closed:
+        if self._session.closed:
             return
-        self._closed = True
+        self._session.closed = True
         _open_lakes.discard(self)
-        if self._pid != os.getpid():
+        if self._session.forked:
             return
         self._upkeep.stop()
         failures: list[Exception] = []
@@ -393,19 +391,14 @@ class Lake:
     def __repr__(self) -> str:
         return f"<lakestore lake at {self.root!r}, mode {self.mode!r}>"
 
-    def _check_open(self, *, write: bool = False) -> None:
-        if self._pid != os.getpid():
-            raise ClosedError("this lake was opened before a fork: open it again in this process")
-        if self._closed:
-            raise ClosedError(f"the lake at {self.root!r} is closed: open it again")
-        if write and self.mode == "r":
-            raise InvalidInputError('the lake is open with mode="r": reopen it to write')
-
     def _known_tables(self) -> list[TableContext]:
         """Every table of the lake, those included that another process created by now."""
-        if not self._closed:
+        if not self._session.closed:
             self._tables.refresh()
         return self._tables.contexts()
+
+    def _handle(self, context: TableContext, appender: Appender | None) -> Table:
+        return Table(self._session, self._upkeep, context, appender)
 
     def _after_append(self, buffer: Buffer) -> None:
         settings = self._site.settings

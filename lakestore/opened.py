@@ -54,10 +54,6 @@ class OpenTables:
         self._tables: dict[int, Table] = {}
         self._version = -1  # of the catalog, when it was last looked at
 
-    def __contains__(self, id: int) -> bool:
-        """Whether the table of that number is open."""
-        return id in self._tables
-
     def handles(self) -> list[Table]:
         """What callers have of each."""
         with self._lock:
@@ -83,9 +79,7 @@ class OpenTables:
                     schema = _listed_schema(entry)
                     self._open(entry, TableContext.open(self._site, entry, schema))
             for gone in self._tables.keys() - entries.keys():
-                dropped = self._tables.pop(gone)._context.buffer
-                if dropped is not None:
-                    dropped.close()
+                self._tables.pop(gone)._let_go()
             self._version = version
 
     def create(self, name: str, cold: str, schema: TableSchema) -> Table:
@@ -120,8 +114,7 @@ class OpenTables:
             with suppress(StorageError):  # it is dropped: vacuum says so when there is room
                 retain.bury(self._site, context.entry.folder)
             self._tables.pop(context.entry.id, None)
-            if context.buffer is not None:
-                context.buffer.close()
+            table._let_go()
             reach("drop.3")
 
     def bury_dropped(self) -> None:

@@ -15,11 +15,11 @@ from lakestore.engine import troubles
 from lakestore.errors import ClosedError, InvalidInputError, NotFoundError
 from lakestore.retain import Vacuumed
 from lakestore.schema import TableSchema
+from lakestore.session import Session
+from lakestore.upkeep import Upkeep
 
 if TYPE_CHECKING:
     import polars as pl
-
-    from lakestore.lake import Lake
 
 _OPERATORS = ("=", "==", "!=", "<>", "<", "<=", ">", ">=", "like", "not like")
 
@@ -27,10 +27,14 @@ _OPERATORS = ("=", "==", "!=", "<>", "<", "<=", ">", ">=", "like", "not like")
 class Table:
     """A table; made by `lake.create_table` or `lake[name]`, good as long as the lake is open."""
 
-    def __init__(self, lake: Lake, context: TableContext, appender: Appender | None) -> None:
-        self._lake = lake
+    def __init__(
+        self, session: Session, upkeep: Upkeep, context: TableContext, appender: Appender | None
+    ) -> None:
+        self._session = session
+        self._upkeep = upkeep
         self._context = context
         self._appender = appender
+        self._dropped = False
 
     @property
     def name(self) -> str:
@@ -43,7 +47,7 @@ class Table:
         return self._context.schema
 
     def __repr__(self) -> str:
-        return f"<lakestore table {self.name!r} of {self._lake.root!r}>"
+        return f"<lakestore table {self.name!r} of {self._session.root!r}>"
 
     def append(
         self,
@@ -75,24 +79,24 @@ class Table:
     def flush(self) -> int:
         """Publish buffered rows as a hot segment, for every engine to read; returns the rows."""
         self._writable()
-        return self._lake._upkeep.flush(self._context)
+        return self._upkeep.flush(self._context)
 
     @troubles("cannot seal")
     def seal(self) -> int:
         """Flush, then move every hot segment to cold files; returns the rows moved."""
         self._writable()
-        return self._lake._upkeep.seal(self._context)
+        return self._upkeep.seal(self._context)
 
     @troubles("cannot vacuum")
     def vacuum(self, dry_run: bool = True) -> Vacuumed:
         """Say which superseded files would be deleted, or (`dry_run=False`) delete them."""
         self._writable()
-        return self._lake._upkeep.vacuum(dry_run=dry_run, table=self._context)
+        return self._upkeep.vacuum(dry_run=dry_run, table=self._context)
 
     def scan(self) -> pl.LazyFrame:
         """A Polars LazyFrame over every tier as of now; filters and columns are pushed down."""
-        self._lake._check_open()
-        return self._lake._queries.scan(self._context)
+        self._session.check_open()
+        return self._session.queries.scan(self._context)
 
     def to_arrow(
         self,
@@ -109,24 +113,29 @@ class Table:
             start: event time at or after this; naive times are UTC.
             end: event time before this.
         """
-        self._lake._check_open()
+        self._session.check_open()
         for name in columns or ():
             self.schema.column(name)
         chosen = quoting.identifiers(self.schema.names if columns is None else columns)
         condition, parameters = _condition(self.schema, where or {}, start, end)
         statement = f"SELECT {chosen} FROM {quoting.identifier(self.name)} WHERE {condition}"
-        queries = self._lake._queries
+        queries = self._session.queries
         result = queries.sql(statement, parameters, [self._context], {}).to_arrow()
         names = self.schema.names if columns is None else columns
         fields = [self.schema.arrow.field(n).with_nullable(True) for n in names]
         return result.cast(pa.schema(fields))
 
+    def _let_go(self) -> None:
+        """The table was dropped: its rows go, and it takes no more."""
+        self._dropped = True
+        if self._context.buffer is not None:
+            self._context.buffer.close()
+
     def _writable(self) -> Appender:
-        self._lake._check_open()
-        if self._appender is None:
-            raise InvalidInputError('the lake is open with mode="r": reopen it to write')
-        if self._context.entry.id not in self._lake._tables:
+        self._session.check_open(write=True)
+        if self._dropped:
             raise ClosedError(f"table {self.name!r} was dropped")
+        assert self._appender is not None
         return self._appender
 
 

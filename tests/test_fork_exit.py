@@ -72,7 +72,7 @@ inside.wait(90)
 """,
 }
 FORK = """
-result = lake.sql("SELECT count(*) FROM events") if not lake._closed else None
+result = lake.sql("SELECT count(*) FROM events") if not lake._session.closed else None
 before = result.fetchall() if result else None
 child = os.fork()
 if child == 0:
@@ -127,7 +127,7 @@ table.append(events(0, 100))
 if "leave" in globals():
     leave.set()
     sealing.join()
-if not lake._closed and lake.mode == "rw":
+if not lake._session.closed and lake.mode == "rw":
     table.append(events(200, 210))
     table.flush()
     table.seal()

@@ -76,7 +76,7 @@ LEVELS: list[list[str]] = [
         "rebuild.run",
     ],
     ["upkeep", "doctor"],
-    ["table", "opened", "lake"],
+    ["session", "table", "opened", "lake"],
     ["", "demo", "cli"],
 ]
 ORDER = [module for level in LEVELS for module in level]
