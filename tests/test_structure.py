@@ -42,6 +42,7 @@ LEVELS: list[list[str]] = [
         "catalog.rows",
         "catalog.commit",
         "catalog.frozen",
+        "catalog.integrity",
         "catalog",
     ],
     ["cold", "cold.parquet", "context"],

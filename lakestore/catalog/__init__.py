@@ -17,7 +17,7 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from lakestore.catalog import frozen
+from lakestore.catalog import frozen, integrity
 from lakestore.catalog import tables as t
 from lakestore.catalog.commit import Commit, Garbage, Inventory, Sent, TableEntry, TableRecord
 from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
@@ -282,18 +282,9 @@ class Catalog:
         )
 
     def integrity(self) -> list[str]:
-        """What SQLite finds wrong in its own file, and what it cannot know to be wrong.
-
-        That is: references that lead nowhere, and relations that are not those of this format.
-        """
+        """What is wrong with it by itself, before it is held against the lake's files."""
         with self._begin("DEFERRED") as con:
-            found = con.exec_driver_sql("PRAGMA integrity_check(20)").scalars().all()
-            keys = con.exec_driver_sql("PRAGMA foreign_key_check").all()
-            con.exec_driver_sql("SELECT sql FROM sqlite_master").all()
-            altered = [table.name for table in t.metadata.sorted_tables if _is_altered(con, table)]
-        wrong = [text for text in found if text != "ok"]
-        wrong += [f"a row of {row[0]!r} names no {row[2]!r}" for row in keys[:20]]
-        return wrong + [f"the relation {name!r} has other columns" for name in altered]
+            return integrity.check(con)
 
     @contextmanager
     def commit(self) -> Iterator["Commit"]:
@@ -343,6 +334,9 @@ class Catalog:
             raise self._translated(error.orig) from error
         except sa.exc.DatabaseError as error:
             raise damage(error.orig) from error
+        except (sa.exc.NoResultFound, sa.exc.MultipleResultsFound, UnicodeDecodeError) as error:
+            # A row is gone that was written, or SQLite's own message quotes bytes of the file.
+            raise damage(repr(error)) from error
         except sqlite3.Error as error:  # of `_configure`, which SQLAlchemy does not see
             raise self._translated(error) from error
 
@@ -367,22 +361,6 @@ def _refuse_lost(path: Path, is_filled: Callable[[], bool]) -> None:
         raise CorruptionError(
             f"the catalog {str(path)!r} is lost, and the lake is not empty; {REBUILD}"
         )
-
-
-def _is_altered(con: Connection, table: sa.Table) -> bool:
-    """Whether a relation's columns are not what this module made."""
-    keys = list(table.primary_key.columns)
-    expected = [
-        (
-            column.name,
-            column.type.compile(con.dialect),
-            int(not column.nullable),
-            keys.index(column) + 1 if column in keys else 0,
-        )
-        for column in table.columns
-    ]
-    found = con.exec_driver_sql(f"PRAGMA table_info({table.name})").all()
-    return [(row[1], row[2], row[3], row[5]) for row in found] != expected
 
 
 def _garbage(con: Connection) -> list[Garbage]:

@@ -41,10 +41,23 @@ def info_of(text: str) -> FileInfo:
     """A file's facts from their JSON."""
     data = json.loads(text)
     return FileInfo(
-        data["rows"],
-        data["bytes"],
+        _count(data["rows"]),
+        _count(data["bytes"]),
         data["sha256"],
-        datetime.fromisoformat(data["min_time"]),
-        datetime.fromisoformat(data["max_time"]),
+        _time(data["min_time"]),
+        _time(data["max_time"]),
         {name: ColumnRange(*values) for name, values in data["ranges"].items()},
     )
+
+
+def _count(value: Any) -> int:
+    if type(value) is not int or value < 0:
+        raise ValueError(f"{value!r} is no count")
+    return value
+
+
+def _time(text: str) -> datetime:
+    time = datetime.fromisoformat(text)
+    if time.tzinfo is None:
+        raise ValueError(f"{text!r} has no time zone")
+    return time

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Dialect
 
 from lakestore.errors import CorruptionError
 
+_YEAR_10000 = 253_402_300_800.0
 REBUILD = "`lakestore rebuild` makes it again from the lake's files"
 
 
@@ -25,44 +26,57 @@ class _Strict(sa.types.TypeDecorator[Any]):
     cache_ok = True
     kind: type
 
-    def __init__(self, *, nullable: bool = False) -> None:
+    def __init__(self, *, nullable: bool = False, among: tuple[str, ...] = ()) -> None:
+        """Args:
+        nullable: null is a value too.
+        among: no other texts are.
+        """
         super().__init__()
         self.nullable = nullable
+        self.among = among
 
     def process_result_value(self, value: Any, dialect: Dialect) -> Any:
         """The value as it is."""
-        if type(value) is self.kind or (value is None and self.nullable):
+        if (type(value) is self.kind and self._fits(value)) or (value is None and self.nullable):
             return value
-        raise damage(f"{value!r} is no {self.kind.__name__}")
+        raise damage(f"{value!r} is no {type(self).__name__.lower()}")
+
+    def _fits(self, value: Any) -> bool:
+        return not self.among or value in self.among
 
 
 class Text(_Strict):
-    """Any text."""
+    """Any text, or one among a few."""
 
     impl = sa.Text
     cache_ok = True
     kind = str
 
 
-class Integer(_Strict):
-    """A number of a row, or of a version."""
+class Number(_Strict):
+    """A number of a row, or of a version: from 0 on."""
 
     impl = sa.Integer
     cache_ok = True
     kind = int
 
+    def _fits(self, value: Any) -> bool:
+        return bool(value >= 0)
 
-class BigInteger(_Strict):
-    """A number that other hosts may have given."""
+
+class BigNumber(Number):
+    """A number that other hosts may have given: from 0 on."""
 
     impl = sa.BigInteger
     cache_ok = True
-    kind = int
 
 
 class Seconds(_Strict):
-    """Unix time: seconds since 1970."""
+    """Unix time: seconds since 1970, before the year 10000."""
 
     impl = sa.Float
     cache_ok = True
     kind = float
+
+    def _fits(self, value: Any) -> bool:
+        return bool(0 <= value < _YEAR_10000)

@@ -2,7 +2,7 @@
 
 from sqlalchemy import Boolean, Column, Date, ForeignKey, MetaData, Table, UniqueConstraint
 
-from lakestore.catalog.strict import BigInteger, Integer, Seconds, Text
+from lakestore.catalog.strict import BigNumber, Number, Seconds, Text
 
 FORMAT = 1
 
@@ -11,31 +11,31 @@ metadata = MetaData()
 lake = Table(
     "lake",
     metadata,
-    Column("one", Integer(), primary_key=True),  # always 1: the table has a single row
-    Column("format", Integer(), nullable=False),
+    Column("one", Number(), primary_key=True),  # always 1: the table has a single row
+    Column("format", Number(), nullable=False),
     Column("uuid", Text(), nullable=False),
     Column("site", Text(), nullable=False),
-    Column("version", BigInteger(), nullable=False),  # counts commits that change an answer
+    Column("version", BigNumber(), nullable=False),  # counts commits that change an answer
 )
 
 tables = Table(
     "tables",
     metadata,
-    Column("id", Integer(), primary_key=True),
+    Column("id", Number(), primary_key=True),
     Column("name", Text(), nullable=False),
     Column("folder", Text(), nullable=False, unique=True),  # never reused, though names are
-    Column("cold", Text(), nullable=False),
+    Column("cold", Text(among=("parquet",)), nullable=False),
     Column("created_at", Seconds(), nullable=False),
     Column("dropped_at", Seconds(nullable=True)),
-    Column("sealed_through", BigInteger(), nullable=False),
-    Column("last_segment", BigInteger(), nullable=False),
+    Column("sealed_through", BigNumber(), nullable=False),
+    Column("last_segment", BigNumber(), nullable=False),
 )
 
 schemas = Table(
     "schemas",
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("version", Integer(), primary_key=True),
+    Column("version", Number(), primary_key=True),
     Column("text", Text(), nullable=False),
 )
 
@@ -43,8 +43,8 @@ segments = Table(
     "segments",
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("first", BigInteger(), primary_key=True),
-    Column("last", BigInteger(), nullable=False),
+    Column("first", BigNumber(), primary_key=True),
+    Column("last", BigNumber(), nullable=False),
     Column("name", Text(), nullable=False),
     Column("has_duckdb", Boolean, nullable=False),
     Column("committed_at", Seconds(), nullable=False),
@@ -56,7 +56,7 @@ generations = Table(
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
     Column("writer", Text(), primary_key=True),
-    Column("number", Integer(), primary_key=True),
+    Column("number", Number(), primary_key=True),
 )
 
 cold_files = Table(
@@ -65,9 +65,9 @@ cold_files = Table(
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
     Column("name", Text(), primary_key=True),
     Column("day", Date, nullable=False),
-    Column("first", BigInteger(), nullable=False),
-    Column("last", BigInteger(), nullable=False),
-    Column("schema_version", Integer(), nullable=False),
+    Column("first", BigNumber(), nullable=False),
+    Column("last", BigNumber(), nullable=False),
+    Column("schema_version", Number(), nullable=False),
     Column("committed_at", Seconds(), nullable=False),
     Column("info", Text(), nullable=False),
 )
@@ -77,7 +77,7 @@ producers = Table(
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
     Column("producer", Text(), primary_key=True),
-    Column("seq", BigInteger(), nullable=False),
+    Column("seq", BigNumber(), nullable=False),
 )
 
 batches = Table(
@@ -85,7 +85,7 @@ batches = Table(
     metadata,
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
     Column("producer", Text(), primary_key=True),
-    Column("seq", BigInteger(), primary_key=True),
+    Column("seq", BigNumber(), primary_key=True),
 )
 
 leases = Table(
@@ -99,9 +99,9 @@ leases = Table(
 garbage = Table(
     "garbage",  # files that no version names any more; `vacuum` deletes them after the grace
     metadata,
-    Column("id", Integer(), primary_key=True),
+    Column("id", Number(), primary_key=True),
     Column("table_id", ForeignKey("tables.id"), nullable=False),
-    Column("kind", Text(), nullable=False),
+    Column("kind", Text(among=("journal", "segment", "cold", "table")), nullable=False),
     Column("name", Text(), nullable=False),
     Column("since", Seconds(), nullable=False),
     UniqueConstraint("table_id", "kind", "name"),

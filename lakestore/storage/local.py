@@ -26,7 +26,7 @@ def open_to_read(path: Path) -> BufferedReader:
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+            raise OSError(errno.EINVAL, f"{str(path)!r} is no regular file")
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -40,7 +40,7 @@ def require_file(path: Path) -> None:
     except OSError:  # the library says what
         return
     if not regular:
-        raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        raise OSError(errno.EINVAL, f"{str(path)!r} is no regular file")
 
 
 def fsync_file(path: Path) -> None:
@@ -152,7 +152,8 @@ def set_aside(source: Path, target: Path) -> None:
                 raise
             with source.open("rb") as old, target.open("xb") as new:
                 shutil.copyfileobj(old, new)
-        fsync_file(target)
+        if target.is_file():  # a pipe has no bytes, and to open one waits
+            fsync_file(target)
         fsync_folder(target.parent)
         source.unlink()
         fsync_folder(source.parent)

@@ -8,7 +8,7 @@ import pyarrow.parquet as pq
 
 from lakestore import datafile
 from lakestore.catalog.commit import TableRecord
-from lakestore.errors import CorruptionError, NotFoundError, SchemaError
+from lakestore.errors import CorruptionError, NotFoundError, SchemaError, StorageError
 from lakestore.layout import schema_key
 from lakestore.schema import TableSchema
 from lakestore.storage import Storage
@@ -35,6 +35,9 @@ def _document(storage: Storage, key: str, text: str) -> Iterator[str]:
             yield "it is not what the catalog says the schema is"
     except NotFoundError:
         yield "the schema document is gone"
+    except StorageError as error:
+        raise_refusal(f"cannot read {key!r}", error.__cause__ or error)
+        yield f"it cannot be read: {error}"
 
 
 def _empty(path: Path, lake: str, record: TableRecord, version: int, text: str) -> Iterator[str]:
