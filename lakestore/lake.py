@@ -92,8 +92,7 @@ def open(
                 f"{str(folder)!r}: DuckDB takes '*', '?', '[' and backslashes in a path for "
                 "something else; name the folder without them"
             )
-    if local is not None and Path(local).resolve().is_relative_to(Path(root).resolve() / "tables"):
-        raise InvalidInputError(f"local={str(local)!r} is among the tables' files: choose another")
+    _check_apart(Path(root), Path(local) if local is not None else None)
     return Lake(
         Path(root).absolute(),
         Path(local).absolute() if local is not None else None,
@@ -296,7 +295,7 @@ class Lake:
     def seal(self) -> int:
         """Seal every table; returns the rows moved."""
         self._session.check_open(write=True)
-        return sum(self._upkeep.seal(context) for context in self._tables.contexts())
+        return sum(self._upkeep.seal(context) for context in self._known_tables())
 
     @troubles("cannot maintain the lake")
     def maintain(self) -> Report:
@@ -406,6 +405,18 @@ class Lake:
             buffer.rows >= settings.flush_rows or buffer.bytes >= settings.flush_bytes_now
         ):
             self._upkeep.wake()
+
+
+def _check_apart(root: Path, local: Path | None) -> None:
+    """Refuse a site among the lake's tables, or a lake among the site's: a drop would delete it."""
+    if local is None:
+        return
+    lake, site = root.resolve(), local.resolve()
+    kept = [site / name for name in ("hot", "journal", "ids", "staging", "writers", "quarantine")]
+    if site.is_relative_to(lake / "tables") or any(lake.is_relative_to(path) for path in kept):
+        raise InvalidInputError(
+            f"local={str(local)!r} and {str(root)!r} lie among each other's files: choose another"
+        )
 
 
 _open_lakes: weakref.WeakSet[Lake] = weakref.WeakSet()

@@ -100,7 +100,8 @@ class Upkeep:
         with table.flushing:
             segments = flush.flush(table)
         if segments:
-            self._merge(table)
+            with suppress(ConflictError):  # another process merged or sealed them: flushed is done
+                self._merge(table)
             self.publish()
         return sum(segment.info.rows for segment in segments)
 

@@ -218,6 +218,8 @@ def test_12_the_catalog_is_no_orphan(root, clock, tmp_path):
     for inside in (root / "tables", root / "tables/events/data"):
         with pytest.raises(ls.InvalidInputError, match="choose another"):
             ls.open(root, local=inside)
+    with pytest.raises(ls.InvalidInputError, match="choose another"):
+        ls.open(tmp_path / "site/hot/lake", local=tmp_path / "site")
     assert not root.exists()
     (tmp_path / "link").symlink_to(root / "tables")
     with pytest.raises(ls.InvalidInputError, match="choose another"):

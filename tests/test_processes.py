@@ -15,7 +15,7 @@ from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from conftest import events
+from conftest import SCHEMA, events
 from support.planted import assert_caught
 
 import lakestore as ls
@@ -345,6 +345,29 @@ def test_two_processes_that_seal_at_once_seal_each_row_once(lake, table, open_la
         cold = lake.status().tables[0].tiers[2].rows
         assert cold == (turn + 1) * 80
         assert counted(lake) == counted(other) == (cold, cold)
+
+
+def test_a_flush_whose_merge_comes_second_has_flushed(open_lake):
+    """Another process seals the segments that this one merges: no reason to raise."""
+    lake, other = open_lake(settings={"segments_max": 2}), open_lake()
+    table = lake.create_table("events", SCHEMA)
+    for start in (0, 10):
+        table.append(events(start, start + 10))
+        table.flush()
+    table.append(events(20, 30))
+    with failpoint.at("merge.2", other.seal) as trap:
+        assert table.flush() == 10
+    assert trap.seen == 1
+    assert [tier.rows for tier in lake.status().tables[0].tiers] == [0, 0, 30]
+    assert counted(lake) == counted(other) == (30, 30)
+
+
+def test_a_lake_seals_tables_that_another_process_has_created(open_lake):
+    lake, other = open_lake(), open_lake()
+    lake.create_table("events", SCHEMA).append(events(0, 10))
+    lake.flush()
+    assert other.seal() == 10
+    assert [tier.rows for tier in lake.status().tables[0].tiers] == [0, 0, 10]
 
 
 def test_lake_duckdb_shows_the_latest_whoever_publishes(lake, table, open_lake, root, duckdb_cli):
