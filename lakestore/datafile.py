@@ -24,6 +24,7 @@ from lakestore.storage.local import open_to_read, raise_refusal, require_file
 
 ROW_GROUP_ROWS = 131_072
 ROW_GROUP_BYTES = 64 * MIB
+_PAGE_ROWS = 1_024
 FOOTER_KEY = b"lakestore"
 UNREADABLE = (
     pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError,
@@ -66,11 +67,12 @@ class DataFileWriter:
         self._sink = pa.OSFile(str(path), "wb")
         self._writer: pq.ParquetWriter | None = None
 
-    def _open(self, rows: int) -> pq.ParquetWriter:
+    def _open(self, rows: int, row_bytes: int) -> pq.ParquetWriter:
         """The writer for row groups of at most `rows` rows, which bloom filters are made for.
 
         Made for pyarrow's default of a million values, each would cost 10 ms however few rows
-        there are.
+        there are. Pages are of about a megabyte: pyarrow looks at their size once a batch, and a
+        reader holds whole pages.
         """
         schema = self._schema
         nested = {c.name for c in schema.columns if pa.types.is_nested(c.arrow_type)}
@@ -94,6 +96,7 @@ class DataFileWriter:
             ),
             bloom_filter_options={key: {"fpp": 0.01, "ndv": max(1, rows)} for key in filters}
             or None,
+            write_batch_size=min(_PAGE_ROWS, max(1, MIB // max(1, row_bytes))),
         )
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -108,8 +111,10 @@ class DataFileWriter:
         self._max = high if self._max is None else max(self._max, high)
         hashes = hash_ids(batch.column(schema.event_id), times, schema.dedup)
         self.id_sum = (self.id_sum + id_sum(hashes)) % 2**64
-        for start in range(0, batch.num_rows, ROW_GROUP_ROWS):
-            self._hold(batch.slice(start, ROW_GROUP_ROWS))
+        fitting = ROW_GROUP_BYTES * batch.num_rows // max(1, batch.nbytes)
+        step = min(ROW_GROUP_ROWS, max(1, fitting))
+        for start in range(0, batch.num_rows, step):
+            self._hold(batch.slice(start, step))
 
     @property
     def bytes(self) -> int:
@@ -127,7 +132,7 @@ class DataFileWriter:
         """
         self._write_row_group()
         if self._writer is None:
-            self._writer = self._open(0)
+            self._writer = self._open(0, 0)
         self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(self._footer | more)})
         self._writer.close()
         self._sink.close()
@@ -163,7 +168,7 @@ class DataFileWriter:
             return
         table = pa.Table.from_batches(self._pending)
         if self._writer is None:
-            self._writer = self._open(table.num_rows)
+            self._writer = self._open(table.num_rows, table.nbytes // table.num_rows)
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.rows += table.num_rows
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0

@@ -269,6 +269,26 @@ def test_rows_of_many_kilobytes_are_sealed(lake):
     assert lake.sql(query).fetchone() == (750, 750 * 200_000, 750)
 
 
+def test_a_segment_of_wide_rows_is_read_in_little_memory(open_lake):
+    """However much one flush takes: a reader holds a page whole, and a row group's columns."""
+    lake = open_lake(settings={"memory_bytes": 160 << 20})
+    schema = ls.TableSchema.from_toml(
+        "event_time = 't'\n[columns]\nt = 'TIMESTAMP'\nbody = 'VARCHAR'"
+    )
+    table = lake.create_table("wide", schema)
+    random = Random(8)
+    bodies = [random.randbytes(1_000).hex() * 150 for _ in range(400)]
+    table.append({"t": START, "body": body} for body in bodies)
+    table.flush()
+    (path,) = table._context.hot_folder.glob("*.parquet")
+    found = pq.read_metadata(path)
+    groups = [found.row_group(number) for number in range(found.num_row_groups)]
+    assert sum(group.num_rows for group in groups) == 400
+    assert max(group.total_byte_size for group in groups) <= datafile.ROW_GROUP_BYTES
+    query = "SELECT count(*), sum(length(body)), count(DISTINCT md5(body)) FROM wide"
+    assert lake.sql(query).fetchone() == (400, 400 * 300_000, 400)
+
+
 def test_days_before_1970_sorted_by_something_else(lake, root):
     schema = ls.TableSchema.from_document(
         SCHEMA.document.model_dump(exclude_defaults=True) | {"sort": ["name", "id"]}
