@@ -43,9 +43,7 @@ def bare(folder: Path) -> Send:
 
 
 def duckdb_insert(folder: Path, *, keyed: bool = False) -> Send:
-    """Args:
-    keyed: the table has a primary key, and a row whose id it knows is left out.
-    """
+    """Into a file; `keyed`: with a primary key, and a row whose id is known is left out."""
     con = duckdb.connect(folder / f"{'keyed' if keyed else 'plain'}.duckdb")
     con.register("first", SCHEMA.arrow.empty_table())
     con.execute("CREATE TABLE usage AS FROM first")

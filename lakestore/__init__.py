@@ -24,7 +24,8 @@ from lakestore.errors import (
     StorageError,
     UnsafeStoreError,
 )
-from lakestore.lake import Lake, open
+from lakestore.lake import Lake
+from lakestore.opening import open
 from lakestore.query.result import Result
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings

@@ -19,7 +19,7 @@ from lakestore import idhash, quoting
 from lakestore.casts import cast, cast_all
 from lakestore.columns import Column, check_unique, plain_type
 from lakestore.errors import InvalidInputError, SchemaError
-from lakestore.forks import start
+from lakestore.instances import start
 from lakestore.mappings import check_depth, from_mappings
 from lakestore.newids import make_ids
 from lakestore.schema import TableSchema
@@ -97,7 +97,7 @@ def _frames(table: pa.Table) -> list[pa.RecordBatch]:
 def _cut_out(batch: pa.RecordBatch) -> pa.RecordBatch:
     """The batch without what its nested columns share with rows that are not in it.
 
-    Arrow's IPC writes all the texts of a list that was sliced: a row of ten thousand as many.
+    Arrow's IPC writes all texts of a list column for a slice of it that holds only null lists.
     """
     for index, field in enumerate(batch.schema):
         values = batch.column(index)

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from lakestore import quoting
 from lakestore.errors import SchemaError
-from lakestore.forks import start
+from lakestore.instances import start
 
 _TEXT_TYPES = re.compile(r"\b(UUID|JSON)\b")
 _CONSTANT = re.compile(r"'(?:[^']|'')*'|\b(?:CAST|DECIMAL|STRUCT|MAP)\(")

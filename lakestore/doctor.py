@@ -6,6 +6,7 @@ It probes with files of its own, in the folder that it is asked about, and delet
 import fcntl
 import os
 import platform
+import re
 import shutil
 import statistics
 import time
@@ -22,7 +23,7 @@ import pyarrow as pa
 
 from lakestore.clock import Clock
 from lakestore.errors import LakestoreError
-from lakestore.forks import start
+from lakestore.instances import start
 from lakestore.lakefile import lake_id
 from lakestore.layout import LAKE_FILE
 from lakestore.settings import GIB
@@ -31,6 +32,8 @@ from lakestore.storage.local import LocalStorage, descriptors, fsync_file, fsync
 Verdict = Literal["ok", "warning", "failed"]
 _SHARED = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "fuse.sshfs", "fuse.s3fs", "lustre")
 """File systems on which `flock` and `fsync` do not say what they say of a local disk."""
+_OCTAL = re.compile(r"\\([0-7]{3})")
+"""How Linux writes a space, and what else would be in the way."""
 _FREE_MIN = 1 * GIB
 _FILES_MIN = 1024
 _SKEW_MAX_S = 5.0
@@ -123,7 +126,7 @@ def file_system(folder: Path) -> str | None:
     target, best, kind = str(folder.resolve()), "", None
     for line in lines:
         before, _, after = line.partition(" - ")
-        point = before.split(" ")[4].encode().decode("unicode_escape")
+        point = _OCTAL.sub(lambda digits: chr(int(digits[1], 8)), before.split(" ")[4])
         inside = target == point or target.startswith(point.rstrip("/") + "/")
         if inside and len(point) >= len(best):
             best, kind = point, after.split(" ")[0]
@@ -218,8 +221,8 @@ def _lake(root: Path) -> Finding:
         return Finding("lake", "ok", "none yet; an open makes it")
     try:
         found = lake_id(LocalStorage(root), root, create=False)
-    except LakestoreError as error:
-        return Finding("lake", "failed", str(error), "`lakestore rebuild` makes it again")
+    except LakestoreError as error:  # which says what to do
+        return Finding("lake", "failed", str(error))
     return Finding("lake", "ok", f"{found}; `lakestore verify` checks its bytes")
 
 

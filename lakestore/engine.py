@@ -4,7 +4,6 @@ Owns the instance and the hot segments attached to it. Each query takes a cursor
 because a second query on a connection silently cuts an open Arrow stream short (DuckDB 1.5.5).
 """
 
-import logging
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -16,18 +15,15 @@ import duckdb
 
 from lakestore import quoting, spill
 from lakestore.errors import ClosedError, StorageError
-from lakestore.forks import LOST, interrupted, start
+from lakestore.instances import QUIET, Instance, interrupts, start
 from lakestore.settings import MIB
 from lakestore.storage.local import descriptors, refusal, require_file, storage_error
-
-log = logging.getLogger("lakestore")
 
 STORAGE_VERSION = "v1.2.0"
 """Files that DuckDB 1.4, 1.5 and 2.0 all read; 2.0's own default is refused by older shells."""
 
 
 _IDLE_MAX = 64
-_QUIET = "SET enable_progress_bar = false"  # it cannot be set for all connections at once
 _DUCKDB_2 = int(duckdb.__version__.split(".")[0]) >= 2
 SORT_BYTES = 128 * MIB
 
@@ -57,29 +53,24 @@ class Engine:
         self._attached: dict[Path, _Attached] = {}  # least recently used first
         self._serial = 0
         self._memory_bytes = memory_bytes
-        self._start()
-        self._start_builder()
+        self._queries = Instance(self._start, self._lock)
+        self._builder = Instance(_start_builder, self._lock)
 
-    def _start(self) -> None:
+    def _start(self) -> duckdb.DuckDBPyConnection:
         self._attached.clear()
-        self._instance = start(
+        con = start(
             autoinstall_known_extensions=False,
             autoload_known_extensions=False,  # a caller's statement must load nothing
-            # Left alone, an in-memory DuckDB spills into the caller's working directory.
             temp_directory=str(spill.folder()),
         )
         # GLOBAL, or cursors would not see them; the zone, or days would follow the machine.
-        self._instance.execute("SET GLOBAL TimeZone = 'UTC'")
-        self._instance.execute("SET GLOBAL python_enable_replacements = false")
-        self._instance.execute("SET GLOBAL parquet_metadata_cache = true")
+        con.execute("SET GLOBAL TimeZone = 'UTC'")
+        con.execute("SET GLOBAL python_enable_replacements = false")
+        con.execute("SET GLOBAL parquet_metadata_cache = true")
         if not _DUCKDB_2:  # pyarrow cannot take the filters that 1.5 makes of joins, and raises
-            self._instance.execute("SET GLOBAL disabled_optimizers = 'join_filter_pushdown'")
-        self._instance.execute(f"SET GLOBAL memory_limit = '{self._memory_bytes}B'")
-
-    def _start_builder(self) -> None:
-        # Files are built in a DuckDB of one thread: beside appends and queries, not before them.
-        self._builder = start(threads=1, memory_limit=f"{SORT_BYTES}B")
-        self._builder.execute("SET GLOBAL TimeZone = 'UTC'")
+            con.execute("SET GLOBAL disabled_optimizers = 'join_filter_pushdown'")
+        con.execute(f"SET GLOBAL memory_limit = '{self._memory_bytes}B'")
+        return con
 
     def limit_memory(self, memory_bytes: int) -> None:
         """Let DuckDB use so much memory; beyond it, it spills to the disk."""
@@ -95,27 +86,7 @@ class Engine:
         """
         if self._pid != os.getpid():
             raise ClosedError("DuckDB does not survive a fork: open the lake again in this process")
-        instance = self._instance
-        try:
-            return _quiet_cursor(instance)
-        except LOST as error:
-            log.error("DuckDB is started anew, after %r", error)
-        with self._lock:
-            if self._instance is instance:  # else another thread was here before
-                self._start()
-        return _quiet_cursor(self._instance)
-
-    def _building_cursor(self) -> duckdb.DuckDBPyConnection:
-        """As `cursor`, of the instance that builds files."""
-        builder = self._builder
-        try:
-            return _quiet_cursor(builder)
-        except LOST as error:
-            log.error("DuckDB is started anew, after %r", error)
-        with self._lock:
-            if self._builder is builder:
-                self._start_builder()
-        return _quiet_cursor(self._builder)
+        return self._queries.cursor()
 
     def attach(self, path: Path) -> str:
         """The alias of a segment's DuckDB file, attached read-only; `release` when done.
@@ -193,7 +164,7 @@ class Engine:
         with self._lock:
             self._serial += 1
             alias = f"building_{self._serial}"
-        cursor = self._building_cursor()
+        cursor = self._builder.cursor()
         try:
             cursor.execute(
                 f"ATTACH {quoting.literal(str(path))} AS {alias} "
@@ -230,7 +201,7 @@ def sorter(folder: Path, memory_bytes: int = SORT_BYTES) -> Iterator[duckdb.Duck
     )
     with con:
         con.execute("SET GLOBAL TimeZone = 'UTC'")
-        con.execute(_QUIET)
+        con.execute(QUIET)
         yield con
 
 
@@ -238,12 +209,11 @@ def sorter(folder: Path, memory_bytes: int = SORT_BYTES) -> Iterator[duckdb.Duck
 def troubles(what: str) -> Iterator[None]:
     """Raise a `StorageError` in the place of an error of the disk or of DuckDB."""
     try:
-        yield
+        with interrupts():
+            yield
     except OSError as error:
         raise storage_error(what, error) from error
     except duckdb.Error as error:
-        if interrupted(error):
-            raise KeyboardInterrupt from error
         raise duckdb_error(what, error) from error
 
 
@@ -254,10 +224,12 @@ def duckdb_error(what: str, error: Exception) -> StorageError:
     return refusal(what, error) or StorageError(f"{what}: {str(error).strip()}")
 
 
-def _quiet_cursor(instance: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
-    cursor = instance.cursor()
-    cursor.execute(_QUIET)
-    return cursor
+def _start_builder() -> duckdb.DuckDBPyConnection:
+    """Files are built in a DuckDB of one thread: beside appends and queries, not before them."""
+    folder = str(spill.folder())
+    con = start(threads=1, memory_limit=f"{SORT_BYTES}B", temp_directory=folder)
+    con.execute("SET GLOBAL TimeZone = 'UTC'")
+    return con
 
 
 _engine: Engine | None = None

@@ -7,7 +7,7 @@ Failpoints: segment.1 Parquet written    .2 fsynced    .3 DuckDB file built    .
 """
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -172,6 +172,21 @@ def highest(marks: Iterable[tuple[str, int]]) -> dict[str, int]:
     return found
 
 
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Name a segment that cannot be read.
+
+    Raises:
+        CorruptionError: it is missing or damaged.
+        StorageError: it cannot be read for now.
+    """
+    try:
+        yield
+    except (OSError, pa.ArrowException) as error:
+        raise_refusal(f"cannot read segment {str(path)!r}", error)
+        raise CorruptionError(f"segment {str(path)!r} cannot be read: {error}") from error
+
+
 def check_intact(path: Path, info: FileInfo) -> None:
     """Refuse a segment that is not what was published: new checksums would hide the damage.
 
@@ -179,11 +194,8 @@ def check_intact(path: Path, info: FileInfo) -> None:
         CorruptionError: bytes of it changed.
         StorageError: it cannot be read for now.
     """
-    try:
+    with reading(path):
         intact = datafile.sha256(path) == info.sha256
-    except OSError as error:
-        raise_refusal(f"cannot read segment {str(path)!r}", error)
-        raise CorruptionError(f"segment {str(path)!r} cannot be read: {error}") from error
     if not intact:
         raise CorruptionError(
             f"segment {str(path)!r} is not what was published; restore it from a copy"

@@ -27,7 +27,7 @@ import pyarrow as pa
 from lakestore import coerce, schema
 from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
-from lakestore.clock import Clock, SystemClock
+from lakestore.clock import Clock
 from lakestore.context import Recovery, SiteContext, TableContext
 from lakestore.engine import troubles
 from lakestore.errors import InvalidInputError, NotFoundError
@@ -38,7 +38,6 @@ from lakestore.query.frames import of_caller
 from lakestore.query.parameters import Parameters
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
-from lakestore.quoting import UNSPEAKABLE
 from lakestore.repair import Repaired, repair
 from lakestore.schema import TableSchema
 from lakestore.session import Session
@@ -48,59 +47,6 @@ from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
 from lakestore.verify.report import Report as VerifyReport
 from lakestore.verify.run import verify
-
-
-@troubles("cannot open the lake")
-def open(
-    root: str | os.PathLike[str],
-    *,
-    local: str | os.PathLike[str] | None = None,
-    mode: Literal["rw", "r"] = "rw",
-    upkeep: Literal["auto", "manual"] = "auto",
-    settings: Settings | dict[str, object] | None = None,
-    clock: Clock | None = None,
-) -> Lake:
-    """Open the lake in the folder `root`; in mode `rw` a new one is made when there is none.
-
-    Args:
-        root: a folder.
-        local: where this host keeps journals, hot segments and the catalog; default
-            `<root>/_site`.
-        mode: `rw` to write too, `r` to read only.
-        upkeep: `auto` flushes, seals and vacuums in threads of its own; `manual` leaves it to
-            the caller's `flush()`, `seal()` and `maintain()`.
-        settings: numbers that differ from the defaults.
-        clock: the time, for tests.
-
-    Raises:
-        InvalidInputError: `root` is a file, or an argument is none of those above.
-        NotFoundError: mode `r`, and there is no lake.
-        FormatTooNewError: a newer lakestore wrote the lake.
-        CorruptionError: bytes of the lake break a promise.
-    """
-    if mode not in ("rw", "r"):
-        raise InvalidInputError(f"mode {mode!r} is neither 'rw' nor 'r'")
-    if upkeep not in ("auto", "manual"):
-        raise InvalidInputError(f"upkeep {upkeep!r} is neither 'auto' nor 'manual'")
-    if "://" in str(root):
-        raise InvalidInputError(f"{str(root)!r}: a lake is a folder of this machine")
-    for folder in (root, local or ""):
-        if UNSPEAKABLE.search(str(folder)):
-            raise InvalidInputError(f"{str(folder)!r} is no path of UTF-8 text, as DuckDB needs it")
-        if set(str(folder)) & set("*?[\\"):
-            raise InvalidInputError(
-                f"{str(folder)!r}: DuckDB takes '*', '?', '[' and backslashes in a path for "
-                "something else; name the folder without them"
-            )
-    _check_apart(Path(root), Path(local) if local is not None else None)
-    return Lake(
-        Path(root).absolute(),
-        Path(local).absolute() if local is not None else None,
-        mode,
-        upkeep,
-        Settings.of(settings),
-        clock or SystemClock(),
-    )
 
 
 class Lake:
@@ -196,12 +142,11 @@ class Lake:
     @troubles("cannot look at the tables")
     def __getitem__(self, name: str) -> Table:
         """The table of that name; raises `NotFoundError`."""
-        self._session.check_open()
-        self._tables.refresh()
-        for table in self._tables.handles():
-            if table.name == name:
-                return table
-        known = ", ".join(t.name for t in self._tables.handles()) or "none yet"
+        self._current()
+        tables = {table.name: table for table in self._tables.handles()}
+        if name in tables:
+            return tables[name]
+        known = ", ".join(tables) or "none yet"
         raise NotFoundError(f"no table {name!r} in {self.root!r}; its tables: {known}")
 
     def __contains__(self, name: object) -> bool:
@@ -215,9 +160,7 @@ class Lake:
     @troubles("cannot look at the tables")
     def tables(self) -> list[str]:
         """Names of the tables, in order."""
-        self._session.check_open()
-        self._tables.refresh()
-        return sorted(table.name for table in self._tables.handles())
+        return sorted(context.entry.name for context in self._current())
 
     def sql(self, query: str, params: Parameters = None) -> Result:
         """Run one statement that reads, over every tier of the tables it names, as of now.
@@ -239,19 +182,17 @@ class Lake:
             CorruptionError: a file of the lake is damaged or missing.
             StorageError: a file cannot be read, or memory was short.
         """
-        self._session.check_open()
-        self._tables.refresh()
-        names = {table.name.casefold() for table in self._tables.handles()}
+        contexts = self._current()
+        names = {context.entry.name.casefold() for context in contexts}
         frames = of_caller(query, sys._getframe(1), names)
-        return self._queries.sql(query, params, self._tables.contexts(), frames)
+        return self._queries.sql(query, params, contexts, frames)
 
     def explain(self, query: str, params: Parameters = None) -> Explanation:
         """Which files of which tier `sql` would read, and which planning spares it."""
-        self._session.check_open()
-        self._tables.refresh()
-        names = {table.name.casefold() for table in self._tables.handles()}
+        contexts = self._current()
+        names = {context.entry.name.casefold() for context in contexts}
         frames = of_caller(query, sys._getframe(1), names)
-        return self._queries.explain(query, params, self._tables.contexts(), frames)
+        return self._queries.explain(query, params, contexts, frames)
 
     @troubles("cannot make a connection")
     def connect(self) -> duckdb.DuckDBPyConnection:
@@ -260,9 +201,7 @@ class Lake:
         It runs anything that DuckDB runs, and shares nothing with the lake but its files. Those
         are not held for it: past the grace of superseded files, take a new one.
         """
-        self._session.check_open()
-        self._tables.refresh()
-        return self._queries.connect(self._tables.contexts())
+        return self._queries.connect(self._current())
 
     def wait(self, position: Position | None, level: str = "disk") -> None:
         """Return once everything up to an `Ack.position` is durable at `level`.
@@ -307,9 +246,7 @@ class Lake:
     @troubles("cannot look at the lake")
     def status(self) -> Status:
         """Rows, bytes, files and lag of every tier of every table."""
-        self._session.check_open()
-        self._tables.refresh()
-        tables = tuple(table_status(context) for context in self._tables.contexts())
+        tables = tuple(table_status(context) for context in self._current())
         return Status(
             self.root,
             self._site.catalog.lake,
@@ -327,9 +264,7 @@ class Lake:
         It reads every file of the lake, changes nothing, and trusts the catalog in nothing.
         Others may write meanwhile.
         """
-        self._session.check_open()
-        self._tables.refresh()
-        return verify(self._site, Path(self.root), self._tables.contexts())
+        return verify(self._site, Path(self.root), self._current())
 
     @troubles("cannot repair the lake")
     def repair(self, *, dry_run: bool = True) -> Repaired:
@@ -341,9 +276,7 @@ class Lake:
         Raises:
             StorageError: the disk refused.
         """
-        self._session.check_open()
-        self._tables.refresh()
-        return repair(self._site, Path(self.root), self._tables.contexts(), dry_run=dry_run)
+        return repair(self._site, Path(self.root), self._current(), dry_run=dry_run)
 
     @troubles("cannot close the lake")
     def close(self) -> None:
@@ -390,6 +323,11 @@ class Lake:
     def __repr__(self) -> str:
         return f"<lakestore lake at {self.root!r}, mode {self.mode!r}>"
 
+    def _current(self) -> list[TableContext]:
+        """Every table of the lake as it is now; raises as `Session.check_open`."""
+        self._session.check_open()
+        return self._known_tables()
+
     def _known_tables(self) -> list[TableContext]:
         """Every table of the lake, those included that another process created by now."""
         if not self._session.closed:
@@ -405,18 +343,6 @@ class Lake:
             buffer.rows >= settings.flush_rows or buffer.bytes >= settings.flush_bytes_now
         ):
             self._upkeep.wake()
-
-
-def _check_apart(root: Path, local: Path | None) -> None:
-    """Refuse a site among the lake's tables, or a lake among the site's: a drop would delete it."""
-    if local is None:
-        return
-    lake, site = root.resolve(), local.resolve()
-    kept = [site / name for name in ("hot", "journal", "ids", "staging", "writers", "quarantine")]
-    if site.is_relative_to(lake / "tables") or any(lake.is_relative_to(path) for path in kept):
-        raise InvalidInputError(
-            f"local={str(local)!r} and {str(root)!r} lie among each other's files: choose another"
-        )
 
 
 _open_lakes: weakref.WeakSet[Lake] = weakref.WeakSet()

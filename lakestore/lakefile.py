@@ -42,7 +42,9 @@ def lake_id(storage: LocalStorage, root: Path, *, create: bool) -> str:
         facts = json.loads(storage.read(LAKE_FILE))
         version, lake = int(facts["format"]), str(facts["lake"])
     except (ValueError, KeyError, TypeError) as error:
-        raise CorruptionError(f"{str(root / LAKE_FILE)!r} is damaged: {error!r}") from error
+        raise CorruptionError(
+            f"{str(root / LAKE_FILE)!r} is damaged: {error!r}; `lakestore rebuild` makes it again"
+        ) from error
     if version > FORMAT:
         raise FormatTooNewError(
             f"the lake at {str(root)!r} has format {version}, this lakestore reads {FORMAT}: "

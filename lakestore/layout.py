@@ -126,6 +126,16 @@ class SiteLayout:
         """Folder of the writers' locks."""
         return self.local / "writers"
 
+    def lies_apart_from(self, root: Path) -> bool:
+        """Whether neither the site is among the tables of the lake in `root`, nor the lake in it.
+
+        Dropping a table would delete the one, and a sweep the other. Links are followed.
+        """
+        lake, site = root.resolve(), self.local.resolve()
+        names = ("hot", "journal", "ids", "staging", "writers", "quarantine")
+        inside = any(lake.is_relative_to(site / name) for name in names)
+        return not inside and not site.is_relative_to(lake / "tables")
+
     def staging_of(self, writer: str) -> Path:
         """Files that a writer has not yet published; swept when it is dead."""
         return self.local / "staging" / writer

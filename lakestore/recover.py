@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import pyarrow as pa
 
+from lakestore import hot
 from lakestore.append import Appender
 from lakestore.context import TableContext
 from lakestore.errors import ConflictError, CorruptionError
@@ -22,7 +22,7 @@ from lakestore.journal import JournalReader
 from lakestore.layout import journal_name, parse_journal_name
 from lakestore.schema import TableSchema
 from lakestore.snapshot import GenerationId
-from lakestore.storage.local import raise_refusal, storage_error
+from lakestore.storage.local import storage_error
 
 
 def recover(table: TableContext, appender: Appender) -> None:
@@ -92,11 +92,8 @@ def unsealed_hashes(table: TableContext) -> Hashes:
 
 
 def _hashes(path: Path, schema: TableSchema) -> Hashes:
-    try:
+    with hot.reading(path):
         return read_hashes(path, schema)
-    except (OSError, pa.ArrowException) as error:
-        raise_refusal(f"cannot read segment {str(path)!r}", error)
-        raise CorruptionError(f"segment {str(path)!r} cannot be read: {error}") from error
 
 
 def _journals(folder: Path) -> list[int]:

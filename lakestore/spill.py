@@ -1,11 +1,14 @@
-"""Where DuckDB spills what memory does not hold: a folder of each process.
+"""Where DuckDB spills what memory does not hold: a folder of each instance, in one of its process.
 
-DuckDB makes it when it spills and removes it when it ends; what a killed process left is deleted by
-the next one of the same user. A folder of temporary files is open to all users: ours lie in one
-that only this user can enter, and nothing in it is followed or believed.
+Left alone, an in-memory DuckDB spills into the caller's working directory; and two must not share a
+folder, for their files have the same names. DuckDB makes the folder when it spills and removes it
+when it ends; what a killed process left is deleted by the next one of the same user. A folder of
+temporary files is open to all users: ours lie in one that only this user can enter, and nothing in
+it is followed or believed.
 """
 
 import atexit
+import itertools
 import os
 import shutil
 import stat
@@ -18,10 +21,11 @@ from lakestore.layout import WRITER_NAME
 from lakestore.locks import ProcessLock
 
 _lock: ProcessLock | None = None
+_numbers = itertools.count()
 
 
 def folder() -> Path:
-    """This process's own, not made yet; those that dead processes left are gone."""
+    """For one more instance, which makes it; those that dead processes left are gone."""
     global _lock
     parent = _parent()
     alive = parent / "alive"
@@ -29,7 +33,10 @@ def folder() -> Path:
         if _lock is None:
             _lock = ProcessLock.create(alive)
         _sweep(parent, alive)
-    return parent / (_lock.name if _lock is not None else str(os.getpid()))
+        own = parent / _lock.name
+        own.mkdir(mode=0o700, exist_ok=True)
+        return own / str(next(_numbers))
+    return parent / f"{os.getpid()}-{next(_numbers)}"
 
 
 def _parent() -> Path:

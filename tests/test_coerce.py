@@ -275,14 +275,13 @@ def test_mixed_rows_take_every_key():
 
 
 def test_a_slice_is_not_written_with_what_it_was_cut_from():
-    """Arrow's IPC writes all the texts of a list that was sliced, whatever the slice needs."""
-    rows = events(0, 10_000).combine_chunks()
-    (one,) = to_batches(rows.slice(5_001, 1).to_batches()[0], SCHEMA)
-    assert one.to_pylist()[0]["id"] == "e005001"
-    assert one.to_pylist()[0]["tags"] == ["t0", None]
+    """Arrow's IPC writes all texts of a list column for a slice of it that holds only nulls."""
+    rows = pa.Table.from_batches(to_batches(events(0, 10_000), SCHEMA)).combine_chunks()
+    (one,) = to_batches(rows.slice(5_000, 1).to_batches()[0], SCHEMA)
+    assert one.to_pylist()[0]["id"] == "e005000"
+    assert one.to_pylist()[0]["tags"] is None
     assert one.serialize().size < 4_000
     frames = to_batches(pa.concat_tables([rows] * 20).combine_chunks(), SCHEMA)
     assert len(frames) == 4
-    costs = 16 * 200_000  # the column that the rows do not have
-    assert sum(frame.serialize().size for frame in frames) < 1.1 * (20 * rows.nbytes + costs)
+    assert sum(frame.serialize().size for frame in frames) < 1.1 * 20 * rows.nbytes
     assert pa.Table.from_batches(frames)["tags"].to_pylist() == 20 * rows["tags"].to_pylist()

@@ -61,7 +61,7 @@ def test_shared_file_systems_are_named(tmp_path, monkeypatch):
     lines = (
         "22 1 0:20 / / rw - ext4 /dev/vda rw\n"
         f"30 22 0:30 / {tmp_path} rw,relatime shared:1 - nfs4 server:/export rw\n"
-        f"31 30 0:31 / {tmp_path}/with\\040space rw - tmpfs none rw\n"
+        f"31 30 0:31 / {tmp_path}/wäth\\040space rw - tmpfs none rw\n"
     )
     read_text = Path.read_text
 
@@ -69,8 +69,8 @@ def test_shared_file_systems_are_named(tmp_path, monkeypatch):
         return lines if str(path) == "/proc/self/mountinfo" else read_text(path, *arguments)
 
     monkeypatch.setattr(Path, "read_text", told)
-    (tmp_path / "with space").mkdir()
-    assert doctor.file_system(tmp_path / "with space") == "tmpfs"
+    (tmp_path / "wäth space").mkdir()
+    assert doctor.file_system(tmp_path / "wäth space") == "tmpfs"
     assert doctor.file_system(tmp_path.parent) == "ext4"
     looked = found(tmp_path / "lake")["file system"]
     assert (looked.verdict, looked.found) == ("failed", "nfs4, which is shared")
@@ -104,7 +104,16 @@ def test_a_lake_that_cannot_be_opened(tmp_path, damage):
             (root / "lakestore.json").write_bytes(b"noise")
     looked = found(root)["lake"]
     assert looked.verdict == "failed"
-    assert ("name another" if damage == "file" else "rebuild") in looked.help
+    said = f"{looked.found} {looked.help}"
+    assert ("name another" if damage == "file" else "`lakestore rebuild`") in said
+
+
+def test_a_lake_of_a_newer_format_is_not_to_be_rebuilt(tmp_path):
+    (tmp_path / "lakestore.json").write_text('{"format": 99, "lake": "x"}')
+    looked = found(tmp_path)["lake"]
+    assert looked.verdict == "failed"
+    assert "upgrade lakestore" in looked.found
+    assert "rebuild" not in looked.found + looked.help
 
 
 def test_the_command(tmp_path, monkeypatch):

@@ -305,33 +305,29 @@ def test_13_a_writer_that_slept_overwrites_nothing(lake, table, clock, root, chi
     assert lake.verify().ok
 
 
-@pytest.mark.parametrize("step", ["flush.5", "seal.5", "merge.3"])
-def test_14_a_vacuum_between_writing_and_committing_spares_the_files(
-    lake, table, open_lake, clock, step
-):
+@pytest.mark.parametrize(
+    ("step", "act"),
+    [("flush.5", ls.Lake.flush), ("merge.3", ls.Lake.flush), ("seal.5", ls.Lake.seal)],
+)
+def test_14_a_vacuum_between_writing_and_committing_spares_the_files(open_lake, clock, step, act):
     """Garbage collection removed the output of a compaction before its commit (slatedb #1029)."""
-    others = [open_lake()]
+    lake = open_lake(settings={"segments_max": 4})
+    table = lake.create_table("events", SCHEMA)
+    other = open_lake()
 
     def clean() -> None:
         clock.move(10 * lake._site.settings.vacuum_grace_s)
-        others[0]["events"].vacuum(dry_run=False)
-        others.append(open_lake(mode="r"))
+        other["events"].vacuum(dry_run=False)
 
     for start in range(0, 40, 10):
         table.append(events(start, start + 10))
         table.flush()
     table.append(events(40, 50))
-    with failpoint.at(step, clean):
-        lake.flush() if step == "flush.5" else lake.seal() if step == "seal.5" else None
-        if step == "merge.3":
-            from lakestore import flush
-
-            settings = lake._site.settings
-            object.__setattr__(settings, "segments_max", 2)
-            assert flush.merge(table._context) is not None
-    assert len(others) == 2, f"{step} was not reached"
-    for one in (lake, *others):
-        assert total(one) == (50, 50)
+    with failpoint.at(step, clean) as trap:
+        act(lake)
+    assert trap.seen >= 1
+    with open_lake(mode="r") as reader:
+        assert total(lake) == total(other) == total(reader) == (50, 50)
     lake.seal()
     assert total(lake) == (50, 50)
     assert lake.verify().ok
@@ -449,17 +445,17 @@ def test_21_what_a_killed_process_spilled_is_deleted_by_the_next(root, child, tm
     living, spared = spilling()
     killed, left = spilling()
     assert left.is_relative_to(tmp_path)
-    assert left.parent.stat().st_mode & 0o077 == 0
+    assert left.parent.stat().st_mode & 0o077 == left.parents[1].stat().st_mode & 0o077 == 0
     killed.kill()
     killed.wait()
     assert any(left.iterdir())
     assert child(SPILL, root, **places).wait(timeout=60) == 0
-    assert not left.exists()
+    assert not left.parent.exists()
     assert any(spared.iterdir())
     living.kill()
     living.wait()
     assert child(SPILL, root, **places).wait(timeout=60) == 0
-    assert not spared.exists()
+    assert not spared.parent.exists()
 
 
 def test_21_a_folder_that_is_another_users_is_not_entered(root, child, tmp_path):
@@ -470,6 +466,6 @@ def test_21_a_folder_that_is_another_users_is_not_entered(root, child, tmp_path)
     process = child(SPILL, root, TMPDIR=str(tmp_path))
     said, _ = process.communicate(timeout=60)
     assert process.returncode == 0
-    assert Path(said.strip()).parent.parent == tmp_path
-    assert Path(said.strip()).parent != tmp_path / f"lakestore-{os.getuid()}"
+    assert Path(said.strip()).parents[2] == tmp_path
+    assert Path(said.strip()).parents[1] != tmp_path / f"lakestore-{os.getuid()}"
     assert [path.name for path in (tmp_path / "prey").iterdir()] == ["kept"]

@@ -65,6 +65,15 @@ def test_entries_come_back_as_they_were(journal):
     assert entries[1].batches[0].equals(batches(3, 5)[0])
 
 
+def test_queued_appends_have_the_offsets_they_are_written_at(journal):
+    ends = [journal.append(batches(n, n + 1), "job", n, queue=True) for n in range(3)]
+    assert journal.end == ends[-1]
+    assert read(journal.path) == []
+    ends.append(journal.append(batches(3, 4), "job", 3))
+    assert [entry.end for entry in JournalReader(journal.path).read()] == ends
+    assert journal.path.stat().st_size == journal.end == ends[-1]
+
+
 def test_a_reader_goes_on_where_it_stopped(journal):
     reader = JournalReader(journal.path)
     assert reader.read() == []

@@ -16,7 +16,7 @@ LEVELS: list[list[str]] = [
         "settings",
         "quoting",
         "nesting",
-        "forks",
+        "instances",
         "columns",
         "schema",
         "layout",
@@ -77,7 +77,7 @@ LEVELS: list[list[str]] = [
         "rebuild.run",
     ],
     ["upkeep", "doctor"],
-    ["session", "table", "opened", "lake"],
+    ["session", "table", "opened", "lake", "opening"],
     ["", "demo", "cli"],
 ]
 ORDER = [module for level in LEVELS for module in level]

@@ -146,6 +146,25 @@ def test_too_many_segments_are_merged_and_nothing_changes(open_lake, root):
     assert total(lake) == expected(120)
 
 
+def test_merge_refuses_a_segment_that_changed(open_lake, root):
+    """Where no page's checksum tells, too: a merge would write the damage under new ones."""
+    lake = open_lake(settings={"segments_max": 2})
+    table = lake.create_table("events", SCHEMA)
+    for start in (0, 10):
+        table.append(events(start, start + 10))
+        table.flush()
+    path = min((root / "_site/hot/events").glob("*.parquet"))
+    good = path.read_bytes()
+    at = good.rindex(b"parquet-cpp")
+    path.write_bytes(good[:at] + b"P" + good[at + 1 :])
+    table.append(events(20, 30))
+    with pytest.raises(ls.CorruptionError, match=f"{path.name}.*not what was published"):
+        table.flush()
+    path.write_bytes(good)
+    assert lake.maintain().merged == 1
+    assert lake.sql("SELECT count(*), sum(n) FROM events").fetchone() == (30, 435 - 0 - 11 - 22)
+
+
 def test_a_seal_that_fails_leaves_nothing_staged(lake, table, root, monkeypatch):
     table.append(events(0, 60))
     table.flush()

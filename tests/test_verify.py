@@ -427,3 +427,15 @@ def test_a_tombstone_of_a_table_that_lives(full, root):
     (root / "tables/events/dropped.json").unlink()
     full.drop_table("events")
     assert full.verify().ok
+
+
+def test_views_are_made_again_after_what_they_read(full, open_lake, root):
+    """Both are damaged, and no view of the empty table can be made before its zero-row file."""
+    full.close()
+    (root / "lake.duckdb").write_bytes(b"rubbish")
+    (root / "tables/empty/schema/0001.parquet").write_bytes(b"rubbish")
+    with open_lake(mode="r") as reader:
+        done = reader.repair(dry_run=False)
+        assert [action.do for action in done.actions] == ["empty", "views"]
+        assert done.report.problems == ()
+        assert reader.verify().ok

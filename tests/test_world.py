@@ -20,8 +20,8 @@ from support.soundness import assert_sound
 
 import lakestore as ls
 import lakestore.catalog.frozen
-import lakestore.engine
 import lakestore.flush
+import lakestore.instances
 import lakestore.query.run
 
 START = datetime(2025, 3, 1, tzinfo=UTC)
@@ -377,7 +377,7 @@ def test_a_duckdb_that_has_ended_is_started_anew(tmp_path, verb):
         tiers(lake)
         assert_holds(lake, range(1000))
         engine, planner = lake._queries._engine, lake._queries._planner
-        engine._instance = engine._builder = planner._instance = Ended()
+        engine._queries._con = engine._builder._con = planner._instance = Ended()
         held = 1000
         if verb == "append":  # asks for the ids that may be there
             assert lake["t"].append(rows(range(900, 1010))).rows == 10
@@ -484,7 +484,7 @@ def _let_rows_go_that_could_not_be_flushed(patch: pytest.MonkeyPatch) -> None:
 
 
 def _start_no_duckdb_anew(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(lakestore.engine, "LOST", ())
+    patch.setattr(lakestore.instances, "LOST", ())
 
 
 def _look_at_no_twin(patch: pytest.MonkeyPatch) -> None:

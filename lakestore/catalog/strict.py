@@ -27,9 +27,11 @@ class _Strict(sa.types.TypeDecorator[Any]):
     kind: type
 
     def __init__(self, *, nullable: bool = False, among: tuple[str, ...] = ()) -> None:
-        """Args:
-        nullable: null is a value too.
-        among: no other texts are.
+        """A column's type.
+
+        Args:
+            nullable: null is a value too.
+            among: no other texts are.
         """
         super().__init__()
         self.nullable = nullable

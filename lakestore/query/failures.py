@@ -9,7 +9,7 @@ from lakestore.context import TableContext
 from lakestore.datafile import read_footer, sha256
 from lakestore.engine import duckdb_error
 from lakestore.errors import CorruptionError, InvalidInputError, NotFoundError, StorageError
-from lakestore.forks import LOST, interrupted
+from lakestore.instances import LOST, interrupted
 from lakestore.settings import GIB
 from lakestore.snapshot import FileInfo
 from lakestore.storage.local import refusal

@@ -20,7 +20,7 @@ import sqlglot
 from sqlglot import expressions as exp
 
 from lakestore import quoting
-from lakestore.forks import LOST, interrupted, start
+from lakestore.instances import LOST, interrupted, start
 from lakestore.query.parameters import Parameters
 from lakestore.query.pin import TablePin
 from lakestore.schema import TableSchema

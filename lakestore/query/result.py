@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
-from lakestore.forks import start
+from lakestore.instances import start
 
 if TYPE_CHECKING:
     import pandas as pd

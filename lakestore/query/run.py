@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import duckdb
 import pyarrow as pa
 
-from lakestore import hot, quoting
+from lakestore import hot, quoting, spill
 from lakestore.context import SiteContext, TableContext
 from lakestore.engine import buffered_source, troubles
 from lakestore.errors import (
@@ -19,7 +19,7 @@ from lakestore.errors import (
     NotFoundError,
     StorageError,
 )
-from lakestore.forks import interrupts, start
+from lakestore.instances import interrupts, start
 from lakestore.query import parameters as bound
 from lakestore.query import plan
 from lakestore.query.failures import FAILURES, may_be_damage, translated
@@ -190,7 +190,7 @@ class Queries:
 
         The files are not held: one that lives past the grace fails with "No files found".
         """
-        con = start(autoinstall_known_extensions=False)
+        con = start(autoinstall_known_extensions=False, temp_directory=str(spill.folder()))
         con.execute("SET GLOBAL TimeZone = 'UTC'")
         for one in pin(self._site, tables):
             table = one.table

@@ -25,8 +25,7 @@ def open_to_read(path: Path) -> BufferedReader:
     """A file to read; an OSError for a pipe or a device, where a read might never end."""
     descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-            raise OSError(errno.EINVAL, f"{str(path)!r} is no regular file")
+        _require_regular(path, os.fstat(descriptor))
         return os.fdopen(descriptor, "rb")
     except BaseException:
         os.close(descriptor)
@@ -36,10 +35,14 @@ def open_to_read(path: Path) -> BufferedReader:
 def require_file(path: Path) -> None:
     """Refuse a pipe or a device before a library opens it; says nothing of what is not there."""
     try:
-        regular = stat.S_ISREG(path.stat().st_mode)
+        found = path.stat()
     except OSError:  # the library says what
         return
-    if not regular:
+    _require_regular(path, found)
+
+
+def _require_regular(path: Path, found: os.stat_result) -> None:
+    if not stat.S_ISREG(found.st_mode):
         raise OSError(errno.EINVAL, f"{str(path)!r} is no regular file")
 
 

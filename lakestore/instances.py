@@ -1,19 +1,24 @@
-"""DuckDB instances: how one is started, and that a forked child never frees those it inherited.
+"""DuckDB instances: how one is started, and anew once an error has ended it.
 
-Their worker threads are not copied, and freeing an instance joins them: a child that ended as
-programs do, by returning or by `sys.exit`, died of a segmentation fault or waited for ever.
+A forked child never frees those it inherited. Their worker threads are not copied, and freeing an
+instance joins them: a child that ended as programs do, by returning or by `sys.exit`, died of a
+segmentation fault or waited for ever.
 """
 
 import ctypes
+import logging
 import os
+import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import duckdb
 
 from lakestore.errors import StorageError
 
+log = logging.getLogger("lakestore")
+QUIET = "SET enable_progress_bar = false"  # it cannot be set for all connections at once
 LOST = (duckdb.FatalException, duckdb.InternalException, UnicodeDecodeError)
 """What every statement raises on an instance that an error within DuckDB has made unusable.
 
@@ -62,6 +67,40 @@ def start(**config: str | bool | int | float | list[str]) -> duckdb.DuckDBPyConn
         raise StorageError(
             f"cannot start DuckDB: {error}; raise the limit of open files"
         ) from error
+
+
+class Instance:
+    """A DuckDB that callers take connections of; started anew when an error has ended it."""
+
+    def __init__(
+        self, make: Callable[[], duckdb.DuckDBPyConnection], lock: threading.RLock
+    ) -> None:
+        """The first one is made now; each later one by a thread that has `lock`."""
+        self._make = make
+        self._lock = lock
+        self._con = make()
+
+    def cursor(self) -> duckdb.DuckDBPyConnection:
+        """A connection of its own to the instance.
+
+        Raises:
+            StorageError: no new one can be started.
+        """
+        con = self._con
+        try:
+            return _quiet(con)
+        except LOST as error:
+            log.error("DuckDB is started anew, after %r", error)
+        with self._lock:
+            if self._con is con:  # else another thread was here before
+                self._con = self._make()
+        return _quiet(self._con)
+
+
+def _quiet(con: duckdb.DuckDBPyConnection) -> duckdb.DuckDBPyConnection:
+    cursor = con.cursor()
+    cursor.execute(QUIET)
+    return cursor
 
 
 # DuckDB 1.5 makes its default connection, threads and all, when it is imported.
