@@ -245,6 +245,8 @@ class JournalWriter:
         Through a descriptor of its own, for the failed one is never used again; as far as the
         disk lets it.
         """
+        with self._state:  # or the next generation would tell of bytes that are gone
+            self._synced = min(self._synced, offset)
         with suppress(OSError):
             descriptor = os.open(self.path, os.O_WRONLY | os.O_CLOEXEC)
             try:
