@@ -12,7 +12,7 @@ Locks of a process, in the order in which they may be taken; each may be skipped
 
 import secrets
 import threading
-from collections.abc import Container, Iterator, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -23,21 +23,30 @@ from lakestore.catalog import Catalog
 from lakestore.catalog.commit import TableEntry
 from lakestore.clock import Clock
 from lakestore.cold import ColdTable
+from lakestore.cold.delta import DeltaCold, DeltaTable, cold_file
 from lakestore.cold.parquet import ParquetCold
+from lakestore.delta.log import DeltaLog
 from lakestore.engine import Engine, engine
-from lakestore.errors import ConflictError, CorruptionError, LockedError
+from lakestore.errors import (
+    ConflictError,
+    CorruptionError,
+    LakestoreError,
+    LockedError,
+    StorageError,
+)
 from lakestore.failpoint import reach
+from lakestore.filecache import FileCache, Wanted
 from lakestore.fileids import FileIds
 from lakestore.frames import JournalHeader
 from lakestore.journal import JournalWriter
-from lakestore.lakefile import is_filled, lake_id
-from lakestore.layout import LAKE_FILE, SiteLayout, data_prefix
+from lakestore.lakefile import lake_id, needs_catalog
+from lakestore.layout import LAKE_FILE, SiteLayout, data_prefix, log_prefix
 from lakestore.locks import ProcessLock
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
 from lakestore.storage import Storage
-from lakestore.storage.local import LocalStorage, make_folder, refusals
+from lakestore.storage.local import make_folder, refusals
 from lakestore.tail import JournalTails
 from lakestore.writers import sweep_staging, take_over_dead, writers_with_journals
 
@@ -64,6 +73,9 @@ class SiteContext:
 
     layout: SiteLayout
     storage: Storage
+    files: FileCache
+    reads_store: bool
+    """Whether DuckDB opens the store's objects by their URLs."""
     catalog: Catalog
     engine: Engine
     settings: Settings
@@ -78,30 +90,31 @@ class SiteContext:
 
     @classmethod
     def open(
-        cls, root: Path, local: Path, settings: Settings, clock: Clock, *, write: bool
+        cls, storage: Storage, layout: SiteLayout, settings: Settings, clock: Clock, *, write: bool
     ) -> "SiteContext":
-        """Open the site of the lake in `root`; with `write`, make what is missing.
+        """Open the site of a lake; with `write`, make what is missing.
 
         Raises: as `lakestore.open`; LockedError: a rebuild was at it.
         """
-        storage, layout = LocalStorage(root), SiteLayout(local)
-        lake = lake_id(storage, root, create=write)
+        lake = _known_lake(storage, layout, write=write)
         reach("open.1")
-        if write:
-            make_folder(local)
+        # Of a lake in a store, the catalog is this host's alone: a reader needs one too.
+        keeps = write or storage.remote
+        if keeps:
+            make_folder(layout.local)
         reach("open.2")
         catalog = Catalog(
             layout.catalog,
             clock,
-            create=(lake, secrets.token_hex(4)) if write else None,
-            is_filled=lambda: is_filled(storage, layout),
+            create=(lake or "", secrets.token_hex(4)) if keeps else None,
+            is_filled=lambda: needs_catalog(storage, layout),
         )
         with ExitStack() as undo:  # locks that stayed taken would hide rows from the next attempt
             undo.callback(catalog.close)
-            if catalog.lake != lake:
+            if lake is not None and catalog.lake != lake:
                 raise CorruptionError(
                     f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and "
-                    f"{str(root / LAKE_FILE)!r} says {lake}: pass the right local= folder, or "
+                    f"{storage.url(LAKE_FILE)!r} says {lake}: pass the right local= folder, or "
                     "restore what is damaged"
                 )
             reach("open.3")
@@ -116,19 +129,44 @@ class SiteContext:
             dead: list[ProcessLock] = []
             undo.callback(_abandon, dead)
             instance = engine(settings.memory_bytes)
-            site = cls(layout, storage, catalog, instance, settings, clock, lock, dead, Recovery())
+            files = FileCache(storage, layout.files, settings.cache_bytes)
+            found = Recovery()
+            direct = instance.reads(storage)
+            site = cls(
+                layout,
+                storage,
+                files,
+                direct,
+                catalog,
+                instance,
+                settings,
+                clock,
+                lock,
+                dead,
+                found,
+            )
             if write:
                 site.take_over()
             undo.pop_all()
         return site
 
-    def put_text(self, key: str, text: str) -> None:
-        """Publish a text as `key`, unless there is one; raises `StorageError`."""
+    def put_new(self, key: str, data: bytes) -> bool:
+        """Publish bytes as `key`; False when there is one. Raises `StorageError`."""
+        with self._staged(data) as staged:
+            return self.storage.put_new(key, staged)
+
+    def replace_with(self, key: str, data: bytes) -> None:
+        """Put bytes in the place of `key`, which is a cache; raises `StorageError`."""
+        with self._staged(data) as staged:
+            self.storage.replace(key, staged)
+
+    @contextmanager
+    def _staged(self, data: bytes) -> Iterator[Path]:
         staged = self.staging / uuid4().hex
         try:
             with refusals(f"cannot write {str(staged)!r}"):
-                staged.write_text(text, encoding="utf-8")
-            self.storage.put_new(key, staged)
+                staged.write_bytes(data)
+            yield staged
         finally:
             staged.unlink(missing_ok=True)
 
@@ -223,7 +261,7 @@ class TableContext:
             entry=entry,
             schema=schema,
             site=site,
-            cold=ParquetCold(site.catalog, entry.id),
+            cold=cold_table(site, entry, schema),
             buffer=buffer,
             tails=JournalTails(site.layout, entry.folder),
             file_ids=FileIds(site.layout.ids(entry.folder), schema),
@@ -240,9 +278,10 @@ class TableContext:
         unflushed = self.tails.highest_seq(producer, {self.site.writer}, known)
         return max(unflushed, self.site.catalog.highest_seq(self.entry.id, producer))
 
-    def state(self) -> TableState:
-        """What is published now."""
-        return self.site.catalog.states([self.entry.id])[self.entry.id]
+    def state(self, *, newest: bool = False) -> TableState:
+        """What is published; of a cold tier in a store, what is known of it, or the `newest`."""
+        listed = self.site.catalog.states([self.entry.id])[self.entry.id]
+        return self.cold.current(listed, newest=newest)
 
     @contextmanager
     def conflict_if_superseded(self, segments: Sequence[Segment]) -> Iterator[None]:
@@ -255,7 +294,11 @@ class TableContext:
         except ConflictError:
             raise
         except Exception as error:
-            if {s.name for s in segments} <= {s.name for s in self.state().segments}:
+            try:
+                left = {s.name for s in self.state().hot}
+            except LakestoreError:  # the first one says more
+                raise error from error.__cause__
+            if {s.name for s in segments} <= left:
                 raise
             raise ConflictError(
                 f"segments of {self.entry.name!r} were merged or sealed meanwhile; "
@@ -271,8 +314,20 @@ class TableContext:
         return data_prefix(self.entry.folder) + file.name
 
     def cold_url(self, file: ColdFile) -> str:
-        """What DuckDB opens for a cold file."""
+        """What other engines open for a cold file."""
         return self.site.storage.url(self.cold_key(file))
+
+    def wanted(self, file: ColdFile) -> Wanted:
+        """A cold file, as the cache fetches it."""
+        return Wanted(self.cold_key(file), file.info.bytes, file.info.sha256)
+
+    def cold_path(self, file: ColdFile) -> Path:
+        """A cold file's bytes on this machine, fetched when they are not here.
+
+        Raises:
+            NotFoundError, CorruptionError, StorageError: as `FileCache.paths`.
+        """
+        return self.site.files.path(self.wanted(file))
 
     def footer(self, **facts: object) -> dict[str, object]:
         """What every data file of the table says of itself in its footer."""
@@ -284,6 +339,48 @@ class TableContext:
             "schema_version": self.entry.schema_version,
             **facts,
         }
+
+
+def _known_lake(storage: Storage, layout: SiteLayout, *, write: bool) -> str | None:
+    """The lake's uuid; None while its store does not answer, and the catalog knows it."""
+    try:
+        return lake_id(storage, layout.local if write else None)
+    except StorageError:
+        if not storage.remote or not layout.catalog.is_file() or not layout.catalog.stat().st_size:
+            raise
+        return None
+
+
+def states(site: SiteContext, tables: Sequence[TableContext]) -> dict[int, TableState]:
+    """What is published of several tables: the hot side of one version, then the cold versions."""
+    return with_cold(site.catalog.states([table.entry.id for table in tables]), tables)
+
+
+def with_cold(
+    listed: Mapping[int, TableState], tables: Sequence[TableContext]
+) -> dict[int, TableState]:
+    """What the catalog lists of several tables, and after it the newest versions that are cold."""
+    return {
+        table.entry.id: table.cold.current(listed[table.entry.id], newest=True) for table in tables
+    }
+
+
+def cold_table(site: SiteContext, entry: TableEntry, schema: TableSchema) -> ColdTable:
+    """What lists a table's sealed files; nothing of it was read yet."""
+    if entry.cold == "parquet":
+        return ParquetCold(site.catalog, entry.id)
+    log = DeltaLog(
+        site.storage,
+        log_prefix(entry.folder),
+        site.catalog.lake,
+        lambda add: cold_file(add, schema),
+        site.put_new,
+        site.replace_with,
+    )
+    table = DeltaTable(
+        entry.id, schema, entry.schema_version, site.storage.url(data_prefix(entry.folder)[:-1])
+    )
+    return DeltaCold(log, table, site.catalog, site.clock, site.settings.commit_timeout_s)
 
 
 def _abandon(locks: Sequence[ProcessLock]) -> None:

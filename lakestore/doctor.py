@@ -22,12 +22,15 @@ import polars as pl
 import pyarrow as pa
 
 from lakestore.clock import Clock
-from lakestore.errors import LakestoreError
+from lakestore.errors import LakestoreError, UnsafeStoreError
 from lakestore.instances import start
 from lakestore.lakefile import lake_id
-from lakestore.layout import LAKE_FILE
+from lakestore.layout import LAKE_FILE, SiteLayout
 from lakestore.settings import GIB
-from lakestore.storage.local import LocalStorage, descriptors, fsync_file, fsync_folder
+from lakestore.storage import Storage
+from lakestore.storage.local import descriptors, fsync_file, fsync_folder
+from lakestore.storage.probe import REQUESTS, probe
+from lakestore.storage.s3 import S3Storage
 
 Verdict = Literal["ok", "warning", "failed"]
 _SHARED = ("nfs", "nfs4", "cifs", "smb3", "9p", "ceph", "fuse.sshfs", "fuse.s3fs", "lustre")
@@ -76,15 +79,42 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def diagnose(root: Path, clock: Clock) -> Diagnosis:
-    """Look at this machine, and at the folder of a lake or of one to come."""
+def diagnose(storage: Storage, layout: SiteLayout, clock: Clock) -> Diagnosis:
+    """Look at this machine, and at the place of a lake or of one to come."""
     findings = [Finding("versions", "ok", _versions()), _open_files()]
-    folder = _nearest(root)
+    folder = _nearest(layout.local)
     findings.append(_file_system(folder))
     findings += _disk(folder, clock)
-    findings.append(_lake(root))
-    findings += [_extension(name) for name in ("httpfs", "delta")]
-    return Diagnosis(str(root), tuple(findings))
+    if isinstance(storage, S3Storage):
+        findings += _store(storage)
+    if all(finding.what != "store" or finding.verdict == "ok" for finding in findings):
+        findings.append(_lake(storage))
+    findings += [_extension(name, storage) for name in ("httpfs", "delta")]
+    return Diagnosis(storage.root, tuple(findings))
+
+
+def _store(storage: S3Storage) -> Iterator[Finding]:
+    """Whether a store answers, lets this user write, and honours the conditions of a commit."""
+    where = f"{storage.url('')} at {storage.endpoint or 'AWS'}"
+    began = time.perf_counter()
+    try:
+        probe(storage)
+    except UnsafeStoreError as error:
+        help = "use another store: commits of two writers could overwrite each other in this one"
+        yield Finding("store", "failed", str(error), help)
+        return
+    except LakestoreError as error:
+        help = "check endpoint, bucket and keys (AWS_ENDPOINT_URL, AWS_ACCESS_KEY_ID, …)"
+        yield Finding("store", "failed", str(error), help)
+        return
+    each = 1000 * (time.perf_counter() - began) / REQUESTS
+    yield Finding("store", "ok", f"{where}; honours conditional writes; {each:.0f} ms a request")
+    skew = storage.skew_s()
+    if abs(skew) <= _SKEW_MAX_S:
+        yield Finding("store's clock", "ok", f"{round(skew):+d} s from this machine's")
+    else:
+        help = "set the clock: a store refuses requests that seem to be of another time"
+        yield Finding("store's clock", "warning", f"{skew:+,.0f} s from this machine's", help)
 
 
 def _versions() -> str:
@@ -214,23 +244,26 @@ def _clock(folder: Path, clock: Clock) -> Finding:
     return Finding("clock", "warning", f"the file system is {skew:+,.0f} s away", help)
 
 
-def _lake(root: Path) -> Finding:
-    if root.is_file():
+def _lake(storage: Storage) -> Finding:
+    if not storage.remote and Path(storage.root).is_file():
         return Finding("lake", "failed", "a file", "a lake is a folder: name another")
-    if not (root / LAKE_FILE).exists() and not (root / "tables").exists():
-        return Finding("lake", "ok", "none yet; an open makes it")
     try:
-        found = lake_id(LocalStorage(root), root, create=False)
+        if storage.size(LAKE_FILE) is None and not storage.folders("tables/"):
+            return Finding("lake", "ok", "none yet; an open makes it")
+        found = lake_id(storage, None)
     except LakestoreError as error:  # which says what to do
         return Finding("lake", "failed", str(error))
     return Finding("lake", "ok", f"{found}; `lakestore verify` checks its bytes")
 
 
-def _extension(name: str) -> Finding:
-    """Extensions are for other places than local disks; one that is missing is no fault."""
+def _extension(name: str, storage: Storage) -> Finding:
+    """What reads a store faster, or Delta tables in a shell; one that is missing is no fault."""
     try:
         with start(autoinstall_known_extensions=False, autoload_known_extensions=False) as con:
             con.execute(f"LOAD {name}")
     except (duckdb.Error, LakestoreError):
-        return Finding(f"DuckDB's {name}", "ok", "not installed; local lakes do not need it")
+        without = "not installed; local lakes do not need it"
+        if storage.remote and name == "httpfs":
+            without = "not installed; queries copy whole files of the store to this disk instead"
+        return Finding(f"DuckDB's {name}", "ok", without)
     return Finding(f"DuckDB's {name}", "ok", "can be loaded")

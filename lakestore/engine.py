@@ -6,7 +6,7 @@ because a second query on a connection silently cuts an open Arrow stream short 
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,8 +15,10 @@ import duckdb
 
 from lakestore import quoting, spill
 from lakestore.errors import ClosedError, StorageError
+from lakestore.httpfs import give_access, pretend
 from lakestore.instances import QUIET, Instance, interrupts, start
 from lakestore.settings import MIB
+from lakestore.storage import Storage
 from lakestore.storage.local import descriptors, refusal, require_file, storage_error
 
 STORAGE_VERSION = "v1.2.0"
@@ -53,6 +55,7 @@ class Engine:
         self._attached: dict[Path, _Attached] = {}  # least recently used first
         self._serial = 0
         self._memory_bytes = memory_bytes
+        self._stores: dict[str, Storage] = {}
         self._queries = Instance(self._start, self._lock)
         self._builder = Instance(_start_builder, self._lock)
 
@@ -70,7 +73,17 @@ class Engine:
         if not _DUCKDB_2:  # pyarrow cannot take the filters that 1.5 makes of joins, and raises
             con.execute("SET GLOBAL disabled_optimizers = 'join_filter_pushdown'")
         con.execute(f"SET GLOBAL memory_limit = '{self._memory_bytes}B'")
+        for storage in self._stores.values():
+            give_access(con, storage)
         return con
+
+    def reads(self, storage: Storage) -> bool:
+        """Have DuckDB read a store's objects by their URLs; False when it cannot."""
+        with self._lock, self.cursor() as cursor:
+            if not give_access(cursor, storage):
+                return False
+            self._stores[storage.root] = storage
+            return True
 
     def limit_memory(self, memory_bytes: int) -> None:
         """Let DuckDB use so much memory; beyond it, it spills to the disk."""
@@ -164,22 +177,45 @@ class Engine:
         with self._lock:
             self._serial += 1
             alias = f"building_{self._serial}"
-        cursor = self._builder.cursor()
+        _build(self._builder.cursor(), path, alias, fill)
+
+    def build_over(
+        self,
+        files: Mapping[str, bytes],
+        path: Path,
+        fill: Callable[[duckdb.DuckDBPyConnection, str], None],
+    ) -> None:
+        """As `build`, for views over a store's files, which are not asked for.
+
+        Args:
+            files: the first file of each view's list, of no rows, by its URL.
+        """
+        with _start_builder() as con:
+            pretend(con, files)
+            _build(con.cursor(), path, "building_views", fill)
+
+
+def _build(
+    cursor: duckdb.DuckDBPyConnection,
+    path: Path,
+    alias: str,
+    fill: Callable[[duckdb.DuckDBPyConnection, str], None],
+) -> None:
+    try:
+        cursor.execute(
+            f"ATTACH {quoting.literal(str(path))} AS {alias} "
+            f"(STORAGE_VERSION '{STORAGE_VERSION}', BLOCK_SIZE 16384)"
+        )
         try:
-            cursor.execute(
-                f"ATTACH {quoting.literal(str(path))} AS {alias} "
-                f"(STORAGE_VERSION '{STORAGE_VERSION}', BLOCK_SIZE 16384)"
-            )
-            try:
-                fill(cursor, alias)
-            finally:
-                cursor.execute(f"DETACH {alias}")
-        except BaseException:
-            # A full disk leaves the log of a file that was not finished, and it takes up room.
-            path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
-            raise
+            fill(cursor, alias)
         finally:
-            cursor.close()
+            cursor.execute(f"DETACH {alias}")
+    except BaseException:
+        # A full disk leaves the log of a file that was not finished, and it takes up room.
+        path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
+        raise
+    finally:
+        cursor.close()
 
 
 @contextmanager
@@ -227,7 +263,12 @@ def duckdb_error(what: str, error: Exception) -> StorageError:
 def _start_builder() -> duckdb.DuckDBPyConnection:
     """Files are built in a DuckDB of one thread: beside appends and queries, not before them."""
     folder = str(spill.folder())
-    con = start(threads=1, memory_limit=f"{SORT_BYTES}B", temp_directory=folder)
+    con = start(
+        threads=1,
+        memory_limit=f"{SORT_BYTES}B",
+        temp_directory=folder,
+        autoinstall_known_extensions=False,
+    )
     con.execute("SET GLOBAL TimeZone = 'UTC'")
     return con
 

@@ -32,8 +32,10 @@ STEPS = {
     "replace": 3,
     "catalog": 3,
     "views": 3,
-    "create": 5,
+    "create": 6,
     "drop": 3,
+    "delta": 4,
+    "s3": 2,
     "open": 8,
     "recover": 3,
 }

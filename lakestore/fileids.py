@@ -8,6 +8,7 @@ file. Segments are read when first asked for; they live too briefly for a cache 
 import os
 import threading
 from collections import OrderedDict
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,9 +38,15 @@ class FileIds:
         self.checked: set[str] = set()
         """Segments whose ids the appender knows: what it accepts is no duplicate of theirs."""
 
-    def contains(self, name: str, path: str, hashes: Hashes) -> npt.NDArray[np.bool_]:
-        """For each hash, whether the file may hold its id."""
-        run = self._load(name, path)
+    def contains(
+        self, name: str, source: Callable[[], Path], hashes: Hashes
+    ) -> npt.NDArray[np.bool_]:
+        """For each hash, whether the file may hold its id.
+
+        Args:
+            source: gives the file, when its hashes are not known yet.
+        """
+        run = self._load(name, source)
         return in_sorted(run, hashes) if len(run) else np.zeros(len(hashes), dtype=np.bool_)
 
     def remember(self, name: str, hashes: Hashes) -> None:
@@ -54,13 +61,13 @@ class FileIds:
         with suppress(OSError):  # a cache that stays is only never read again
             self._path(name).unlink(missing_ok=True)
 
-    def _load(self, name: str, path: str) -> Hashes:
+    def _load(self, name: str, source: Callable[[], Path]) -> Hashes:
         with self._lock:
             known = self._known.pop(name, None)
         if known is None:
             known = self.cached(name)
             if known is None:
-                known = np.sort(read_hashes(path, self._schema))
+                known = np.sort(read_hashes(source(), self._schema))
                 if "/" in name:  # a cold file; segments have no folder
                     self._store(name, known)
         with self._lock:

@@ -19,16 +19,14 @@ from uuid import uuid4
 
 import duckdb
 import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lakestore import datafile, hot, quoting
+from lakestore import datafile, duplicates, hot
 from lakestore.buffer import ClosedGeneration
 from lakestore.catalog.commit import Sent
 from lakestore.context import TableContext
 from lakestore.failpoint import reach
-from lakestore.idhash import hash_batch, identities, in_sorted, twins
 from lakestore.settings import MIB, Settings
 from lakestore.snapshot import GenerationId, Segment, TableState
 from lakestore.storage.local import make_folder
@@ -146,7 +144,7 @@ def _take(
         parts.append(rows if keep.all() else rows.filter(pa.array(keep)))
     rows = pa.concat_tables(parts) if parts else table.schema.arrow.empty_table()
     recovered = any(g.recovered for g in generations)
-    rows = drop_duplicates(table, rows, state, ask_all=recovered)
+    rows = duplicates.drop_duplicates(table, rows, state, ask_all=recovered)
     return _Taken([g.id for g in generations], frozenset(sent), rows, recovered)
 
 
@@ -180,7 +178,8 @@ def _publish(
         if newer.flushed & set(taken.covers) or table.site.catalog.sent(table.entry.id, taken.sent):
             return None
         try:
-            if drop_duplicates(table, taken.rows, newer, since=state).num_rows < len(taken.rows):
+            fresh = duplicates.drop_duplicates(table, taken.rows, newer, since=state)
+            if fresh.num_rows < taken.rows.num_rows:
                 return None
         except _VANISHED:
             return None
@@ -212,90 +211,16 @@ def _commit(
     return segment
 
 
-def drop_duplicates(
-    table: TableContext,
-    rows: pa.Table,
-    state: TableState,
-    *,
-    ask_all: bool = False,
-    since: TableState | None = None,
-) -> pa.Table:
-    """The rows without those whose id a published file holds, or an earlier row.
-
-    Hashes nominate, ids decide; files are chosen by their times in scope `day`.
-
-    Args:
-        ask_all: also ask the segments whose ids the appender knew when it accepted the rows.
-        since: ask only files that were not published then.
-
-    Raises:
-        FileNotFoundError: another process took away a file that is to be asked.
-    """
-    schema = table.schema
-    if schema.dedup == "none" or rows.num_rows == 0:
-        return rows
-    hashes = hash_batch(rows, schema)
-    order = np.argsort(hashes)  # sorted probes stay in the cache: a third of the time
-    twice = twins(hashes[order])
-    suspects = in_sorted(twice, hashes) if len(twice) else np.zeros(rows.num_rows, np.bool_)
-    known: set[object] = set()
-    asked = _files_to_ask(table, rows, since, ask_all=ask_all) if since is not None else []
-    for name, path in _files_to_ask(table, rows, state, ask_all=ask_all):
-        if (name, path) in asked:
-            continue
-        hit = np.zeros(rows.num_rows, dtype=np.bool_)
-        hit[order] = table.file_ids.contains(name, path, hashes[order])
-        if hit.any():
-            suspects |= hit
-            known |= _published(table, path, rows.filter(pa.array(hit)))
-    if not suspects.any():
-        return rows
-    return rows.filter(pa.array(_first_of_each(rows, suspects, known, table)))
-
-
-def _files_to_ask(
-    table: TableContext, rows: pa.Table, state: TableState, *, ask_all: bool
-) -> list[tuple[str, str]]:
-    """Published files that may hold an id of these rows, as (name, path)."""
-    times = rows.column(table.schema.event_time)
-    checked = () if ask_all else table.file_ids.checked
-    asked = [(s.name, str(table.segment_path(s))) for s in state.hot if s.name not in checked]
-    if table.schema.dedup == "table":
-        return asked + [(f.name, table.cold_url(f)) for f in state.cold]
-    present = {str(day) for day in np.unique(np.asarray(times).astype("datetime64[D]"))}
-    return asked + [(f.name, table.cold_url(f)) for f in state.cold if f.day.isoformat() in present]
-
-
-def _published(table: TableContext, path: str, suspects: pa.Table) -> set[object]:
-    """What identifies the events of a file that have the ids of `suspects`."""
-    schema = table.schema
-    cursor = table.site.engine.cursor()
-    try:
-        cursor.register("suspects", suspects.select([schema.event_id]))
-        found = cursor.sql(
-            f"SELECT {quoting.identifiers([schema.event_id, schema.event_time])} "
-            f"FROM read_parquet({quoting.literals([path])}, hive_partitioning = false) "
-            f"SEMI JOIN suspects USING ({quoting.identifier(schema.event_id)})"
-        ).to_arrow_table()
-    finally:
-        cursor.close()
-    return set(identities(found, schema))
-
-
-def _first_of_each(
-    rows: pa.Table, suspects: npt.NDArray[np.bool_], known: set[object], table: TableContext
-) -> npt.NDArray[np.bool_]:
-    keep = np.ones(rows.num_rows, dtype=np.bool_)
-    suspected = identities(rows.filter(pa.array(suspects)), table.schema)
-    for row, identity in zip(np.flatnonzero(suspects), suspected, strict=True):
-        keep[row] = identity not in known
-        known.add(identity)
-    return keep
-
-
 def merge_is_due(table: TableContext) -> bool:
     """Whether there are so many segments that some should be merged."""
-    return bool(hot.choose_merge(table.state().hot, table.site.settings.segments_max))
+    return bool(_neighbours(table))
+
+
+def _neighbours(table: TableContext) -> Sequence[Segment]:
+    """Segments worth merging, of those that no seal has begun to take."""
+    state = table.state()
+    free = [s for s in state.hot if s.first > state.sealing_through]
+    return hot.choose_merge(free, table.site.settings.segments_max)
 
 
 def merge(table: TableContext) -> Segment | None:
@@ -306,7 +231,7 @@ def merge(table: TableContext) -> Segment | None:
         CorruptionError: one of them is damaged.
         StorageError: the disk refused; the segments stay as they are.
     """
-    chosen = hot.choose_merge(table.state().hot, table.site.settings.segments_max)
+    chosen = _neighbours(table)
     if not chosen:
         return None
     with table.conflict_if_superseded(chosen):

@@ -16,6 +16,7 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -30,9 +31,9 @@ from lakestore.buffer import Buffer
 from lakestore.clock import Clock
 from lakestore.context import Recovery, SiteContext, TableContext
 from lakestore.engine import troubles
-from lakestore.errors import InvalidInputError, NotFoundError
+from lakestore.errors import InvalidInputError, NotFoundError, StorageError
 from lakestore.failpoint import reach
-from lakestore.layout import check_table_name
+from lakestore.layout import SiteLayout, check_table_name
 from lakestore.opened import OpenTables
 from lakestore.query.frames import of_caller
 from lakestore.query.parameters import Parameters
@@ -43,6 +44,7 @@ from lakestore.schema import TableSchema
 from lakestore.session import Session
 from lakestore.settings import Settings
 from lakestore.status import Status, table_status
+from lakestore.storage import Storage
 from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
 from lakestore.verify.report import Report as VerifyReport
@@ -54,34 +56,35 @@ class Lake:
 
     def __init__(
         self,
-        root: Path,
-        local: Path | None,
+        storage: Storage,
+        layout: SiteLayout,
         mode: Literal["rw", "r"],
         upkeep: Literal["auto", "manual"],
         settings: Settings,
         clock: Clock,
     ) -> None:
-        self.root = str(root)
+        self.root = storage.root
         self.mode = mode
+        self._sees_others = mode == "rw" or storage.remote
         self._auto = upkeep == "auto" and mode == "rw"
-        self._site = SiteContext.open(
-            root, local or root / "_site", settings, clock, write=mode == "rw"
-        )
+        self._site = SiteContext.open(storage, layout, settings, clock, write=mode == "rw")
         self._queries = Queries(self._site)
         self._session = Session(self.root, mode, self._queries)
-        self._tables = OpenTables(self._site, self._queries, self._handle, self._after_append)
+        self._tables = OpenTables(self._site, self._handle, self._after_append)
         self._upkeep = Upkeep(
             self._site,
             self._known_tables,
             self._queries.in_use,
             self._tables.forget_sealed,
             self._tables.take_over,
+            self._tables.adopt,
         )
         try:
             self._tables.refresh()
             reach("open.7")
+            if self._sees_others:
+                self._tables.catch_up()
             if mode == "rw":
-                self._tables.bury_dropped()
                 self._upkeep.publish()
                 reach("open.8")
         except BaseException:
@@ -108,7 +111,8 @@ class Lake:
             schema: the name of a shipped schema (`llm_usage`), the path of a document (`.toml`),
                 a `TableSchema`, a `pa.Schema`, or a first batch whose columns are taken. The
                 batch itself is not appended.
-            cold: format of sealed files; `parquet`.
+            cold: `parquet`, or `delta` for sealed files that are a Delta table, which other engines
+                read by its log, and write to.
             exist_ok: return the table of that name if there is one, whatever its schema.
             roles: for a `pa.Schema` or a batch: `event_time=` (required), `event_id=`, and any
                 other key of a schema document, such as `sort=` or `dedup=`.
@@ -120,8 +124,9 @@ class Lake:
         """
         self._session.check_open(write=True)
         check_table_name(name)
-        if cold != "parquet":
-            raise InvalidInputError(f"cold format {cold!r} is not known; use 'parquet'")
+        if cold not in ("parquet", "delta"):
+            raise InvalidInputError(f"cold format {cold!r} is not known; use 'parquet' or 'delta'")
+        self._tables.adopt()
         if exist_ok and name in self:
             return self[name]
         table = self._tables.create(name, cold, _schema_of(schema, roles))
@@ -144,6 +149,9 @@ class Lake:
         """The table of that name; raises `NotFoundError`."""
         self._current()
         tables = {table.name: table for table in self._tables.handles()}
+        if name not in tables and self._sees_others:  # another site may have made it by now
+            self._tables.adopt()
+            tables = {table.name: table for table in self._tables.handles()}
         if name in tables:
             return tables[name]
         known = ", ".join(tables) or "none yet"
@@ -264,7 +272,7 @@ class Lake:
         It reads every file of the lake, changes nothing, and trusts the catalog in nothing.
         Others may write meanwhile.
         """
-        return verify(self._site, Path(self.root), self._current())
+        return verify(self._site, self._current())
 
     @troubles("cannot repair the lake")
     def repair(self, *, dry_run: bool = True) -> Repaired:
@@ -276,7 +284,7 @@ class Lake:
         Raises:
             StorageError: the disk refused.
         """
-        return repair(self._site, Path(self.root), self._current(), dry_run=dry_run)
+        return repair(self._site, self._current(), dry_run=dry_run)
 
     @troubles("cannot close the lake")
     def close(self) -> None:
@@ -299,7 +307,8 @@ class Lake:
                 failures.append(error)
         try:
             if self._auto and not failures:
-                self._upkeep.vacuum(dry_run=False)
+                with suppress(*([StorageError] if self._site.storage.remote else [])):
+                    self._upkeep.vacuum(dry_run=False)
         finally:
             self._release()
         if failures:

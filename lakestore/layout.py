@@ -4,11 +4,13 @@
     <root>/tables/<table>/schema/0001.toml  0001.parquet
     <root>/tables/<table>/dropped.json
     <root>/tables/<table>/data/day=2026-11-22/<site>-<first>-<last>-<part>-<sha12>.parquet
+    <root>/tables/<table>/data/_delta_log/00000000000000000017.json
     <local>/catalog.sqlite
     <local>/writers/<writer>
     <local>/journal/<table>/<writer>/000017.journal
     <local>/hot/<table>/<first>-<last>-<sha12>.parquet  .duckdb
     <local>/ids/<table>/<cold file>.ids
+    <local>/files/                       copies of objects in a store
     <local>/staging/<writer>/
     <local>/quarantine/<time>-<number>/<where it was>
 
@@ -29,7 +31,10 @@ WRITER_NAME = re.compile(r"[0-9a-f]{16}")
 _JOURNAL = re.compile(r"(\d{6,})\.journal")
 _SEGMENT = re.compile(r"(\d{6,})-(\d{6,})-([0-9a-f]{12})\.parquet")
 _SCHEMA = re.compile(r"(\d{4,})\.(?:toml|parquet)")
-_DAY = re.compile(r"day=(\d{4}-\d{2}-\d{2})")
+_LOG_VERSION = re.compile(r"(\d{20})\.json")
+PARTITIONS = ("day", "event_day", "event_day_utc", "lakestore_day")
+"""What a partition column may be called: the first that is no column of the table."""
+_DAY = re.compile(rf"({'|'.join(PARTITIONS)})=(\d{{4}}-\d{{2}}-\d{{2}})")
 _COLD = re.compile(r"([0-9a-f]{8})-(\d{6,})-(\d{6,})-(\d{4,})-([0-9a-f]{12})\.parquet")
 
 
@@ -46,6 +51,12 @@ def check_table_name(name: str) -> str:
             "use a letter, then at most 62 letters, digits or underscores, and no 'lakestore_'"
         )
     return name
+
+
+def split_folder(folder: str) -> tuple[str, int]:
+    """A table's name, and the how manieth folder of that name: `name`, `name-2`, …"""
+    name, _, number = folder.partition("-")
+    return name, int(number) if number.isdecimal() else 1
 
 
 @dataclass(frozen=True)
@@ -78,10 +89,12 @@ class ColdName:
     last: int
     part: int
     sha12: str
+    partition: str = "day"
+    """What the folder calls the day; a Delta table with a column `day` needs another name."""
 
     def __str__(self) -> str:
         return (
-            f"day={self.day.isoformat()}/"
+            f"{self.partition}={self.day.isoformat()}/"
             f"{self.site}-{self.first:06d}-{self.last:06d}-{self.part:04d}-{self.sha12}.parquet"
         )
 
@@ -93,10 +106,11 @@ class ColdName:
         if day is None or match is None:
             raise CorruptionError(f"{name!r} is not the name of a cold file")
         try:
-            parsed = date.fromisoformat(day[1])
+            parsed = date.fromisoformat(day[2])
         except ValueError as error:
             raise CorruptionError(f"{name!r} names no day") from error
-        return cls(parsed, match[1], int(match[2]), int(match[3]), int(match[4]), match[5])
+        site, first, last, part, sha12 = match.groups()
+        return cls(parsed, site, int(first), int(last), int(part), sha12, day[1])
 
 
 def journal_name(generation: int) -> str:
@@ -157,6 +171,11 @@ class SiteLayout:
         """Folder of a table's segments."""
         return self.local / "hot" / table
 
+    @property
+    def files(self) -> Path:
+        """Copies of objects that lie in a store; a cache."""
+        return self.local / "files"
+
     def ids(self, table: str) -> Path:
         """Folder of cached id hashes of cold files."""
         return self.local / "ids" / table
@@ -186,3 +205,27 @@ def ids_name(cold_file: str) -> str:
 def data_prefix(table: str) -> str:
     """Key prefix of a table's cold files."""
     return f"tables/{table}/data/"
+
+
+def log_prefix(table: str) -> str:
+    """Key prefix of a Delta table's log."""
+    return f"{data_prefix(table)}_delta_log/"
+
+
+def log_version_name(version: int) -> str:
+    """Name of a version in a Delta log."""
+    return f"{version:020d}.json"
+
+
+def parse_log_version(name: str) -> int | None:
+    """The version, or None when `name` is not that of one."""
+    match = _LOG_VERSION.fullmatch(name)
+    return int(match[1]) if match else None
+
+
+def checkpoint_names(version: int, parts: int) -> list[str]:
+    """Names of the files of a checkpoint; `parts` is 0 for one that is a single file."""
+    stem = f"{version:020d}.checkpoint"
+    if not parts:
+        return [f"{stem}.parquet"]
+    return [f"{stem}.{part + 1:010d}.{parts:010d}.parquet" for part in range(parts)]

@@ -2,32 +2,34 @@
 
 Order of effects, numbered as their failpoints are:
 
-    create.1 listed in the catalog    .2 empty file put    .3 document put    .4 committed
-    .5 table opened
+    create.1 listed in the catalog    .2 log begun    .3 empty file put    .4 document put
+    .5 committed    .6 table opened
     drop.1 unlisted in the catalog    .2 committed    .3 buffer let go
 
 A create or a drop is committed by its catalog transaction.
 """
 
+import logging
 import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
-
-import pyarrow as pa
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 
 from lakestore import retain, shell
+from lakestore.adopt import adopt, drop_buried
 from lakestore.append import Appender
 from lakestore.buffer import Buffer
 from lakestore.catalog.commit import TableEntry
 from lakestore.context import SiteContext, TableContext
+from lakestore.duplicates import published
 from lakestore.errors import CorruptionError, SchemaError, StorageError
 from lakestore.failpoint import reach
+from lakestore.lakefile import is_delta
 from lakestore.layout import schema_key
-from lakestore.query.run import Queries
-from lakestore.quoting import identifier, identifiers
 from lakestore.recover import recover, take_over, unsealed_hashes
 from lakestore.schema import TableSchema
 from lakestore.table import Table
+
+log = logging.getLogger("lakestore")
 
 
 class OpenTables:
@@ -36,7 +38,6 @@ class OpenTables:
     def __init__(
         self,
         site: SiteContext,
-        queries: Queries,
         handle: Callable[[TableContext, Appender | None], Table],
         on_append: Callable[[Buffer], None],
     ) -> None:
@@ -47,7 +48,6 @@ class OpenTables:
             on_append: told of each append.
         """
         self._site = site
-        self._queries = queries
         self._handle = handle
         self._on_append = on_append
         self._lock = threading.RLock()  # guards the two below
@@ -87,6 +87,7 @@ class OpenTables:
 
         Raises:
             InvalidInputError: the name is taken.
+            ConflictError: another site makes it too.
             StorageError: the disk refused; there is no such table.
         """
         with self._lock:
@@ -94,13 +95,15 @@ class OpenTables:
                 entry = commit.add_table(name, cold, schema.text, self._is_taken)
                 reach("create.1")
                 context = TableContext.open(self._site, entry, schema)
-                shell.write_empty(context)
+                context.cold.create()
                 reach("create.2")
-                self._site.put_text(schema_key(entry.folder, 1), schema.text)
+                shell.write_empty(context)
                 reach("create.3")
-            reach("create.4")
-            table = self._open(entry, context)
+                self._site.put_new(schema_key(entry.folder, 1), schema.text.encode())
+                reach("create.4")
             reach("create.5")
+            table = self._open(entry, context)
+            reach("create.6")
         return table
 
     def drop(self, table: Table) -> None:
@@ -117,11 +120,23 @@ class OpenTables:
             table._let_go()
             reach("drop.3")
 
-    def bury_dropped(self) -> None:
-        """Finish what a crash in `drop` left undone."""
-        for item in self._site.catalog.garbage():
-            if item.kind == "table":
-                retain.bury(self._site, item.folder)
+    def adopt(self) -> None:
+        """Open tables that other sites made, and let go those they dropped.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
+        drop_buried(self._site)
+        adopt(self._site)
+        self.refresh()
+
+    def catch_up(self) -> None:
+        """At open: finish what a crash in `drop` left undone, and see what other sites did."""
+        with _unless_silent(self._site):
+            for item in self._site.catalog.garbage() if self._site.writer else ():
+                if item.kind == "table":
+                    retain.bury(self._site, item.folder)
+            self.adopt()
 
     def forget_sealed(self, context: TableContext) -> None:
         """After a seal: the appender need not know sealed ids, a flush looks them up."""
@@ -145,7 +160,8 @@ class OpenTables:
     def _is_taken(self, folder: str) -> bool:
         """Whether a table, or a create that was cut short, left a schema in that folder."""
         keys = (schema_key(folder, 1), schema_key(folder, 1, "parquet"))
-        return any(self._site.storage.size(key) is not None for key in keys)
+        taken = any(self._site.storage.size(key) is not None for key in keys)
+        return taken or is_delta(self._site.storage, folder)
 
     def _open(self, entry: TableEntry, context: TableContext) -> Table:
         appender = None
@@ -155,14 +171,27 @@ class OpenTables:
                 context.schema,
                 context.buffer,
                 self._site.settings,
-                lambda ids: _published_ids(self._queries, context, ids),
+                lambda ids: published(context, ids),
                 context.highest_elsewhere,
                 self._on_append,
             )
             recover(context, appender)
+            with _unless_silent(self._site):  # what is sealed is not read twice meanwhile
+                context.cold.settle()
         table = self._handle(context, appender)
         self._tables[entry.id] = table
         return table
+
+
+@contextmanager
+def _unless_silent(site: SiteContext) -> Iterator[None]:
+    """Leave for later what a store that does not answer keeps from being done."""
+    try:
+        yield
+    except StorageError as error:
+        if not site.storage.remote:
+            raise
+        log.warning("the store does not answer: %s", error)
 
 
 def _listed_schema(entry: TableEntry) -> TableSchema:
@@ -173,14 +202,3 @@ def _listed_schema(entry: TableEntry) -> TableSchema:
             f"the catalog's schema of table {entry.name!r} is none: {error}; `lakestore rebuild` "
             "makes the catalog again from the lake's files"
         ) from error
-
-
-def _published_ids(queries: Queries, context: TableContext, ids: pa.Array) -> pa.Table:
-    """Id and event time of published events that have one of these ids."""
-    event_id, event_time = context.schema.event_id, context.schema.event_time
-    statement = (
-        f"SELECT {identifiers([event_id, event_time])} FROM {identifier(context.entry.name)} "
-        f"SEMI JOIN lakestore_wanted USING ({identifier(event_id)})"
-    )
-    wanted = pa.table({event_id: ids})
-    return queries.sql(statement, None, [context], {"lakestore_wanted": wanted}).to_arrow()

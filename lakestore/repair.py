@@ -1,7 +1,8 @@
 """Repair: do what is safe about the problems that verify finds, and nothing else.
 
 Caches are made again, and what nothing reads is moved to quarantine; nothing is deleted or
-overwritten. Journals and listed data files are never touched: what is lost in them, only a copy
+overwritten. Of objects in a store only `lake.duckdb` is made again: the rest of a store is not one
+site's to tidy. Journals and listed data files are never touched: what is lost in them, only a copy
 brings back. While the catalog itself is in doubt nothing is done at all: a rebuild may need what it
 does not name.
 """
@@ -16,7 +17,7 @@ from uuid import uuid4
 from lakestore import hot, shell
 from lakestore.context import SiteContext, TableContext
 from lakestore.locks import ProcessLock
-from lakestore.storage.local import fsync_file, make_folder, publish_new, set_aside
+from lakestore.storage.local import LocalStorage, fsync_file, make_folder, publish_new, set_aside
 from lakestore.verify.report import REBUILD, Problem, Repair, Report
 from lakestore.verify.run import verify
 
@@ -27,7 +28,7 @@ class Action:
 
     do: Repair
     table: str | None
-    file: Path
+    file: Path | str
 
     def __str__(self) -> str:
         verb = {
@@ -58,33 +59,36 @@ def plan(problems: Sequence[Problem]) -> list[Action]:
     """What is safe to do about problems, views last: they read what the others make. Pure."""
     if any(p.severity == "damage" and p.help == REBUILD for p in problems):
         return []
-    actions = [Action(p.repair, p.table, p.file) for p in problems if p.repair is not None]
+    actions = [
+        Action(p.repair, p.table, p.file)
+        for p in problems
+        if p.repair is not None and (isinstance(p.file, Path) or p.repair == "views")
+    ]
     return sorted(actions, key=lambda action: action.do == "views")
 
 
-def repair(
-    site: SiteContext, root: Path, tables: Sequence[TableContext], *, dry_run: bool
-) -> Repaired:
+def repair(site: SiteContext, tables: Sequence[TableContext], *, dry_run: bool) -> Repaired:
     """Verify, do what is safe, and verify again; with `dry_run` only say what would be done.
 
     Raises:
         StorageError: the disk refused; what was done is done, and the rest can be tried again.
     """
-    found = verify(site, root, tables)
+    found = verify(site, tables)
     actions = plan(found.problems)
     if dry_run or not actions:
         return Repaired(tuple(actions), found, dry_run)
     with _writing(site) as staged:
-        aside = _Aside(staged, root)
+        aside = _Aside(staged)
         for action in actions:
             _do(action, staged, [replace(t, site=staged) for t in tables], aside)
-    return Repaired(tuple(actions), verify(site, root, tables), dry_run)
+    return Repaired(tuple(actions), verify(site, tables), dry_run)
 
 
 def _do(action: Action, site: SiteContext, tables: Sequence[TableContext], aside: "_Aside") -> None:
     if action.do == "views":
         shell.publish(site, lambda: tables)
         return
+    assert isinstance(action.file, Path)
     site.engine.forget(action.file)
     aside.move(action.file)
     table = next((t for t in tables if t.entry.name == action.table), None)
@@ -105,10 +109,11 @@ def _do(action: Action, site: SiteContext, tables: Sequence[TableContext], aside
 class _Aside:
     """A new folder in quarantine, which keeps files under the paths they had."""
 
-    def __init__(self, site: SiteContext, root: Path) -> None:
+    def __init__(self, site: SiteContext) -> None:
         stamp = site.clock.now().strftime("%Y%m%dT%H%M%S")
         self._folder = site.layout.quarantine / f"{stamp}-{uuid4().hex[:8]}"
-        self._bases = (site.layout.local, root)
+        root = [site.storage.folder] if isinstance(site.storage, LocalStorage) else []
+        self._bases = (site.layout.local, *root)
 
     def move(self, path: Path) -> None:
         """Move a file away, if it is there."""

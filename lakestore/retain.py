@@ -109,7 +109,6 @@ def _delete_table(name: str, site: SiteContext) -> None:
     for key in list(site.storage.list(f"tables/{name}/")):
         if key != tombstone:
             site.storage.delete(key)
-            fsync_folder(Path(site.storage.url(key)).parent)
     site.storage.delete(tombstone)
 
 
@@ -124,7 +123,7 @@ def bury(site: SiteContext, folder: str) -> None:
     """
     key = tombstone_key(folder)
     if site.storage.size(key) is None:
-        site.put_text(key, _tombstone(site.clock.now()))
+        site.put_new(key, _tombstone(site.clock.now()).encode())
 
 
 def is_tombstone(text: bytes) -> bool:

@@ -4,7 +4,7 @@ Order of effects, numbered as their failpoints are:
 
     seal.1 segments' bytes checked    .2 one sorted file a day staged (more past the target size)
     .3 rows and ids checked    .4 a file published    .5 all of them    .6 listed in the catalog
-    .7 committed    .8 caches of ids brought up to date
+    (of a Delta table: `delta.1` and `.2`)    .7 committed    .8 caches of ids brought up to date
 
 The commit lists the files and moves `sealed_through`, so at no instant is a row in both tiers or
 in neither. A crash before it leaves
@@ -26,12 +26,14 @@ import pyarrow as pa
 
 from lakestore import datafile, hot, quoting
 from lakestore.context import TableContext
+from lakestore.duplicates import RepeatedError, SealedElsewhere
 from lakestore.engine import SORT_BYTES, sorter
 from lakestore.errors import CorruptionError, StorageError
 from lakestore.failpoint import reach
 from lakestore.fileids import read_hashes
 from lakestore.idhash import Hashes, days, hash_batch, id_sum
-from lakestore.layout import ColdName
+from lakestore.layout import LAKE_FILE, ColdName
+from lakestore.schema import TableSchema
 from lakestore.settings import GIB, MIB, Settings
 from lakestore.snapshot import ColdFile, FileInfo, Segment
 from lakestore.storage.local import refusals, storage_error
@@ -74,6 +76,8 @@ def seal(table: TableContext) -> list[ColdFile]:
         StorageError: the disk refused; nothing more was committed.
     """
     files: list[ColdFile] = []
+    if table.site.storage.remote:  # before hours of work: does it answer?
+        table.site.storage.size(LAKE_FILE)
     while segments := choose(table.state().hot):
         try:
             files += _seal_some(table, segments, SORT_BYTES)
@@ -98,6 +102,7 @@ def _seal_one(table: TableContext, segments: Sequence[Segment]) -> list[ColdFile
 def _seal_some(
     table: TableContext, segments: Sequence[Segment], memory_bytes: int
 ) -> list[ColdFile]:
+    table.cold.claim(segments, segments[-1].last)
     with table.conflict_if_superseded(segments):
         for segment in segments:
             hot.check_intact(table.segment_path(segment), segment.info)
@@ -105,32 +110,49 @@ def _seal_some(
         with refusals("cannot stage cold files"):
             # No TemporaryDirectory: a process forked meanwhile would delete it as it ends.
             folder = Path(mkdtemp(dir=table.site.staging, prefix="seal-"))
+        repeated = None
         try:
-            return _seal_in(folder, table, segments, memory_bytes)
+            while True:
+                try:
+                    return _seal_in(folder, table, segments, memory_bytes, repeated)
+                except RepeatedError as error:
+                    repeated = pa.concat_tables([error.rows, *([repeated] if repeated else [])])
         finally:  # what cannot be removed is found by the sweep of this writer
             shutil.rmtree(folder, ignore_errors=True)
 
 
 def _seal_in(
-    folder: Path, table: TableContext, segments: Sequence[Segment], memory_bytes: int
+    folder: Path,
+    table: TableContext,
+    segments: Sequence[Segment],
+    memory_bytes: int,
+    repeated: pa.Table | None,
 ) -> list[ColdFile]:
+    """Seal what is not among the rows that another site has sealed; raises `RepeatedError`."""
     first, last = segments[0].first, segments[-1].last
-    written = list(_write_files(folder, table, segments, memory_bytes))
+    written = list(_write_files(folder, table, segments, memory_bytes, repeated))
     reach("seal.2")
-    expected = sum(s.info.rows for s in segments)
+    ids = np.concatenate([read_hashes(table.segment_path(s), table.schema) for s in segments])
+    if repeated is not None:
+        ids = ids[~np.isin(ids, hash_batch(repeated, table.schema))]
     found = sum(w.info.rows for w in written)
-    ids = [read_hashes(table.segment_path(s), table.schema) for s in segments]
-    if found != expected or _total(ids) != _total([w.hashes for w in written]):
+    if found != len(ids) or id_sum(ids) != sum(id_sum(w.hashes) for w in written) % 2**64:
         raise CorruptionError(
-            f"sealing segments {first} to {last} gave {found:,} rows of {expected:,}; "
+            f"sealing segments {first} to {last} gave {found:,} rows of {len(ids):,}; "
             "nothing was committed"
         )
     reach("seal.3")
-    files = [_publish(table, w, first, last, part) for part, w in enumerate(written)]
+    named = [(_cold_file(table, w, first, last, part), w) for part, w in enumerate(written)]
+    examine = SealedElsewhere(table, [(file, w.path, w.hashes) for file, w in named])
+    examine(table.state().cold)
+    for file, one in named:
+        table.site.files.put(table.wanted(file), one.path)
+        _publish(table, file, one.path)
     reach("seal.5")
-    table.cold.publish(segments, files, last)
+    files = [file for file, _ in named]
+    table.cold.publish(segments, files, last, examine)
     reach("seal.7")
-    for file, one in zip(files, written, strict=True):
+    for file, one in named:
         table.file_ids.remember(file.name, one.hashes)
     for segment in segments:
         table.file_ids.forget(segment.name)
@@ -147,7 +169,11 @@ class _Written:
 
 
 def _write_files(
-    folder: Path, table: TableContext, segments: Sequence[Segment], memory_bytes: int
+    folder: Path,
+    table: TableContext,
+    segments: Sequence[Segment],
+    memory_bytes: int,
+    repeated: pa.Table | None,
 ) -> Iterator[_Written]:
     """Write the rows of the segments, sorted within each day, to files in `folder`.
 
@@ -170,7 +196,7 @@ def _write_files(
             yield _Written(_EPOCH + timedelta(days=day), path, info, np.concatenate(hashes))
 
     try:
-        for number, batch in _by_day(folder, table, segments, memory_bytes):
+        for number, batch in _by_day(folder, table, segments, memory_bytes, repeated):
             full = writer is not None and writer.bytes >= table.site.settings.cold_file_bytes
             if writer is None or number != day or full:
                 yield from finish()
@@ -185,7 +211,11 @@ def _write_files(
 
 
 def _by_day(
-    folder: Path, table: TableContext, segments: Sequence[Segment], memory_bytes: int
+    folder: Path,
+    table: TableContext,
+    segments: Sequence[Segment],
+    memory_bytes: int,
+    repeated: pa.Table | None,
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """Rows of the segments by day, then in sort order: (day number, rows of that day alone)."""
     schema = table.schema
@@ -196,10 +226,12 @@ def _by_day(
         order = f"{day}, {order}"
     width = max(datafile.row_bytes(path) for path in paths)
     with sorter(folder / "spill", memory_bytes) as con:
+        if repeated is not None:
+            con.register("repeated", repeated)
         reader = con.sql(
             f"SELECT {quoting.identifiers(schema.names)} "
-            f"FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false) "
-            f"ORDER BY {order}"
+            f"FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false) AS sealed "
+            f"{_without_repeated(schema) if repeated is not None else ''} ORDER BY {order}"
         ).to_arrow_reader(max(1, min(_BATCH_ROWS, _BATCH_BYTES // width)))
         for batch in _until_out_of_memory(reader):
             rows = pa.Table.from_batches([batch]).cast(schema.arrow).to_batches()[0]
@@ -219,20 +251,29 @@ def _until_out_of_memory(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatc
         raise
 
 
-def _publish(table: TableContext, written: _Written, first: int, last: int, part: int) -> ColdFile:
-    info = written.info
+def _without_repeated(schema: TableSchema) -> str:
+    """A join that leaves rows out whose event is in `repeated`."""
+    id, time = quoting.identifier(schema.event_id), quoting.identifier(schema.event_time)
+    same = f"repeated.{id} = sealed.{id}"
+    if schema.dedup == "day":
+        same += f" AND CAST(repeated.{time} AS DATE) = CAST(sealed.{time} AS DATE)"
+    return f"WHERE NOT EXISTS (FROM repeated WHERE {same})"
+
+
+def _cold_file(
+    table: TableContext, written: _Written, first: int, last: int, part: int
+) -> ColdFile:
     site = table.site.catalog.site
-    name = str(ColdName(written.day, site, first, last, part, info.sha256[:12]))
-    file = ColdFile(name, written.day, first, last, table.entry.schema_version, info)
+    sha12 = written.info.sha256[:12]
+    name = str(ColdName(written.day, site, first, last, part, sha12, table.cold.partition))
+    return ColdFile(name, written.day, first, last, table.entry.schema_version, written.info)
+
+
+def _publish(table: TableContext, file: ColdFile, path: Path) -> None:
     key = table.cold_key(file)
     if (
-        not table.site.storage.put_new(key, written.path)
-        and table.site.storage.size(key) != info.bytes
+        not table.site.storage.put_new(key, path)
+        and table.site.storage.size(key) != file.info.bytes
     ):
         raise StorageError(f"{key!r} exists and has another size; nothing was committed")
     reach("seal.4")
-    return file
-
-
-def _total(parts: Sequence[Hashes]) -> int:
-    return sum(id_sum(part) for part in parts) % 2**64

@@ -31,7 +31,13 @@ class Settings(BaseModel):
     )
     seal_bytes: int = Field(128 * MIB, ge=1, description="seal when the hot tier holds this much")
     seal_age_s: float = Field(600.0, gt=0, description="… or its oldest segment is so old")
+    commit_timeout_s: float = Field(
+        60.0, ge=0, description="a seal is tried so long while others commit or the store fails"
+    )
     cold_file_bytes: int = Field(256 * MIB, ge=1, description="target size of one cold file")
+    cache_bytes: int = Field(
+        4 * GIB, ge=0, description="copies of a store's files, kept on the local disk"
+    )
     vacuum_grace_s: float = Field(
         900.0, ge=0, description="superseded files live so long, for shells that still read them"
     )

@@ -2,11 +2,13 @@
 
 It is made anew after each publish and put in place by a rename, so a shell sees exactly one
 snapshot: two globs over a changing lake doubled rows in every read that was tried. Only Parquet
-is listed, hot and cold: `read_duckdb()` gave NULL for the fields of structs (DuckDB 1.5).
+is listed, hot and cold: `read_duckdb()` gave NULL for the fields of structs (DuckDB 1.5). Of a lake
+in a store the cold tier alone is listed, for the hot one is on this host.
 Failpoints: views.1 lock taken    .2 file staged    .3 put in place
 """
 
 import fcntl
+import io
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -15,9 +17,10 @@ from datetime import UTC
 from uuid import uuid4
 
 import duckdb
+import pyarrow.parquet as pq
 
 from lakestore import datafile, quoting
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import SiteContext, TableContext, states
 from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.layout import VIEWS_FILE, schema_key
@@ -73,18 +76,21 @@ def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]
     """Make `lake.duckdb`; returns the version of the catalog that it shows at least."""
     version = site.catalog.version()
     tables = list_tables()
-    states = site.catalog.states([table.entry.id for table in tables])
+    published = states(site, tables)
     staged = site.staging / f"views-{uuid4().hex}.duckdb"
 
     def fill(cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
         for table in tables:
             view = f"{alias}.{quoting.identifier(table.entry.name)}"
-            cursor.execute(f"CREATE VIEW {view} AS {_view(table, states[table.entry.id])}")
-        cursor.execute(f"CREATE VIEW {alias}._lake AS {_facts(site, states)}")
+            cursor.execute(f"CREATE VIEW {view} AS {_view(table, published[table.entry.id])}")
+        cursor.execute(f"CREATE VIEW {alias}._lake AS {_facts(site, published)}")
 
     try:
         try:
-            site.engine.build(staged, fill)
+            if site.storage.remote:
+                site.engine.build_over(_empty_files(tables), staged, fill)
+            else:
+                site.engine.build(staged, fill)
         except duckdb.Error as error:
             raise StorageError(f"cannot make {VIEWS_FILE}: {error}") from error
         reach("views.2")
@@ -96,22 +102,37 @@ def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]
 
 
 def _view(table: TableContext, state: TableState) -> str:
-    entry = table.entry
-    paths = [table.site.storage.url(schema_key(entry.folder, entry.schema_version, "parquet"))]
-    paths += [table.cold_url(file) for file in state.cold]
-    paths += [str(table.segment_path(segment).absolute()) for segment in state.hot]
+    paths = [_empty_url(table), *(table.cold_url(file) for file in state.cold)]
+    if not table.site.storage.remote:  # else nobody but this host could open them
+        paths += [str(table.segment_path(segment).absolute()) for segment in state.hot]
     return (
         f"SELECT {quoting.identifiers(table.schema.names)} "
         f"FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false)"
     )
 
 
-def _facts(site: SiteContext, states: dict[int, TableState]) -> str:
+def _empty_url(table: TableContext) -> str:
+    entry = table.entry
+    return table.site.storage.url(schema_key(entry.folder, entry.schema_version, "parquet"))
+
+
+def _empty_files(tables: Sequence[TableContext]) -> dict[str, bytes]:
+    """What the first file of each view looks like, without asking the store."""
+    files = {}
+    for table in tables:
+        sink = io.BytesIO()
+        pq.write_table(table.schema.arrow.empty_table(), sink)
+        files[_empty_url(table)] = sink.getvalue()
+    return files
+
+
+def _facts(site: SiteContext, published: dict[int, TableState]) -> str:
     """Generation, rows and publish time as literals: what this very file shows."""
     rows, version = 0, 0
-    for state in states.values():
+    for state in published.values():
         version = max(version, state.version)
-        rows += sum(f.info.rows for f in state.cold) + sum(s.info.rows for s in state.hot)
+        rows += sum(f.info.rows for f in state.cold)
+        rows += 0 if site.storage.remote else sum(s.info.rows for s in state.hot)
     now = site.clock.now().astimezone(UTC).isoformat()
     return (
         f"SELECT {version}::BIGINT AS generation, {rows}::BIGINT AS n_rows, "

@@ -54,7 +54,7 @@ class ColdFile:
     """One cold file; it holds rows of the segments first..last."""
 
     name: str
-    day: date
+    day: date | None  # None: another engine wrote it, and did not say
     first: int
     last: int
     schema_version: int
@@ -63,13 +63,17 @@ class ColdFile:
 
 @dataclass(frozen=True)
 class TableState:
-    """What the catalog says of one table at one version: the published part of a snapshot."""
+    """What is published of one table: the catalog at one version, and one cold version."""
 
     version: int
     sealed_through: int
     segments: tuple[Segment, ...]
     cold: tuple[ColdFile, ...]
     flushed: frozenset[GenerationId]
+    sealing_through: int = 0
+    """Segments up to here must not be merged: they may be sealed already."""
+    cold_version: int = 0
+    """Of the Delta log; 0 where the catalog lists the cold files."""
 
     @property
     def hot(self) -> tuple[Segment, ...]:

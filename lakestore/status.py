@@ -66,7 +66,7 @@ class Status:
 
 def table_status(table: TableContext) -> TableStatus:
     """The status of one table: its catalog state, and what is not flushed yet by any writer."""
-    state = table.state()
+    state = table.state(newest=table.site.storage.answers)
     unflushed_rows, unflushed_bytes = _unflushed(table, state.flushed)
     now = table.site.clock.now()
     began = table.buffer.began if table.buffer else None

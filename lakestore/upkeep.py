@@ -14,13 +14,16 @@ from dataclasses import dataclass, field
 
 from lakestore import flush, retain, seal, shell
 from lakestore.catalog.commit import Garbage
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import SiteContext, TableContext, states
 from lakestore.errors import ConflictError, CorruptionError, StorageError
 from lakestore.query.pin import FilesInUse
 from lakestore.snapshot import GenerationId
 
 log = logging.getLogger("lakestore")
 _NICENESS = 5
+_FOLLOW_S = 10.0
+"""How often other sites are looked at: a few requests each time."""
+_PAUSE_MAX_S = 60.0
 _LEASE_S = 30.0
 """A process that is stopped keeps others from maintaining its table for this long at most."""
 
@@ -47,6 +50,7 @@ class Upkeep:
         in_use: FilesInUse,
         on_seal: Callable[[TableContext], None],
         on_death: Callable[[Sequence[str]], None],
+        adopt: Callable[[], None],
     ) -> None:
         """The jobs of an open lake.
 
@@ -54,16 +58,20 @@ class Upkeep:
             tables: those there are now.
             on_seal: told of each table that was sealed.
             on_death: takes over the rows of dead writers, whose locks this process has.
+            adopt: sees which tables other sites made and dropped.
         """
         self._site = site
         self._tables = tables
         self._in_use = in_use
         self._on_seal = on_seal
         self._on_death = on_death
+        self._adopt = adopt
+        self._followed_at = site.clock.monotonic()
         self._wake = threading.Event()
         self._stopping = threading.Event()
         self._threads: list[threading.Thread] = []
         self._problems: dict[str, str] = {}  # by job; each job writes its own
+        self._shown: dict[int, int] = {}  # by table: the cold version that shells see
 
     @property
     def problem(self) -> str | None:
@@ -102,7 +110,7 @@ class Upkeep:
         if segments:
             with suppress(ConflictError):  # another process merged or sealed them: flushed is done
                 self._merge(table)
-            self.publish()
+            self._show_flushed()
         return sum(segment.info.rows for segment in segments)
 
     def seal(self, table: TableContext) -> int:
@@ -168,12 +176,19 @@ class Upkeep:
     def publish(self) -> None:
         """Make `lake.duckdb` show what is published."""
         try:
+            shown = self._cold_versions()
             shell.publish(self._site, self._tables)
+            self._shown = shown
         except StorageError as error:  # a cache: what it shows is committed, only shells lag
             self._problems["views"] = str(error)
             log.error("upkeep: %s", error)
         else:
             self._problems.pop("views", None)
+
+    def _show_flushed(self) -> None:
+        """Show shells new segments; those of a store see none, and it must delay no flush."""
+        if not self._site.storage.remote:
+            self.publish()
 
     def round(self) -> Report:
         """Do every job that is due, once."""
@@ -192,7 +207,7 @@ class Upkeep:
                 report.flushed += self._flush_if_due(table)
                 report.merged += self._merge(table)
         if report.flushed or report.merged:
-            self.publish()
+            self._show_flushed()
 
     def _seal_round(self, report: Report) -> None:
         """Seal what is due."""
@@ -203,8 +218,22 @@ class Upkeep:
                     report.sealed += len(seal.seal(table))
             if report.sealed > before:
                 self._on_seal(table)
-        if report.sealed:
+        if report.sealed or self._follow():
             self.publish()
+
+    def _follow(self) -> bool:
+        """Look, now and then, at what other sites and engines did; whether shells lag behind it."""
+        now = self._site.clock.monotonic()
+        if 0 <= now - self._followed_at < _FOLLOW_S:
+            return False
+        self._followed_at = now
+        self._adopt()
+        return self._cold_versions() != self._shown
+
+    def _cold_versions(self) -> dict[int, int]:
+        """Which version of each cold tier is the newest: others seal into it too."""
+        published = states(self._site, self._tables())
+        return {id: state.cold_version for id, state in published.items()}
 
     def _seal_is_due(self, table: TableContext) -> bool:
         hot = table.state().hot
@@ -254,7 +283,7 @@ class Upkeep:
         flushes = jobs == self._flush_round
         name = "flush" if flushes else "seal"
         pause = min(1.0, self._site.settings.flush_age_s / 2)
-        damaged = False
+        damaged, failures = False, 0
         while not self._stopping.is_set():
             (self._wake if flushes else self._stopping).wait(pause)
             if flushes:
@@ -270,11 +299,13 @@ class Upkeep:
                     self.vacuum(dry_run=False)
             except Exception as error:  # the thread must outlive any one failure
                 report.problems.append(str(error))
+            failures = failures + 1 if report.problems else 0
             damaged = (damaged and name in self._problems) or report.damaged
             if report.problems:
                 if report.problems[0] != self._problems.get(name):
                     log.error("upkeep: %s", report.problems[0])
                 self._problems[name] = report.problems[0]
-                self._stopping.wait(pause)
+                most = _PAUSE_MAX_S if self._site.storage.remote else pause
+                self._stopping.wait(min(most, pause * 2 ** min(failures, 9)))
             elif not damaged:
                 self._problems.pop(name, None)

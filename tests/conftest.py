@@ -1,5 +1,6 @@
 """Fixtures: a lake in a temporary folder, events to put in it, and the real data."""
 
+import importlib.util
 import os
 import sys
 import zipfile
@@ -11,6 +12,7 @@ import hypothesis
 import pyarrow as pa
 import pytest
 from support.figures import figure, pytest_terminal_summary  # noqa: F401  (for pytest)
+from support.store import Store, moto
 
 import lakestore as ls
 
@@ -147,6 +149,37 @@ def duckdb_cli() -> str:
     path = Path(sys.executable).parent / "duckdb"
     assert path.exists(), "the test extra installs duckdb-cli"
     return str(path)
+
+
+@pytest.fixture(scope="session")
+def store() -> Iterator[Store]:
+    """A real S3 server, which this worker's tests share; each takes a prefix of its own."""
+    with moto() as running:
+        yield running
+
+
+@pytest.fixture
+def prefix(store: Store, tmp_path: Path) -> str:
+    """A place in the store that no other test has."""
+    return f"s3://{store.bucket}/{tmp_path.parent.name}/{tmp_path.name}"
+
+
+@pytest.fixture
+def extensions(tmp_path: Path) -> Path:
+    """A home folder in which DuckDB 1.5.5, also the shell's, finds httpfs and delta."""
+    home = tmp_path / "home"
+    folder = home / ".duckdb" / "extensions" / "v1.5.5" / "linux_amd64"
+    folder.mkdir(parents=True)
+    for name in ("httpfs", "delta"):
+        found = importlib.util.find_spec(f"duckdb_extension_{name}")
+        if found is None or found.origin is None:
+            reason = f"duckdb-extension-{name}==1.5.5 is not installed; it wants DuckDB 1.5.5"
+            if os.environ.get("LAKESTORE_EXTENSIONS") == "required":
+                pytest.fail(reason)
+            pytest.skip(reason)
+        file = f"{name}.duckdb_extension"
+        (folder / file).symlink_to(Path(found.origin).parent / "extensions" / "v1.5.5" / file)
+    return home
 
 
 def _real_data(name: str) -> Path:

@@ -135,13 +135,13 @@ def test_colliding_hashes_lose_nothing(lake, table, monkeypatch):
     """Hashes only nominate: if all were equal, ids would still decide."""
     import numpy as np
 
-    from lakestore import append, flush
+    from lakestore import append, duplicates
 
     def all_equal(rows, schema):
         return np.full(rows.num_rows, 7, dtype=np.uint64)
 
     monkeypatch.setattr(append, "hash_batch", all_equal)
-    monkeypatch.setattr(flush, "hash_batch", all_equal)
+    monkeypatch.setattr(duplicates, "hash_batch", all_equal)
     table.append(events(0, 40))
     table.append(events(30, 60))
     table.flush()
@@ -515,3 +515,25 @@ def test_the_index_forgets_what_is_sealed(lake, table, monkeypatch):
     table.append(events(0, 106))
     table.flush()
     assert count(lake) == (106, 106)
+
+
+def test_what_is_cut_after_a_failed_fsync_is_not_missed_later(lake, table, monkeypatch, open_lake):
+    """An interrupt left a frame that nobody holds, a sync took it, and a failure cuts it off."""
+    from lakestore import failpoint
+    from lakestore.buffer import Generation
+
+    held = table.append(events(0, 10), level="os")
+    with monkeypatch.context() as patch:
+        patch.setattr(Generation, "add", _interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            table.append(events(10, 20), level="os")
+    lake.wait(held.position, "disk")
+    with failpoint.at("journal.6", "EIO"), pytest.raises(ls.StorageError):
+        table.append(events(20, 30))
+    assert table.append(events(30, 40)).rows == 10  # in a new generation, which knows the cut
+    lake._site.abandon()  # as if the process had died
+    assert open_lake().sql("SELECT count(*) FROM events").fetchall() == [(20,)]
+
+
+def _interrupted(*_: object) -> None:
+    raise KeyboardInterrupt

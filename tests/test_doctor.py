@@ -13,10 +13,11 @@ from support.mounts import mount  # noqa: F401  (for pytest)
 import lakestore as ls
 from lakestore import doctor
 from lakestore.clock import SystemClock
+from lakestore.opening import place
 
 
 def found(root: Path, **options: object) -> dict[str, doctor.Finding]:
-    diagnosis = doctor.diagnose(root, options.get("clock", SystemClock()))
+    diagnosis = doctor.diagnose(*place(root), options.get("clock", SystemClock()))
     return {finding.what: finding for finding in diagnosis.findings}
 
 

@@ -8,6 +8,7 @@ ledger. A raise leaves the lake open, and the same handle must go on.
 import ast
 import errno
 import itertools
+import json
 import os
 import shutil
 import signal
@@ -17,13 +18,16 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import cache
 from pathlib import Path
+from uuid import uuid4
 
 import pytest
 from support import lifecycle
+from support.store import Store
 from support.zygote import Zygote
 
 import lakestore as ls
 from lakestore import failpoint
+from lakestore.storage.s3 import S3Storage
 
 pytestmark = pytest.mark.faults
 
@@ -44,11 +48,22 @@ FSYNCS = {
 }  # fmt: skip
 """Points before an fsync, which may fail with EIO."""
 
+DELTA_VERBS = {"birth": "create delta", "seal": "seal delta publish", "drop": "drop"}
+S3_VERBS = {"birth": "s3", "seal": "s3 delta"}
+"""The same of a lake whose tables are Delta, on this disk and in a store: what differs."""
+ABSENT = {
+    ("delta", "birth"): {"delta.3", "delta.4"},
+    ("delta", "seal"): {"seal.6"},
+    ("s3", "birth"): {"s3.2"},
+}
+"""Steps that a chapter has no use for."""
 CASES = [
-    (chapter, f"{verb}.{step}")
-    for chapter, verbs in VERBS.items()
+    (kind, chapter, f"{verb}.{step}")
+    for kind, chapters in (("parquet", VERBS), ("delta", DELTA_VERBS), ("s3", S3_VERBS))
+    for chapter, verbs in chapters.items()
     for verb in verbs.split()
     for step in range(1, failpoint.STEPS[verb] + 1)
+    if f"{verb}.{step}" not in ABSENT.get((kind, chapter), set())
 ]
 
 
@@ -59,28 +74,71 @@ def zygote() -> Iterator[Zygote]:
     process.close()
 
 
+class Templates:
+    """A lake of each kind with something of everything, made when it is first asked for."""
+
+    def __init__(self, zygote: Zygote, store: Callable[[], Store], folder: Path) -> None:
+        self._zygote = zygote
+        self._store = store
+        self._folder = folder
+        self._made: dict[str, Path] = {}
+
+    def of(self, kind: str) -> Path:
+        if kind not in self._made:
+            folder = self._folder / kind
+            folder.mkdir()
+            self.settle(kind, folder)
+            assert self._zygote.run("prepare", folder) == (-signal.SIGKILL, "")
+            self._made[kind] = folder
+        return self._made[kind]
+
+    def settle(self, kind: str, folder: Path) -> None:
+        """Say in a folder of what kind its lake is, and where."""
+        place: dict[str, object] = {"cold": "delta"}
+        if kind == "s3":
+            place["root"] = f"s3://{self._store().bucket}/{uuid4().hex}"
+            place |= {"local": str(folder / "site"), "storage_options": self._store().options}
+        if kind != "parquet":
+            (folder / "place").write_text(json.dumps(place))
+
+    def copy(self, kind: str, folder: Path) -> None:
+        """A lake as the template is."""
+        template = self.of(kind)
+        shutil.copytree(template, folder)
+        if kind == "s3":
+            self.settle(kind, folder)
+            old, new = (
+                S3Storage(json.loads((f / "place").read_text())["root"], self._store().options)
+                for f in (template, folder)
+            )
+            for key in old.list(""):
+                new.put(key, old.read(key), create=True)
+
+
 @pytest.fixture(scope="module")
-def template(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def template(
+    zygote: Zygote, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Templates:
     folder = tmp_path_factory.mktemp("template")
-    assert zygote.run("prepare", folder) == (-signal.SIGKILL, "")
-    return folder
+    return Templates(zygote, lambda: request.getfixturevalue("store"), folder)
 
 
 class Stage:
     """Where chapters are played: a fresh copy of the lake for each."""
 
-    def __init__(self, zygote: Zygote, template: Path, folder: Path) -> None:
+    def __init__(self, zygote: Zygote, templates: Templates, folder: Path) -> None:
         self.zygote = zygote
-        self._template = template
+        self._templates = templates
         self._folder = folder
         self._numbers = itertools.count()
 
-    def lake_for(self, chapter: str) -> Path:
+    def lake_for(self, chapter: str, kind: str = "parquet") -> Path:
         folder = self._folder / str(next(self._numbers))
         if chapter == "birth":
             folder.mkdir()
+            self._templates.settle(kind, folder)
         else:
-            shutil.copytree(self._template, folder)
+            self._templates.copy(kind, folder)
         return folder
 
     def must_die(self, verb: str, *arguments: object, failpoints: str) -> None:
@@ -89,30 +147,30 @@ class Stage:
 
 
 @pytest.fixture
-def stage(zygote: Zygote, template: Path, tmp_path: Path) -> Stage:
+def stage(zygote: Zygote, template: Templates, tmp_path: Path) -> Stage:
     return Stage(zygote, template, tmp_path)
 
 
 @pytest.fixture(scope="module")
 def hits(
     zygote: Zygote,
-    template: Path,
+    template: Templates,
     tmp_path_factory: pytest.TempPathFactory,
     request: pytest.FixtureRequest,
-) -> Callable[[str, str], list[int]]:
+) -> Callable[[str, str, str], list[int]]:
     """When a chapter reaches a point: the first time, and the last where the two differ much."""
-    both = ("publish", "catalog", "vacuum")
+    both = ("publish", "catalog", "vacuum", "s3")
     soak = request.config.getoption("--soak")
     stage = Stage(zygote, template, tmp_path_factory.mktemp("counted"))
 
     @cache
-    def count(chapter: str) -> Counter[str]:
+    def count(kind: str, chapter: str) -> Counter[str]:
         with failpoint.counting() as reached:
-            lifecycle.stumble(stage.lake_for(chapter), chapter).close()
+            lifecycle.stumble(stage.lake_for(chapter, kind), chapter).close()
         return reached
 
-    def of(chapter: str, point: str) -> list[int]:
-        reached = count(chapter)[point]
+    def of(kind: str, chapter: str, point: str) -> list[int]:
+        reached = count(kind, chapter)[point]
         assert reached, f"{chapter} never reaches {point}"
         return sorted({1, reached}) if soak or point.split(".")[0] in both else [1]
 
@@ -127,25 +185,25 @@ def test_every_point_is_in_the_code_and_in_a_case():
                 assert isinstance(node.args[0], ast.Constant)
                 found.append(node.args[0].value)
     assert sorted(found) == sorted(failpoint.POINTS)
-    assert {point for _, point in CASES} == set(failpoint.POINTS)
+    assert {point for _, _, point in CASES} == set(failpoint.POINTS)
     assert set(failpoint.POINTS) >= FSYNCS
 
 
-@pytest.mark.parametrize(("chapter", "point"), CASES)
-def test_a_crash_loses_and_doubles_nothing(stage, hits, figure, chapter, point):
-    for hit in hits(chapter, point):
-        folder = stage.lake_for(chapter)
+@pytest.mark.parametrize(("kind", "chapter", "point"), CASES)
+def test_a_crash_loses_and_doubles_nothing(stage, hits, figure, kind, chapter, point):
+    for hit in hits(kind, chapter, point):
+        folder = stage.lake_for(chapter, kind)
         stage.must_die("play", folder, chapter, failpoints=f"{point}=crash@{hit}")
         lifecycle.check(folder)
         figure("failpoints", "crashes")
 
 
-@pytest.mark.parametrize(("chapter", "point"), CASES)
-def test_an_open_lake_goes_on_after_a_failing_disk(stage, hits, figure, chapter, point):
+@pytest.mark.parametrize(("kind", "chapter", "point"), CASES)
+def test_an_open_lake_goes_on_after_a_failing_disk(stage, hits, figure, kind, chapter, point):
     for hit, error in itertools.product(
-        hits(chapter, point), ["EIO"] if point in FSYNCS else ["ENOSPC"]
+        hits(kind, chapter, point), ["EIO"] if point in FSYNCS else ["ENOSPC"]
     ):
-        folder = stage.lake_for(chapter)
+        folder = stage.lake_for(chapter, kind)
         with failpoint.at(point, error, hit=hit) as trap:
             life = lifecycle.stumble(folder, chapter)
         assert trap.seen >= hit
@@ -200,9 +258,9 @@ def test_a_planted_bug_is_caught(stage, figure, mutant, chapter, point):
 @pytest.mark.parametrize("point", [*OPENING, "views.2", "replace.2"])
 @pytest.mark.parametrize("first", CASES)
 def test_all_pairs_of_crashes(stage, hits, first, point):
-    chapter, first_point = first
-    for hit in hits(chapter, first_point):
-        folder = stage.lake_for(chapter)
+    kind, chapter, first_point = first
+    for hit in hits(kind, chapter, first_point):
+        folder = stage.lake_for(chapter, kind)
         stage.must_die("play", folder, chapter, failpoints=f"{first_point}=crash@{hit}")
         code, error = stage.zygote.run("play", folder, "reopen", failpoints=f"{point}=crash")
         assert code in (0, -signal.SIGKILL), error  # there may be nothing to recover

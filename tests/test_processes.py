@@ -19,7 +19,7 @@ from conftest import SCHEMA, events
 from support.planted import assert_caught
 
 import lakestore as ls
-from lakestore import failpoint, flush
+from lakestore import duplicates, failpoint
 from lakestore.catalog import Catalog
 from lakestore.catalog import tables as catalog_tables
 from lakestore.catalog.commit import Commit
@@ -406,7 +406,7 @@ def test_the_report_of_an_open(lake, table, root, open_lake, child):
 
 
 def _ask_no_published_file(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(flush, "_files_to_ask", lambda *_, **__: [])
+    patch.setattr(duplicates, "_files_to_ask", lambda *_, **__: {})
 
 
 def _look_at_no_other_writers_batches(patch: pytest.MonkeyPatch) -> None:

@@ -7,14 +7,13 @@ from pathlib import Path
 
 import pytest
 from conftest import SCHEMA, events
-from support.commands import run
+from support.commands import rebuild, run
 from support.soundness import assert_sound
 
 import lakestore as ls
 from lakestore import retain, tiling
 from lakestore.catalog.commit import Commit
 from lakestore.locks import ProcessLock
-from lakestore.rebuild.run import rebuild
 from lakestore.snapshot import GenerationId
 from lakestore.tiling import Tile
 

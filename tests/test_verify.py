@@ -188,13 +188,13 @@ def test_a_catalog_that_sqlite_finds_damaged(full, root):
 
 
 def test_rows_that_are_published_twice(full, root, monkeypatch):
-    from lakestore import flush
+    from lakestore import duplicates
 
     appender = full["events"]._appender
     appender._known = type(appender._known)()
     full["events"].append(events(79, 80))
     full["events"].append(events(100, 103))
-    monkeypatch.setattr(flush, "drop_duplicates", lambda table, rows, state, **_: rows)
+    monkeypatch.setattr(duplicates, "drop_duplicates", lambda table, rows, state, **_: rows)
     full.flush()
     problems = [p for p in full.verify().problems if p.kind == "duplicate"]
     assert problems

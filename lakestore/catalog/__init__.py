@@ -20,12 +20,14 @@ from sqlalchemy.engine import Connection
 from lakestore.catalog import frozen, integrity
 from lakestore.catalog import tables as t
 from lakestore.catalog.commit import Commit, Garbage, Inventory, Sent, TableEntry, TableRecord
+from lakestore.catalog.migrations import migrate
 from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
 from lakestore.catalog.strict import REBUILD, damage
 from lakestore.clock import Clock
 from lakestore.errors import (
     CorruptionError,
     FormatTooNewError,
+    InvalidInputError,
     LakestoreError,
     LockedError,
     NotFoundError,
@@ -84,8 +86,11 @@ class Catalog:
         self._states: dict[int, TableState] = {}
         self._cold: dict[int, dict[str, ColdFile]] = {}
         try:
-            if not self._is_made(path):
+            found = self._format(path)
+            if found is None:
                 self._make(path, create, is_filled)
+            elif found < t.FORMAT:
+                self._migrate(found, writable=create is not None)
             with self._begin("DEFERRED") as con:
                 self.lake, self.site = con.execute(sa.select(t.lake.c.uuid, t.lake.c.site)).one()
             self._inode = self._inode or path.stat().st_ino
@@ -105,18 +110,27 @@ class Catalog:
                 row = {"one": 1, "format": t.FORMAT, "version": 0}
                 con.execute(t.lake.insert(), row | {"uuid": create[0], "site": create[1]})
 
-    def _is_made(self, path: Path) -> bool:
-        """Whether the file is a catalog; refuses a newer format before anything is written."""
+    def _format(self, path: Path) -> int | None:
+        """The catalog's format, or None when it is empty; refuses a newer one."""
         with self._begin("DEFERRED") as con:
             if not sa.inspect(con).has_table("lake"):
-                return False
+                return None
             found = con.execute(sa.select(t.lake.c.format)).scalar_one_or_none()
         if found is not None and found > t.FORMAT:
             raise FormatTooNewError(
                 f"catalog {str(path)!r} has format {found}, this lakestore reads "
                 f"{t.FORMAT}: upgrade lakestore"
             )
-        return found is not None
+        return found
+
+    def _migrate(self, found: int, *, writable: bool) -> None:
+        if not writable:
+            raise InvalidInputError(
+                f"the catalog {str(self._path)!r} has format {found}, and a reader does not change "
+                "it: open the lake once with mode='rw'"
+            )
+        with self._begin("IMMEDIATE") as con:
+            migrate(con)
 
     def close(self) -> None:
         """Let every connection go."""
@@ -153,6 +167,11 @@ class Catalog:
         with self._begin("DEFERRED") as con:
             return [TableEntry(*row) for row in con.execute(query)]
 
+    def folders(self) -> set[str]:
+        """Folders of every table there ever was."""
+        with self._begin("DEFERRED") as con:
+            return set(con.execute(sa.select(t.tables.c.folder)).scalars())
+
     def version(self) -> int:
         """Counts commits; whoever knows this version knows everything the catalog says."""
         with self._begin("DEFERRED") as con:
@@ -168,9 +187,8 @@ class Catalog:
         known = self._states.get(table_id)
         if known is not None and known.version == version:
             return known
-        sealed = con.execute(
-            sa.select(t.tables.c.sealed_through).where(t.tables.c.id == table_id)
-        ).scalar_one()
+        marks = sa.select(t.tables.c.sealed_through, t.tables.c.sealing_through)
+        sealed, sealing = con.execute(marks.where(t.tables.c.id == table_id)).one()
         segments = con.execute(
             sa.select(t.segments)
             .where(t.segments.c.table_id == table_id)
@@ -188,6 +206,7 @@ class Catalog:
                 tuple(segment_of(row) for row in segments),
                 self._cold_files(con, table_id),
                 frozenset(GenerationId(*row) for row in flushed),
+                sealing_through=sealing,
             )
         except DAMAGED as error:
             raise damage(repr(error)) from error
@@ -270,6 +289,7 @@ class Catalog:
             row.id,
             row.name,
             row.folder,
+            row.cold,
             row.dropped_at is not None,
             row.last_segment,
             _pairs(con, schemas.where(t.schemas.c.table_id == row.id)),

@@ -53,6 +53,7 @@ class TableRecord:
     id: int
     name: str
     folder: str
+    cold: str
     dropped: bool
     last_segment: int
     schemas: Mapping[int, str]
@@ -99,6 +100,18 @@ class Commit:
         while folder.casefold() in taken or is_taken(folder):
             number += 1
             folder = f"{name}-{number}"
+        return self._list_table(name, folder, cold, schema_text)
+
+    def adopt_table(self, name: str, folder: str, cold: str, schema_text: str) -> None:
+        """List a table that another site has made, unless it is listed."""
+        c = t.tables.c
+        alive = self._con.execute(sa.select(c.name).where(c.dropped_at.is_(None))).scalars()
+        names = {other.casefold() for other in alive}
+        listed = self._con.execute(sa.select(c.id).where(c.folder == folder)).first()
+        if listed is None and name.casefold() not in names:
+            self._list_table(name, folder, cold, schema_text)
+
+    def _list_table(self, name: str, folder: str, cold: str, schema_text: str) -> TableEntry:
         values = {"name": name, "folder": folder, "cold": cold, "sealed_through": 0}
         result = self._con.execute(
             t.tables.insert(), values | {"last_segment": 0, "created_at": self.now.timestamp()}
@@ -126,7 +139,7 @@ class Commit:
         values: dict[str, object] = {
             "name": record.name,
             "folder": record.folder,
-            "cold": "parquet",
+            "cold": record.cold,
             "created_at": now,
             "dropped_at": now if record.dropped else None,
             "sealed_through": record.state.sealed_through,
@@ -141,7 +154,7 @@ class Commit:
             )
         for segment in record.state.segments:
             self.add_segment(table_id, segment, (), ())
-        for file in record.state.cold:
+        for file in record.state.cold if record.cold == "parquet" else ():
             self._add_cold(table_id, file)
         self.add_flushed(table_id, sorted(record.state.flushed), record.batches)
         for producer, seq in record.producers.items():
@@ -226,6 +239,9 @@ class Commit:
             ConflictError: one of them was sealed or merged meanwhile.
         """
         assert (new.first, new.last) == (old[0].first, old[-1].last), (old, new)
+        claimed = sa.select(t.tables.c.sealing_through).where(t.tables.c.id == table_id)
+        if old[0].first <= self._con.execute(claimed).scalar_one():
+            raise ConflictError(f"segment {old[0].name!r} is being sealed")
         self._remove_segments(table_id, old)
         self.add_segment(table_id, new, (), ())
 
@@ -251,6 +267,35 @@ class Commit:
         )
         if moved.rowcount != 1:
             raise ConflictError("another process sealed meanwhile; its result stands")
+
+    def claim(self, table_id: int, segments: Sequence[Segment], through: int) -> None:
+        """Keep segments from being merged: they are about to be sealed into a log.
+
+        A claim outlives who made it, because what was sent to a log may arrive yet.
+
+        Raises:
+            ConflictError: one of them was sealed or merged meanwhile.
+        """
+        self.check_listed(table_id, segments)
+        c = t.tables.c
+        self._con.execute(
+            t.tables.update()
+            .where(c.id == table_id, c.sealing_through < through)
+            .values(sealing_through=through)
+        )
+
+    def settle(self, table_id: int, through: int) -> None:
+        """Follow a log that says that segments are sealed: take them off, and move after it."""
+        c = t.segments.c
+        sealed = (c.table_id == table_id) & (c.last <= through)
+        names = self._con.execute(sa.select(c.name).where(sealed)).scalars().all()
+        self._con.execute(t.segments.delete().where(sealed))
+        self.add_garbage(table_id, "segment", names)
+        self._con.execute(
+            t.tables.update()
+            .where(t.tables.c.id == table_id, t.tables.c.sealed_through < through)
+            .values(sealed_through=through)
+        )
 
     def take_lease(self, table_id: int, writer: str, until: float, *, over: bool) -> bool:
         """Make `writer` the one that maintains a table, unless another is.

@@ -4,7 +4,7 @@ from sqlalchemy import Boolean, Column, Date, ForeignKey, MetaData, Table, Uniqu
 
 from lakestore.catalog.strict import BigNumber, Number, Seconds, Text
 
-FORMAT = 1
+FORMAT = 2
 
 metadata = MetaData()
 
@@ -24,11 +24,13 @@ tables = Table(
     Column("id", Number(), primary_key=True),
     Column("name", Text(), nullable=False),
     Column("folder", Text(), nullable=False, unique=True),  # never reused, though names are
-    Column("cold", Text(among=("parquet",)), nullable=False),
+    Column("cold", Text(among=("parquet", "delta")), nullable=False),
     Column("created_at", Seconds(), nullable=False),
     Column("dropped_at", Seconds(nullable=True)),
     Column("sealed_through", BigNumber(), nullable=False),
     Column("last_segment", BigNumber(), nullable=False),
+    # Segments up to here are being sealed into a log: they may be cold before this catalog knows.
+    Column("sealing_through", BigNumber(), nullable=False, server_default="0"),
 )
 
 schemas = Table(

@@ -11,6 +11,7 @@ from typer.core import TyperGroup
 
 import lakestore
 from lakestore.cli import check, demo, ingest, query, tables
+from lakestore.cli.place import placed
 from lakestore.errors import LakestoreError
 
 
@@ -30,7 +31,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
-    help="lakestore: what SQLite is to rows, for event data. A lake is a folder.",
+    help="lakestore: what SQLite is to rows, for event data. A lake is a folder, or s3://bucket/prefix.",
 )
 
 
@@ -65,4 +66,4 @@ for _verb in (
     check.doctor,
     demo.demo,
 ):
-    app.command()(_verb)
+    app.command()(placed(_verb))

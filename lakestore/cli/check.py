@@ -2,17 +2,16 @@
 
 import sys
 from dataclasses import asdict
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-import lakestore
 from lakestore.cli.output import Json, LakeFolder, print_json
-from lakestore.cli.tables import open_existing
+from lakestore.cli.place import given, open_existing, open_lake
 from lakestore.clock import SystemClock
 from lakestore.doctor import diagnose
-from lakestore.rebuild.run import rebuild as rebuild_lake
+from lakestore.opening import place
+from lakestore.rebuild import run as rebuilding
 
 
 def doctor(
@@ -22,7 +21,7 @@ def doctor(
     as_json: Json = False,
 ) -> None:
     """Look whether this machine can keep the promises. Exits with 1 if not."""
-    found = diagnose(Path(lake).absolute(), SystemClock())
+    found = diagnose(*place(lake, **given()), SystemClock())
     if as_json:
         print_json(found.to_dict())
     else:
@@ -43,7 +42,7 @@ def verify(
     as_json: Json = False,
 ) -> None:
     """Check every promise against every byte. Exits with 1 if one is broken."""
-    with lakestore.open(lake, mode="r") as opened:
+    with open_lake(lake, mode="r") as opened:
         if repair or dry_run:
             done = opened.repair(dry_run=dry_run)
             report, facts = done.report, done.to_dict()
@@ -65,7 +64,7 @@ def rebuild(lake: LakeFolder, as_json: Json = False) -> None:
     The old one goes to quarantine. Nothing is changed when a damaged or missing file would cost
     rows.
     """
-    made = rebuild_lake(lake)
+    made = rebuilding.rebuild(*place(lake, **given()), SystemClock())
     if as_json:
         print_json(made.to_dict())
     else:

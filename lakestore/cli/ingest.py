@@ -19,11 +19,11 @@ import lakestore
 from lakestore.cli import infer, read_arrow, read_csv, read_ndjson
 from lakestore.cli.mapping import Options
 from lakestore.cli.output import Json, LakeFolder, TableName, console, print_json, progress
+from lakestore.cli.place import exists, open_existing, open_lake
 from lakestore.cli.rejects import SHOWN, Chunk, Rejects, sift
 from lakestore.cli.source import Source, open_source
-from lakestore.cli.tables import EventId, EventTime, open_existing
+from lakestore.cli.tables import EventId, EventTime
 from lakestore.errors import InvalidInputError, NotFoundError
-from lakestore.layout import LAKE_FILE
 from lakestore.schema import TableSchema
 from lakestore.table import Table
 
@@ -112,8 +112,8 @@ def ingest(
 
 def _open(lake: str, event_time: str | None) -> lakestore.Lake:
     """The lake; a new one only when a table is to be made too."""
-    if event_time is not None and not (Path(lake) / LAKE_FILE).exists():
-        return lakestore.open(lake)
+    if event_time is not None and not exists(lake):
+        return open_lake(lake)
     return open_existing(lake, upkeep="auto")
 
 

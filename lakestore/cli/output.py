@@ -20,7 +20,7 @@ from lakestore import quoting
 from lakestore.errors import InvalidInputError, StorageError
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object, for programs.")]
-LakeFolder = Annotated[str, typer.Argument(metavar="LAKE", help="The lake's folder.")]
+LakeFolder = Annotated[str, typer.Argument(metavar="LAKE", help="The lake: a folder, or s3://…")]
 TableName = Annotated[str, typer.Argument(metavar="TABLE", help="The table's name.")]
 
 FORMATS = ("table", "csv", "json", "ndjson", "parquet")

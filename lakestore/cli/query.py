@@ -17,10 +17,13 @@ import typer
 import lakestore
 from lakestore import quoting
 from lakestore.cli.output import FORMATS, Json, LakeFolder, TableName, print_result, write_result
-from lakestore.cli.tables import open_existing
+from lakestore.cli.place import given, open_existing, open_lake
 from lakestore.clock import SystemClock
 from lakestore.errors import NotFoundError, StorageError
+from lakestore.httpfs import attach_statements
 from lakestore.layout import VIEWS_FILE
+from lakestore.opening import place
+from lakestore.storage.s3 import S3Storage
 from lakestore.table import Table
 
 Format = Literal["table", "csv", "json", "ndjson", "parquet"]
@@ -53,7 +56,7 @@ def sql(
     if chosen == "parquet" and output is None and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is binary: say -o FILE", param_hint="--format")
     parameters = _parameters(param or []) or None
-    with lakestore.open(lake, mode="r") as opened:
+    with open_lake(lake, mode="r") as opened:
         result = opened.sql(query, parameters)
     if chosen == "table":
         text = _box(result, rows)
@@ -117,12 +120,25 @@ def shell(
     program = shutil.which("duckdb")
     if program is None:
         raise NotFoundError("no `duckdb` on the PATH: `pip install duckdb-cli` brings it")
+    storage, _ = place(lake, **given())
     with open_existing(lake) as opened:
         opened.flush()
-        views = str(Path(opened.root) / VIEWS_FILE)
+    if isinstance(storage, S3Storage):  # what is sealed is there; hot rows stay on this host
+        begin = ["-init", _piped(attach_statements(storage))]
+    else:
+        begin = ["-readonly", storage.url(VIEWS_FILE)]
     sys.stdout.flush()
     sys.stderr.flush()
-    os.execv(program, ["duckdb", "-readonly", views, *(arguments or [])])
+    os.execv(program, ["duckdb", *begin, *(arguments or [])])
+
+
+def _piped(text: str) -> str:
+    """A file that holds a text and is nowhere on a disk: it has the store's keys in it."""
+    read, write = os.pipe()
+    os.write(write, text.encode())
+    os.close(write)
+    os.set_inheritable(read, True)
+    return f"/dev/fd/{read}"
 
 
 def tail(
@@ -136,7 +152,7 @@ def tail(
     as_json: Json = False,
 ) -> None:
     """Print the newest events, the newest last. Nulls are left out."""
-    with lakestore.open(lake, mode="r") as opened:
+    with open_lake(lake, mode="r") as opened:
         source = opened[table]
         # What is there is listed before the newest are read, or what comes between is never shown.
         seen = _recent(opened, source) if follow else set()

@@ -7,7 +7,6 @@ from typing import Annotated, Any, Literal
 import typer
 from rich.table import Table as Grid
 
-import lakestore
 from lakestore.cli.output import (
     Json,
     LakeFolder,
@@ -16,8 +15,7 @@ from lakestore.cli.output import (
     human_bytes,
     print_json,
 )
-from lakestore.errors import NotFoundError
-from lakestore.layout import LAKE_FILE
+from lakestore.cli.place import exists, open_existing, open_lake
 from lakestore.status import Status, TableStatus
 
 EventTime = Annotated[str | None, typer.Option(help="Column with the time of the event.")]
@@ -26,22 +24,10 @@ EventId = Annotated[
 ]
 
 
-def open_existing(lake: str, *, upkeep: Literal["auto", "manual"] = "manual") -> lakestore.Lake:
-    """Open a lake to write, and never make one by a mistyped path.
-
-    Raises:
-        NotFoundError: there is no lake.
-    """
-    folder = Path(lake)
-    if not folder.is_file() and not (folder / LAKE_FILE).is_file():
-        raise NotFoundError(f"no lake at {lake!r}: `lakestore init` makes one")
-    return lakestore.open(lake, upkeep=upkeep)
-
-
 def init(lake: LakeFolder, as_json: Json = False) -> None:
     """Make a lake in a folder. One that is there already stays as it is."""
-    existed = (Path(lake) / LAKE_FILE).is_file()
-    with lakestore.open(lake, upkeep="manual") as opened:
+    existed = exists(lake)
+    with open_lake(lake, upkeep="manual") as opened:
         made = {"lake": opened.root, "id": opened.status().lake, "created": not existed}
     if as_json:
         print_json(made)
@@ -65,6 +51,9 @@ def create(
         Literal["day", "table", "none"] | None, typer.Option(help="Scope of one event id.")
     ] = None,
     null: Annotated[list[str] | None, typer.Option(help="CSV text that means null.")] = None,
+    cold: Annotated[
+        Literal["parquet", "delta"], typer.Option(help="Format of the sealed files.")
+    ] = "parquet",
     as_json: Json = False,
 ) -> None:
     """Create a table, and the lake if there is none."""
@@ -86,8 +75,8 @@ def create(
             raise typer.BadParameter("--like needs --event-time COLUMN", param_hint="--event-time")
         assert like is not None
         columns = schema_of_file(like, event_time, null or [])
-    with lakestore.open(lake, upkeep="manual") as opened:
-        made = opened.create_table(table, columns, **roles)
+    with open_lake(lake, upkeep="manual") as opened:
+        made = opened.create_table(table, columns, cold=cold, **roles)
         facts = {"lake": opened.root, "table": made.name, "columns": list(made.schema.names)}
         facts |= {"event_time": made.schema.event_time, "event_id": made.schema.event_id}
     if as_json:
@@ -98,7 +87,7 @@ def create(
 
 def status(lake: LakeFolder, as_json: Json = False) -> None:
     """Rows, bytes, files and lag of every tier of every table."""
-    with lakestore.open(lake, mode="r") as opened:
+    with open_lake(lake, mode="r") as opened:
         found = opened.status()
     if as_json:
         print_json(found.to_dict())

@@ -1,24 +1,73 @@
 """Who lists the sealed files: the seam between the verbs and a cold format."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Protocol
 
-from lakestore.snapshot import ColdFile, Segment
+from lakestore.snapshot import ColdFile, Segment, TableState
+
+Examine = Callable[[Sequence[ColdFile]], None]
+"""Looks for rows that are to be sealed among cold files; raises when others have sealed some."""
 
 
 class ColdTable(Protocol):
     """The sealed part of one table."""
 
-    def publish(self, sealed: Sequence[Segment], files: Sequence[ColdFile], through: int) -> None:
+    partition: str
+    """What the folders of its days are called."""
+
+    def create(self) -> None:
+        """Make the empty table, before the catalog's commit that lists it.
+
+        Raises:
+            SchemaError: the format has no such type.
+            StorageError: nothing was made that anybody reads.
+        """
+        ...
+
+    def current(self, listed: TableState, *, newest: bool) -> TableState:
+        """What the catalog lists, with the cold tier as it is now.
+
+        The hot side is pinned first, and the cold version read after it: what was sealed in
+        between is in the cold tier, and dropped from the hot one. The other order could miss rows.
+
+        Args:
+            listed: the hot side, and what the catalog knows of the cold one.
+            newest: ask a store what is new; without, what is known will do, and a store that does
+                not answer is no error.
+
+        Raises:
+            CorruptionError: what lists the cold files is damaged.
+            StorageError: it cannot be read for now.
+        """
+        ...
+
+    def claim(self, segments: Sequence[Segment], through: int) -> None:
+        """Before a seal: from now on these segments are sealed as they are, or not at all.
+
+        Raises:
+            ConflictError: one of them was sealed or merged meanwhile.
+            StorageError: the disk refused.
+        """
+        ...
+
+    def publish(
+        self, sealed: Sequence[Segment], files: Sequence[ColdFile], through: int, examine: Examine
+    ) -> None:
         """Commit files in the place of segments: the commit point of a seal.
 
         Args:
             sealed: the segments, in order, first of them `sealed_through + 1`.
             files: published under their names already; none when there were no rows.
             through: the last segment number that is cold from now on.
+            examine: shown the cold files that the commit is made beside.
 
         Raises:
             ConflictError: another process sealed them; its result stands.
             StorageError: nothing was committed.
+            CommitUncertainError: the next seal finds out whether it was.
         """
+        ...
+
+    def settle(self) -> None:
+        """Take segments that are sealed off the catalog's list, after a crash that left them."""
         ...

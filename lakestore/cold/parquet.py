@@ -3,19 +3,37 @@
 from collections.abc import Sequence
 
 from lakestore.catalog import Catalog
+from lakestore.cold import Examine
 from lakestore.failpoint import reach
-from lakestore.snapshot import ColdFile, Segment
+from lakestore.snapshot import ColdFile, Segment, TableState
 
 
 class ParquetCold:
     """`ColdTable` in one catalog transaction: files, segments and `sealed_through` together."""
 
+    partition = "day"
+
     def __init__(self, catalog: Catalog, table_id: int) -> None:
         self._catalog = catalog
         self._table_id = table_id
 
-    def publish(self, sealed: Sequence[Segment], files: Sequence[ColdFile], through: int) -> None:
-        """Commit files in the place of segments."""
+    def create(self) -> None:
+        """Nothing: the catalog's own commit makes the table."""
+
+    def current(self, listed: TableState, *, newest: bool) -> TableState:
+        """What the catalog lists is all there is."""
+        return listed
+
+    def claim(self, segments: Sequence[Segment], through: int) -> None:
+        """Nothing: the commit itself finds out."""
+
+    def publish(
+        self, sealed: Sequence[Segment], files: Sequence[ColdFile], through: int, examine: Examine
+    ) -> None:
+        """Commit files in the place of segments; there is no other site to examine."""
         with self._catalog.commit() as commit:
             commit.seal(self._table_id, sealed, files, through)
             reach("seal.6")
+
+    def settle(self) -> None:
+        """Nothing: both tiers change in one transaction."""

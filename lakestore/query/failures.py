@@ -102,5 +102,5 @@ def _files(tables: Sequence[TableContext]) -> Iterator[tuple[Path, FileInfo]]:
         state = table.state()
         for segment in state.hot:
             yield table.segment_path(segment), segment.info
-        for file in state.cold:
-            yield Path(table.cold_url(file)), file.info
+        for file in state.cold if not table.site.storage.remote else ():
+            yield table.cold_path(file), file.info

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from lakestore.buffer import Pinned
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import SiteContext, TableContext, with_cold
 from lakestore.snapshot import ColdFile, Segment, TableState
 
 
@@ -57,18 +57,19 @@ def pin(site: SiteContext, tables: Sequence[TableContext]) -> list[TablePin]:
         StorageError, CorruptionError: the catalog or another writer's journal cannot be read.
     """
     ids = [table.entry.id for table in tables]
-    states = site.catalog.states(ids)
+    listed = site.catalog.states(ids)
     while True:
-        before = states
+        before = listed
         pinned = _pin_unflushed(tables, before, site.visibility)
-        states = site.catalog.states(ids)
-        if all(before[id].version == states[id].version for id in ids):
+        listed = site.catalog.states(ids)
+        if all(before[id].version == listed[id].version for id in ids):
             break
         # Something was published in between: what is pinned may be in a segment by now, with
         # rows newer than those pinned of other tables. Only a new pin is one instant.
+    published = with_cold(listed, tables)
     result = []
     for table in tables:
-        state = states[table.entry.id]
+        state = published[table.entry.id]
         held = [p for p in pinned[table.entry.id] if p.id not in state.flushed]
         batches = [batch for p in held for batch in p.batches]
         result.append(

@@ -20,6 +20,7 @@ import sqlglot
 from sqlglot import expressions as exp
 
 from lakestore import quoting
+from lakestore.delta.statistics import Ranges
 from lakestore.instances import LOST, interrupted, start
 from lakestore.query.parameters import Parameters
 from lakestore.query.pin import TablePin
@@ -117,9 +118,11 @@ class Planner:
         with self._lock, self._instance.cursor() as cursor:
             id = one.table.entry.id
             known = self._statistics.get(id)
-            if known is None or known.files is not one.cold:
+            wanted = _mentioned(scans, one.table.schema)
+            if known is None or known.files is not one.cold or not wanted <= set(known.columns):
                 name = f"statistics.t{id}"
-                known = load_statistics(cursor, one.cold, one.table.schema, name)
+                wanted |= set(known.columns if known is not None else ())
+                known = load_statistics(cursor, one.cold, one.table.schema, name, wanted)
                 self._statistics[id] = known
             return keep(cursor, known, scans, margin)
 
@@ -129,14 +132,19 @@ def load_statistics(
     files: tuple[ColdFile, ...],
     schema: TableSchema,
     name: str,
+    wanted: set[str] | None = None,
 ) -> Statistics:
-    """Put the ranges of `files` into the table `name`, each column in its own type."""
-    present = {column for f in files for column in f.info.ranges}
-    columns = tuple(column for column in schema.names if column in present)
+    """Put the ranges of `files` into the table `name`, each column in its own type.
+
+    Args:
+        wanted: of these columns; by default of all.
+    """
+    columns = tuple(c for c in schema.names if wanted is None or c in wanted)
+    told = [ranges_of(file, columns) for file in files]
     data = {"file": pa.array(range(len(files)), pa.int64())}
     typed = ["file"]
     for index, column in enumerate(columns):
-        ranges = [f.info.ranges.get(column) or ColumnRange(None, None, -1) for f in files]
+        ranges = [one.get(column) or ColumnRange(None, None, -1) for one in told]
         rows = [f.info.rows for f in files]
         data[f"low_{index}"] = pa.array([r.low for r in ranges], pa.string())
         data[f"high_{index}"] = pa.array([r.high for r in ranges], pa.string())
@@ -155,6 +163,18 @@ def load_statistics(
     finally:
         cursor.unregister("lakestore_ranges")
     return Statistics(files, columns, name)
+
+
+def ranges_of(file: ColdFile, columns: Sequence[str]) -> Mapping[str, ColumnRange]:
+    """The ranges of some of a file's columns; a log's text is read for no others."""
+    ranges = file.info.ranges
+    return ranges.of(columns) if isinstance(ranges, Ranges) else ranges
+
+
+def _mentioned(scans: Sequence[Sequence[str]], schema: TableSchema) -> set[str]:
+    """Columns that filters may test: their names are plain."""
+    words = {word for filters in scans for text in filters for word in _PLAIN_NAME.findall(text)}
+    return {name for name in schema.names if name in words}
 
 
 def queried_type(sql_type: str) -> str:

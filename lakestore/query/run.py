@@ -19,6 +19,7 @@ from lakestore.errors import (
     NotFoundError,
     StorageError,
 )
+from lakestore.httpfs import give_access
 from lakestore.instances import interrupts, start
 from lakestore.query import parameters as bound
 from lakestore.query import plan
@@ -192,9 +193,10 @@ class Queries:
         """
         con = start(autoinstall_known_extensions=False, temp_directory=str(spill.folder()))
         con.execute("SET GLOBAL TimeZone = 'UTC'")
+        give_access(con, self._site.storage)
         for one in pin(self._site, tables):
             table = one.table
-            parts, name = _parquet_parts(one), quoting.identifier(table.entry.name)
+            parts, name = self._parquet_parts(one), quoting.identifier(table.entry.name)
             if one.buffered.num_rows:
                 buffered = f"lakestore_buffer_{table.entry.id}"
                 con.register(buffered, one.buffered)
@@ -269,7 +271,7 @@ class Queries:
     ) -> str:
         table = one.table
         columns = quoting.identifiers(table.schema.names)
-        parts, parquet = [], [table.cold_url(file) for file in cold]
+        parts, parquet = [], self._cold_sources(table, cold)
         if one.buffered.num_rows:
             name = f"lakestore_buffer_{table.entry.id}"
             cursor.register(name, one.buffered)
@@ -286,10 +288,23 @@ class Queries:
             else:
                 parts.append(f"SELECT {columns} FROM {alias}.{hot.EVENTS}")
         for name in parquet:
-            require_file(Path(name))
+            if not name.startswith("s3://"):
+                require_file(Path(name))
         if parquet:
             parts.append(_read_parquet(columns, parquet))
         return _union(parts, one)
+
+    def _cold_sources(self, table: TableContext, cold: Sequence[ColdFile]) -> list[str]:
+        """What DuckDB opens for cold files: their URLs if it can, else copies of them."""
+        if self._site.reads_store:
+            return [table.cold_url(file) for file in cold]
+        return [str(path) for path in self._site.files.paths([table.wanted(f) for f in cold])]
+
+    def _parquet_parts(self, one: TablePin) -> list[str]:
+        table = one.table
+        paths = self._cold_sources(table, one.cold)
+        paths += [str(table.segment_path(s)) for s in one.segments]
+        return [_read_parquet(quoting.identifiers(table.schema.names), paths)] if paths else []
 
     def _check(self, statement: str, frames: Mapping[str, Any]) -> str:
         """The statement, when it is exactly one and it reads."""
@@ -326,13 +341,6 @@ def _read_parquet(columns: str, paths: Sequence[str]) -> str:
     return (
         f"SELECT {columns} FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false)"
     )
-
-
-def _parquet_parts(one: TablePin) -> list[str]:
-    table = one.table
-    paths = [table.cold_url(f) for f in one.cold]
-    paths += [str(table.segment_path(s)) for s in one.segments]
-    return [_read_parquet(quoting.identifiers(table.schema.names), paths)] if paths else []
 
 
 def _union(parts: Sequence[str], one: TablePin) -> str:

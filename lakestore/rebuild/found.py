@@ -11,16 +11,21 @@ import pyarrow.parquet as pq
 
 from lakestore import datafile, hot, tiling
 from lakestore.catalog.commit import Garbage, Sent, TableRecord
-from lakestore.errors import CorruptionError, SchemaError
+from lakestore.errors import CorruptionError, FormatTooNewError, SchemaError
+from lakestore.filecache import FileCache, Wanted
 from lakestore.layout import (
     ColdName,
     SegmentName,
     SiteLayout,
     data_prefix,
+    log_prefix,
+    log_version_name,
     parse_schema_name,
     schema_key,
+    split_folder,
     tombstone_key,
 )
+from lakestore.rebuild import logs
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, FileInfo, GenerationId, Segment, TableState
 from lakestore.storage import Storage
@@ -37,17 +42,20 @@ class Found:
     """Every table that the files tell of, and what they say that all of them have to agree on."""
 
     tables: list[TableRecord] = field(default_factory=list)
-    lakes: dict[str, Path] = field(default_factory=dict)
+    lakes: dict[str, str] = field(default_factory=dict)
     sites: list[str] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
-    left_out: list[Path] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
 
 
 class Finder:
     """Reads what is on the disk, table by table."""
 
-    def __init__(self, storage: Storage, layout: SiteLayout, now: datetime) -> None:
+    def __init__(
+        self, storage: Storage, files: FileCache, layout: SiteLayout, now: datetime
+    ) -> None:
         self._storage = storage
+        self._files = files
         self._layout = layout
         self._now = now
         self._keys: dict[str, list[str]] = defaultdict(list)
@@ -63,11 +71,11 @@ class Finder:
         newest: dict[str, tuple[int, str]] = {}
         for folder in folders:
             if self._is_table(folder):
-                name, number = _split(folder)
+                name, number = split_folder(folder)
                 best = newest.get(name.casefold(), (0, ""))
                 newest[name.casefold()] = max(best, (number, folder))
         for folder in sorted(folders):
-            _, current = newest.get(_split(folder)[0].casefold(), (0, ""))
+            _, current = newest.get(split_folder(folder)[0].casefold(), (0, ""))
             # A folder is only made while no table has its name: those before it were dropped.
             record = self._table(folder, dropped=folder != current)
             if record is not None:
@@ -99,8 +107,10 @@ class Finder:
         data = [key for key in self._keys[folder] if key.startswith(data_prefix(folder))]
         if dropped or tombstone_key(folder) in self._keys[folder]:
             gone = (Garbage(0, 0, folder, "table", "", 0),)
-            name, none = _split(folder)[0], frozenset[Sent]()
-            return TableRecord(0, name, folder, True, 0, documents, {}, none, gone, _NOTHING)
+            name, none = split_folder(folder)[0], frozenset[Sent]()
+            return TableRecord(
+                0, name, folder, "parquet", True, 0, documents, {}, none, gone, _NOTHING
+            )
         if not documents:
             if self._is_table(folder):
                 self._found.problems.append(
@@ -108,7 +118,16 @@ class Finder:
                     f"{self._storage.url(schema_key(folder, 1))!r}"
                 )
             return None
-        table = _TableReader(self._storage, self._layout, folder, documents, self._now, self._found)
+        table = _TableReader(
+            self._storage,
+            self._files,
+            self._layout,
+            folder,
+            documents,
+            data,
+            self._now,
+            self._found,
+        )
         return table.read(segments, data)
 
 
@@ -118,21 +137,26 @@ class _TableReader:
     def __init__(
         self,
         storage: Storage,
+        files: FileCache,
         layout: SiteLayout,
         folder: str,
         documents: Mapping[int, str],
+        keys: Sequence[str],
         now: datetime,
         found: Found,
     ) -> None:
         self._storage = storage
+        self._files = files
         self._layout = layout
         self._folder = folder
-        self._name = _split(folder)[0]
+        self._name = split_folder(folder)[0]
         self._documents = documents
+        self._cold = "delta" if log_prefix(folder) + log_version_name(0) in keys else "parquet"
         self._now = now
         self._found = found
         self._footers: dict[str, Mapping[str, Any]] = {}
         self._unreadable: list[str] = []
+        self._sealed: tuple[str, ...] = ()
         self._last = 0
 
     def read(self, segments: Sequence[Path], data: Sequence[str]) -> TableRecord | None:
@@ -141,10 +165,17 @@ class _TableReader:
         schema = self._schema(version)
         if schema is None:
             return None
-        tiles = [*self._segment_tiles(segments), *self._seal_tiles(data)]
         journals = {journal.id for journal in list_journals(self._layout, self._folder)}
+        tiles = self._segment_tiles(segments)
         try:
+            if self._cold == "delta":
+                tiles += self._sealed_tiles(journals)
+            else:
+                tiles += self._seal_tiles(data)
             chosen = tiling.choose(tiles, self._last, journals)
+        except (CorruptionError, FormatTooNewError) as error:
+            self._found.problems.append(f"table {self._name!r}: {error}")
+            return None
         except tiling.Untileable as error:
             what = f"table {self._name!r}: {error}"
             if self._unreadable:
@@ -155,13 +186,15 @@ class _TableReader:
 
     def _schema(self, version: int) -> TableSchema | None:
         path = self._storage.url(schema_key(self._folder, version))
-        empty = Path(self._storage.url(schema_key(self._folder, version, "parquet")))
+        key = schema_key(self._folder, version, "parquet")
+        empty = self._storage.url(key)
         text = self._documents[version]
         try:
             schema = TableSchema.from_toml(text)
-            footer = self._footer(empty) if empty.exists() else None
+            there = self._storage.size(key) is not None
+            footer = self._footer(self._fetched(key), empty) if there else None
             if footer is not None and footer.get("document") != text:
-                self._found.problems.append(f"{path!r} is not what {str(empty)!r} says of it")
+                self._found.problems.append(f"{path!r} is not what {empty!r} says of it")
                 return None
         except SchemaError as error:
             self._found.problems.append(f"{path!r} is damaged: {error}")
@@ -170,14 +203,19 @@ class _TableReader:
             pass
         return schema
 
-    def _footer(self, path: Path) -> Mapping[str, Any]:
+    def _fetched(self, key: str) -> Path:
+        """An object as a file of this machine."""
+        size = self._storage.size(key)
+        return self._files.path(Wanted(key, size or 0))
+
+    def _footer(self, path: Path, shown: str) -> Mapping[str, Any]:
         """A file's footer; raises `CorruptionError`."""
         footer = datafile.read_footer(path)
-        self._found.lakes.setdefault(str(footer.get("lake")), path)
+        self._found.lakes.setdefault(str(footer.get("lake")), shown)
         if footer.get("site"):
             self._found.sites.append(str(footer["site"]))
         if footer.get("table") != self._name:
-            raise CorruptionError(f"{str(path)!r} is of table {footer.get('table')!r}")
+            raise CorruptionError(f"{shown!r} is of table {footer.get('table')!r}")
         return footer
 
     def _segment_tiles(self, paths: Sequence[Path]) -> list[Tile]:
@@ -189,7 +227,7 @@ class _TableReader:
                 continue
             self._last = max(self._last, name.last)
             try:
-                footer = self._footers[path.name] = self._footer(path)
+                footer = self._footers[path.name] = self._footer(path, str(path))
                 linked = path.stat().st_ctime_ns
                 tiles.append(
                     Tile(name.first, name.last, False, (path.name,), _covers([footer]), linked)
@@ -208,7 +246,8 @@ class _TableReader:
                 continue
             self._last = max(self._last, name.last)
             try:
-                footer = self._footers[file] = self._footer(Path(self._storage.url(key)))
+                footer = self._footer(self._fetched(key), self._storage.url(key))
+                self._footers[file] = footer
                 seals[name.first, name.last, str(footer.get("seal"))].append((name, file))
             except CorruptionError:
                 self._unreadable.append(file)
@@ -219,6 +258,26 @@ class _TableReader:
                 names = tuple(sorted(file for _, file in files))
                 tiles.append(Tile(first, last, True, names, _covers(footers)))
         return tiles
+
+    def _sealed_tiles(self, journals: set[GenerationId]) -> list[Tile]:
+        """All that this site has sealed into a Delta table, as its log tells."""
+        sites = {str(footer.get("site")) for footer in self._footers.values()}
+        state = logs.read_log(self._storage, self._folder)
+
+        def footer_of(name: str) -> Mapping[str, Any]:
+            key = data_prefix(self._folder) + name
+            return datafile.read_footer(self._fetched(key))
+
+        sealed = logs.sealed(state, footer_of, sites, journals)
+        first = log_prefix(self._folder) + log_version_name(0)
+        self._found.lakes.setdefault(sealed.lake, self._storage.url(first))
+        if sealed.site is not None:
+            self._found.sites.insert(0, sealed.site)
+        self._last = max(self._last, sealed.through)
+        self._footers |= {name: footer_of(name) for name in sealed.files}
+        self._sealed = sealed.files
+        covers = _covers([self._footers[name] for name in sealed.files])
+        return [sealed.tile(covers)] if sealed.through else []
 
     def _record(
         self,
@@ -240,9 +299,10 @@ class _TableReader:
         # What they took is in others, so they were merged or sealed: vacuum may have them.
         superseded = [t for t in tiles if not t.cold and t not in chosen and t.covers <= covers]
         garbage = tuple(Garbage(0, 0, self._folder, "segment", t.files[0], 0) for t in superseded)
+        names += self._sealed
         used = {*names, *(t.files[0] for t in superseded)}
-        self._found.left_out += [self._path(n) for n in self._footers if n not in used]
-        self._found.left_out += [self._path(n) for n in self._unreadable]
+        self._found.left_out += [self._shown(n) for n in self._footers if n not in used]
+        self._found.left_out += [self._shown(n) for n in self._unreadable]
         marks = hot.highest(
             mark for name in names for mark in self._footers[name].get("producers", {}).items()
         )
@@ -255,6 +315,7 @@ class _TableReader:
             0,
             self._name,
             self._folder,
+            self._cold,
             False,
             self._last,
             self._documents,
@@ -266,21 +327,21 @@ class _TableReader:
 
     def _measure(self, name: str, schema: TableSchema) -> FileInfo | None:
         """What a file holds; None when its bytes are not those that were published."""
-        path = self._path(name)
+        path, shown = self._path(name), self._shown(name)
         kind = ColdName if "/" in name else SegmentName
         try:
             info = datafile.measure(path, schema)
             with pq.ParquetFile(path) as file:
                 fits = file.schema_arrow.equals(schema.arrow)
         except (CorruptionError, *datafile.UNREADABLE) as error:
-            raise_refusal(f"cannot read {str(path)!r}", error)
-            self._found.problems.append(f"{str(path)!r} cannot be read: {error}")
+            raise_refusal(f"cannot read {shown!r}", error)
+            self._found.problems.append(f"{shown!r} cannot be read: {error}")
             return None
         if not info.sha256.startswith(kind.parse(name).sha12):
-            self._found.problems.append(f"{str(path)!r} was altered: its sha256 is not in its name")
+            self._found.problems.append(f"{shown!r} was altered: its sha256 is not in its name")
             return None
         if not fits:
-            self._found.problems.append(f"{str(path)!r} has other columns than the schema document")
+            self._found.problems.append(f"{shown!r} has other columns than the schema document")
             return None
         return info
 
@@ -304,9 +365,14 @@ class _TableReader:
             for name in tile.files
         ]
 
+    def _shown(self, name: str) -> str:
+        if "/" in name:
+            return self._storage.url(data_prefix(self._folder) + name)
+        return str(self._layout.hot(self._folder) / name)
+
     def _path(self, name: str) -> Path:
         if "/" in name:
-            return Path(self._storage.url(data_prefix(self._folder) + name))
+            return self._fetched(data_prefix(self._folder) + name)
         return self._layout.hot(self._folder) / name
 
 
@@ -316,9 +382,3 @@ def _covers(footers: Sequence[Mapping[str, Any]]) -> frozenset[GenerationId]:
         for footer in footers
         for writer, number in footer.get("covers", ())
     )
-
-
-def _split(folder: str) -> tuple[str, int]:
-    """A table's name, and the how manieth folder of that name: `name`, `name-2`, …"""
-    name, _, number = folder.partition("-")
-    return name, int(number) if number.isdecimal() else 1

@@ -15,13 +15,16 @@ from secrets import token_hex
 from typing import Any
 
 from lakestore.catalog import Catalog
-from lakestore.clock import Clock, SystemClock
+from lakestore.clock import Clock
 from lakestore.errors import CorruptionError, LockedError, NotFoundError, StorageError
+from lakestore.filecache import FileCache
 from lakestore.lakefile import is_filled, lake_id, write_lake_file
 from lakestore.layout import LAKE_FILE, SiteLayout
 from lakestore.locks import ProcessLock
 from lakestore.rebuild.found import Finder, Found
-from lakestore.storage.local import LocalStorage, make_folder, publish_new, set_aside
+from lakestore.settings import Settings
+from lakestore.storage import Storage
+from lakestore.storage.local import fsync_file, make_folder, publish_new, set_aside
 from lakestore.verify.journals import list_journals
 from lakestore.writers import living
 
@@ -69,9 +72,7 @@ class Rebuilt:
         return "\n".join(lines)
 
 
-def rebuild(
-    root: str | Path, *, local: str | Path | None = None, clock: Clock | None = None
-) -> Rebuilt:
+def rebuild(storage: Storage, layout: SiteLayout, clock: Clock) -> Rebuilt:
     """Make the catalog of a lake again, and `lakestore.json` if need be, from all other files.
 
     Raises:
@@ -81,26 +82,23 @@ def rebuild(
             nothing was changed.
         StorageError: the disk refused; it can be tried again.
     """
-    folder = Path(root).absolute()
-    layout = SiteLayout(Path(local).absolute() if local is not None else folder / "_site")
-    return _Rebuild(folder, layout, clock or SystemClock()).run()
+    return _Rebuild(storage, layout, clock).run()
 
 
 class _Rebuild:
-    def __init__(self, root: Path, layout: SiteLayout, clock: Clock) -> None:
-        self._root = root
+    def __init__(self, storage: Storage, layout: SiteLayout, clock: Clock) -> None:
+        self._storage = storage
         self._layout = layout
         self._clock = clock
-        self._storage = LocalStorage(root)
         stamp = clock.now().strftime("%Y%m%dT%H%M%S")
         self._aside = layout.quarantine / f"{stamp}-{token_hex(4)}"
 
     def run(self) -> Rebuilt:
         lake = self._lake_in_file()
         if lake is None and not is_filled(self._storage, self._layout):
-            raise NotFoundError(f"no lake at {str(self._root)!r}")
+            raise NotFoundError(f"no lake at {self._storage.root!r}")
         with _alone(self._layout) as lock:
-            found = Finder(self._storage, self._layout, self._clock.now()).find()
+            found = Finder(self._storage, self._files(), self._layout, self._clock.now()).find()
             if found.problems:
                 raise CorruptionError(
                     "the catalog cannot be made again, and nothing was changed: "
@@ -109,8 +107,8 @@ class _Rebuild:
             chosen = self._agreed(lake, found)
             staged = self._stage(lock, chosen, found)
             if lake is None:
-                self._move_away(self._root / LAKE_FILE)
-                write_lake_file(self._storage, self._root, chosen)
+                self._move_lake_file_away()
+                write_lake_file(self._storage, chosen, self._layout.local)
             # The file first: a log without it is ignored, but not it without its log.
             for suffix in ("", "-wal", "-shm", "-journal"):
                 self._move_away(self._layout.catalog.with_name(f"catalog.sqlite{suffix}"))
@@ -121,7 +119,7 @@ class _Rebuild:
     def _lake_in_file(self) -> str | None:
         """The lake's uuid; None when its file is damaged or gone."""
         try:
-            return lake_id(self._storage, self._root, create=False)
+            return lake_id(self._storage, None)
         except (CorruptionError, NotFoundError):
             return None
 
@@ -129,7 +127,7 @@ class _Rebuild:
         """The lake that every file is of."""
         lakes = set(found.lakes) | ({lake} if lake is not None else set())
         if len(lakes) != 1:
-            told = ", ".join(f"{str(path)!r} is of lake {id}" for id, path in found.lakes.items())
+            told = ", ".join(f"{path!r} is of lake {id}" for id, path in found.lakes.items())
             raise CorruptionError(
                 f"the files do not agree on whose they are: {LAKE_FILE} says {lake}; {told}"
             )
@@ -149,6 +147,20 @@ class _Rebuild:
         if path.with_name("catalog.sqlite-wal").exists():
             raise StorageError(f"{str(path)!r} could not be finished: make room, then retry")
         return path
+
+    def _files(self) -> FileCache:
+        return FileCache(self._storage, self._layout.files, Settings.of(None).cache_bytes)
+
+    def _move_lake_file_away(self) -> None:
+        if self._storage.size(LAKE_FILE) is None:
+            return
+        if self._storage.remote:
+            kept = make_folder(self._aside) / LAKE_FILE
+            kept.write_bytes(self._storage.read(LAKE_FILE))
+            fsync_file(kept)
+            self._storage.delete(LAKE_FILE)
+        else:
+            self._move_away(Path(self._storage.url(LAKE_FILE)))
 
     def _move_away(self, path: Path) -> None:
         if path.exists():
@@ -170,12 +182,12 @@ class _Rebuild:
                 )
             )
         return Rebuilt(
-            str(self._root),
+            self._storage.root,
             lake,
             tuple(tables),
             len(found.tables) - len(live),
             str(self._aside) if self._aside.exists() else None,
-            tuple(str(path) for path in sorted(found.left_out)),
+            tuple(sorted(found.left_out)),
         )
 
 

@@ -1,12 +1,22 @@
 """Where published bytes live: a handful of verbs, so that a backend is small enough to read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Protocol
 
 
 class Storage(Protocol):
     """Immutable objects under keys such as `tables/usage/data/…`; no verb overwrites."""
+
+    root: str
+    """What a user calls it: a folder, or an `s3://` URL."""
+    remote: bool
+    """Whether it is behind a network: slow, and what failed may succeed by itself soon."""
+
+    @property
+    def answers(self) -> bool:
+        """Whether it is worth asking, for whoever can do without: it did not fail just now."""
+        ...
 
     def put_new(self, key: str, source: Path) -> bool:
         """Publish the staged file `source` as `key`, durably and all at once.
@@ -31,12 +41,20 @@ class Storage(Protocol):
         """Bytes of the object, or None when there is none."""
         ...
 
+    def make_durable(self, key: str) -> None:
+        """Have an object that somebody made survive a power loss, before others go for it."""
+        ...
+
     def delete(self, key: str) -> None:
         """Remove the object; nothing happens when there is none. Only `vacuum` calls this."""
         ...
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys below `prefix`: to find candidates for deletion, never to decide what is live."""
+        ...
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """Names of the folders right below `prefix`, in order."""
         ...
 
     def url(self, key: str) -> str:

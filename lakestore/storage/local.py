@@ -12,7 +12,7 @@ import os
 import resource
 import shutil
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from io import BufferedReader
 from pathlib import Path
@@ -118,7 +118,7 @@ def publish_new(source: Path, target: Path) -> bool:
         fsync_file(source)
         reach("publish.2")
         try:
-            os.link(source, target)
+            _link(source, target)
             created = True
         except FileExistsError:
             created = False
@@ -130,6 +130,40 @@ def publish_new(source: Path, target: Path) -> bool:
     except OSError as error:
         raise storage_error(f"cannot publish {str(target)!r}", error) from error
     return created
+
+
+def _link(source: Path, target: Path) -> None:
+    """Give a file its final name too; from another file system, a copy of it."""
+    try:
+        os.link(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with _copied(source, target.parent) as copy:
+            os.link(copy, target)
+
+
+def _rename(source: Path, target: Path) -> None:
+    """Put a file in the place of another; from another file system, a copy of it."""
+    try:
+        os.replace(source, target)
+    except OSError as error:
+        if error.errno != errno.EXDEV:
+            raise
+        with _copied(source, target.parent) as copy:
+            os.replace(copy, target)
+
+
+@contextmanager
+def _copied(source: Path, folder: Path) -> Iterator[Path]:
+    """A durable copy of a file in a folder of another file system, for a moment."""
+    copy = folder / f".{source.name}.{os.getpid()}"
+    try:
+        shutil.copyfile(source, copy)
+        fsync_file(copy)
+        yield copy
+    finally:
+        discard(copy)
 
 
 @contextmanager
@@ -227,15 +261,19 @@ def why_refused(folder: Path) -> OSError | None:
 class LocalStorage:
     """`Storage` on a folder."""
 
-    def __init__(self, root: Path) -> None:
-        self.root = root
+    remote = False
+    answers = True
+
+    def __init__(self, folder: Path) -> None:
+        self.root = str(folder)
+        self.folder = folder
 
     def path(self, key: str) -> Path:
         """Where `key` is; raises `InvalidInputError` when it would leave the root."""
         parts = key.split("/")
         if key.startswith("/") or any(part in ("", ".", "..") or "\0" in part for part in parts):
             raise InvalidInputError(f"{key!r} is not a key below the lake's root")
-        return self.root.joinpath(*parts)
+        return self.folder.joinpath(*parts)
 
     def put_new(self, key: str, source: Path) -> bool:
         """Publish `source` as `key`; False when the key existed."""
@@ -247,7 +285,7 @@ class LocalStorage:
         try:
             fsync_file(source)
             reach("replace.1")
-            os.replace(source, target)
+            _rename(source, target)
             reach("replace.2")
             fsync_folder(target.parent)
             reach("replace.3")
@@ -260,9 +298,9 @@ class LocalStorage:
             with open_to_read(self.path(key)) as file:
                 return file.read()
         except FileNotFoundError as error:
-            raise NotFoundError(f"no object {key!r} in {str(self.root)!r}") from error
+            raise NotFoundError(f"no object {key!r} in {self.root!r}") from error
         except OSError as error:
-            raise storage_error(f"cannot read {key!r} in {str(self.root)!r}", error) from error
+            raise storage_error(f"cannot read {key!r} in {self.root!r}", error) from error
 
     def size(self, key: str) -> int | None:
         """Bytes of the object, or None."""
@@ -273,16 +311,35 @@ class LocalStorage:
         except OSError as error:
             raise storage_error(f"cannot look at {key!r}", error) from error
 
+    def make_durable(self, key: str) -> None:
+        """Sync an object and its name."""
+        path = self.path(key)
+        with refusals(f"cannot sync {str(path)!r}"):
+            fsync_file(path)
+            fsync_folder(path.parent)
+
     def delete(self, key: str) -> None:
-        """Remove the object, if it is there."""
-        self.path(key).unlink(missing_ok=True)
+        """Remove the object, if it is there, so that a power loss does not bring it back."""
+        path = self.path(key)
+        if path.exists():
+            path.unlink(missing_ok=True)
+            fsync_folder(path.parent)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys below `prefix`, in order."""
-        folder = self.root / prefix
+        folder = self.folder / prefix
         for path in sorted(folder.rglob("*")):
             if path.is_file():
-                yield path.relative_to(self.root).as_posix()
+                yield path.relative_to(self.folder).as_posix()
+
+    def folders(self, prefix: str) -> Sequence[str]:
+        """Names of the folders right below `prefix`, in order."""
+        folder = self.folder / prefix
+        with refusals(f"cannot list {str(folder)!r}"):
+            try:
+                return sorted(path.name for path in folder.iterdir() if path.is_dir())
+            except FileNotFoundError:
+                return []
 
     def url(self, key: str) -> str:
         """The absolute path."""

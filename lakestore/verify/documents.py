@@ -13,17 +13,18 @@ from lakestore.layout import schema_key
 from lakestore.schema import TableSchema
 from lakestore.storage import Storage
 from lakestore.storage.local import raise_refusal
+from lakestore.verify.objects import Objects
 from lakestore.verify.report import REPAIR, RESTORE, Problem
 
 
-def check_documents(storage: Storage, lake: str, record: TableRecord) -> list[Problem]:
+def check_documents(objects: Objects, lake: str, record: TableRecord) -> list[Problem]:
     """What is wrong with the documents of a table's schema versions."""
-    problems = []
+    problems, storage = [], objects.storage
     for version, text in record.schemas.items():
-        path = Path(storage.url(schema_key(record.folder, version)))
+        path = objects.path(schema_key(record.folder, version))
         for what in _document(storage, schema_key(record.folder, version), text):
             problems.append(Problem("schema", "damage", record.name, path, what, RESTORE))
-        empty = Path(storage.url(schema_key(record.folder, version, "parquet")))
+        empty = objects.fetch(schema_key(record.folder, version, "parquet"))
         for what in _empty(empty, lake, record, version, text):
             problems.append(Problem("schema", "cache", record.name, empty, what, REPAIR, "empty"))
     return problems

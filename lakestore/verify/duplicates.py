@@ -1,7 +1,7 @@
 """Verify that no event is published twice in its table's scope. Hashes nominate, ids decide."""
 
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from datetime import date
 from pathlib import Path
 
@@ -21,12 +21,16 @@ _HELP = "the first durable one counts; tell which rows are wanted, and load thos
 
 
 def check_duplicates(
-    table: str, schema: TableSchema, files: Sequence[tuple[Checked, date | None]]
+    table: str,
+    schema: TableSchema,
+    files: Sequence[tuple[Checked, date | None]],
+    fetched: Callable[[Path], Path],
 ) -> list[Problem]:
     """Rows that are published twice, by the files that hold them.
 
     Args:
         files: what was read, with the day of its rows; None when it may have any.
+        fetched: gives a file that was let go once more.
     """
     if schema.dedup == "none":
         return []
@@ -38,11 +42,16 @@ def check_duplicates(
     problems = []
     for group in (anywhere, *by_day.values()):
         rest = anywhere if group is not anywhere else []
-        problems += _in_group(table, schema, [*group, *rest])
+        problems += _in_group(table, schema, [*group, *rest], fetched)
     return problems
 
 
-def _in_group(table: str, schema: TableSchema, files: Sequence[Checked]) -> list[Problem]:
+def _in_group(
+    table: str,
+    schema: TableSchema,
+    files: Sequence[Checked],
+    fetched: Callable[[Path], Path],
+) -> list[Problem]:
     hashes = [checked.hashes for checked in files]
     if not hashes:
         return []
@@ -51,7 +60,7 @@ def _in_group(table: str, schema: TableSchema, files: Sequence[Checked]) -> list
         return []
     holders: dict[object, list[Path]] = defaultdict(list)
     for checked in files:
-        for identity in _identities(checked.path, schema, nominated):
+        for identity in _identities(fetched(checked.path), schema, nominated):
             holders[identity].append(checked.path)
     doubled: dict[tuple[Path, ...], list[object]] = defaultdict(list)
     for identity, paths in holders.items():

@@ -19,7 +19,7 @@ from lakestore.layout import (
     tombstone_key,
 )
 from lakestore.snapshot import GenerationId
-from lakestore.storage import Storage
+from lakestore.verify.objects import Objects
 from lakestore.verify.report import MOVE, REBUILD, Problem
 
 _TOMBSTONE = "move it away if the table is to stay, or a rebuild would leave the table out"
@@ -29,31 +29,38 @@ class Disk:
     """Names of the lake's files, listed before the catalog is read: what is published later
     cannot be among them."""
 
-    def __init__(self, layout: SiteLayout, storage: Storage) -> None:
+    def __init__(self, layout: SiteLayout, objects: Objects) -> None:
         self.layout = layout
-        self.keys = list(storage.list("tables/"))
+        self.objects = objects
+        self.keys = list(objects.storage.list("tables/"))
         self.hot = _files(layout.local / "hot")
         self.ids = _files(layout.local / "ids")
         self.staging = _files(layout.local / "staging")
 
 
 def check_leftovers(
-    disk: Disk, storage: Storage, inventory: Inventory, living: set[str]
+    disk: Disk, inventory: Inventory, living: set[str], site: str, unread: set[str]
 ) -> Iterator[Problem]:
     """Files that neither the catalog nor a living writer has any use for.
 
     Args:
         inventory: read after the disk was listed, and after any commit under way ended.
         living: writers that live.
+        site: this one, whose files are for it to judge.
+        unread: folders of tables whose cold files are not known.
     """
     records = {record.folder: record for record in inventory.tables}
     for key in disk.keys:
         folder, _, rest = key.removeprefix("tables/").partition("/")
-        yield from _key_problem(storage, records.get(folder), folder, key, rest, living)
+        if folder in unread:
+            continue
+        yield from _key_problem(disk.objects, records.get(folder), folder, key, rest, living, site)
     for path in disk.hot:
         yield from _hot_problem(disk.layout, records.get(path.parent.name), path)
     for path in disk.ids:
         record = records.get(path.parent.name)
+        if path.parent.name in unread or (record is not None and record.dropped):
+            continue
         names = {ids_name(file.name) for file in record.state.cold} if record is not None else set()
         if path.name not in names and path.exists():
             yield _leftover("orphan", record, path, "it caches the ids of no listed file")
@@ -67,54 +74,63 @@ def check_leftovers(
 
 
 def _key_problem(
-    storage: Storage,
+    objects: Objects,
     record: TableRecord | None,
     folder: str,
     key: str,
     rest: str,
     living: set[str],
+    site: str,
 ) -> Iterator[Problem]:
-    path = Path(storage.url(key))
-    if record is not None and record.dropped and path.exists():
-        yield from _dropped_problem(storage, record, folder, key)
+    path = objects.path(key)
+
+    def exists() -> bool:  # it may be superseded and deleted by now
+        return objects.exists(key)
+
+    if record is not None and record.dropped and exists():
+        yield from _dropped_problem(objects, record, folder, key)
         return
     if record is not None and key.startswith(data_prefix(folder)):
         name = key.removeprefix(data_prefix(folder))
         if name in {file.name for file in record.state.cold}:
             return
         try:
-            first = ColdName.parse(name).first
+            parsed = ColdName.parse(name)
         except CorruptionError as error:
-            yield _leftover("orphan", record, path, str(error))
+            if record.cold != "delta":  # others put their files there too, and remove them
+                yield _leftover("orphan", record, path, str(error))
+            return
+        first = parsed.first
+        if record.cold == "delta" and parsed.site != site:
             return
         # A seal that goes on publishes files before it lists them.
-        if (first <= record.state.sealed_through or not living) and path.exists():
+        if (first <= record.state.sealed_through or not living) and exists():
             yield _unlisted(record, path, "cold file")
         return
     if record is None:
-        if path.exists() and not living:  # else it may be a table that is being made
+        if exists() and not living:  # else it may be a table that is being made
             yield _leftover("orphan", None, path, "no table has this folder")
         return
-    if key == tombstone_key(folder) and path.exists():
+    if key == tombstone_key(folder) and exists():
         what = "it says that the table was dropped, and the catalog lists the table"
         yield Problem("tombstone", "damage", record.name, path, what, _TOMBSTONE)
         return
     version = parse_schema_name(rest.removeprefix("schema/"))
-    if version not in record.schemas and path.exists():
+    if version not in record.schemas and exists():
         yield _leftover("orphan", record, path, "nothing names it")
 
 
 def _dropped_problem(
-    storage: Storage, record: TableRecord, folder: str, key: str
+    objects: Objects, record: TableRecord, folder: str, key: str
 ) -> Iterator[Problem]:
     """What is wrong with a file of a dropped table, which waits for its vacuum."""
-    path = Path(storage.url(key))
+    path = objects.path(key)
     if not any(item.kind == "table" for item in record.garbage):
         what = "the catalog says that its table was dropped and deleted"
         yield Problem("dropped", "damage", record.name, path, what, REBUILD)
     elif key == tombstone_key(folder):
         with suppress(NotFoundError):  # vacuumed meanwhile
-            if not retain.is_tombstone(storage.read(key)):
+            if not retain.is_tombstone(objects.storage.read(key)):
                 what, help = (
                     "it is damaged",
                     "only that it is there counts, until vacuum deletes it",
@@ -152,6 +168,7 @@ def _unlisted(record: TableRecord, path: Path, what: str) -> Problem:
 
 
 def lost_by_catalog(
+    objects: Objects,
     orphans: Sequence[Problem],
     journals: set[GenerationId],
     covered: set[GenerationId],
@@ -164,8 +181,11 @@ def lost_by_catalog(
     result = []
     for orphan in orphans:
         lost = False
-        if orphan.kind == "orphan" and orphan.file.suffix == ".parquet":
-            taken = [GenerationId(w, n) for w, n in _footer(orphan.file).get("covers", ())]
+        path = Path(orphan.file)
+        if orphan.kind == "orphan" and path.suffix == ".parquet":
+            footer = _footer(objects.fetched(path))
+            objects.let_go(path)
+            taken = [GenerationId(w, n) for w, n in footer.get("covers", ())]
             lost = any(id not in journals and id not in covered for id in taken)
         if lost:
             what = f"{orphan.what}, and the journals that it was made from are gone"

@@ -29,7 +29,7 @@ class Problem:
     kind: str
     severity: Severity
     table: str | None
-    file: Path
+    file: Path | str  # of an object in a store, its URL
     what: str
     help: str
     repair: Repair | None = None
@@ -91,4 +91,6 @@ def by_severity(problems: Iterable[Problem]) -> tuple[Problem, ...]:
     """Problems, the worst first, each once."""
     order = ("damage", "doubt", "cache", "leftover")
     unique = dict.fromkeys(problems)
-    return tuple(sorted(unique, key=lambda p: (order.index(p.severity), p.table or "", p.file)))
+    return tuple(
+        sorted(unique, key=lambda p: (order.index(p.severity), p.table or "", str(p.file)))
+    )

@@ -6,7 +6,7 @@ is not looked at.
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
 
@@ -19,6 +19,7 @@ from lakestore.catalog.commit import Inventory, TableRecord
 from lakestore.context import SiteContext, TableContext
 from lakestore.errors import (
     CorruptionError,
+    FormatTooNewError,
     NotFoundError,
     SchemaError,
     StorageError,
@@ -35,32 +36,37 @@ from lakestore.verify.documents import check_documents
 from lakestore.verify.duplicates import check_duplicates
 from lakestore.verify.journals import JournalCheck, JournalFile, check_flushed, list_journals
 from lakestore.verify.leftovers import Disk, check_garbage, check_leftovers, lost_by_catalog
+from lakestore.verify.logs import check_versions, is_whole, log_problem, own_files, with_cold
+from lakestore.verify.objects import Objects, objects_of
 from lakestore.verify.report import REBUILD, RESTORE, Problem, Report, by_severity
 from lakestore.verify.tiers import check_tiers, covered
 from lakestore.writers import living
 
 
-def verify(site: SiteContext, root: Path, tables: Sequence[TableContext]) -> Report:
+def verify(site: SiteContext, tables: Sequence[TableContext]) -> Report:
     """Everything that is wrong with a lake.
 
     Args:
         tables: those open in this process, for what only it knows of its journals.
     """
     buffers = {table.entry.id: table.buffer for table in tables if table.buffer is not None}
-    return _Verification(site, root, buffers).run()
+    with objects_of(site) as objects:
+        return _Verification(site, objects, buffers).run()
 
 
 @dataclass
 class _Verification:
     site: SiteContext
-    root: Path
+    objects: Objects
     buffers: Mapping[int, Buffer]
     problems: list[Problem] = field(default_factory=list)
+    unread: set[str] = field(default_factory=set)
+    """Folders of tables whose logs cannot be read: what is cold of them is not known."""
     files: int = 0
     rows: int = 0
 
     def run(self) -> Report:
-        self.problems += _lake_file(self.root, self.site.catalog.lake)
+        self.problems += self._lake_file()
         try:
             catalog = Catalog(self.site.layout.catalog, self.site.clock, create=None)
         except (CorruptionError, NotFoundError) as error:
@@ -80,12 +86,14 @@ class _Verification:
         if (catalog.lake, catalog.site) != (self.site.catalog.lake, self.site.catalog.site):
             self._catalog_problem("it is of another lake or site")
         layout = self.site.layout
-        disk = Disk(layout, self.site.storage)
+        disk = Disk(layout, self.objects)
         alive = living(layout)
         folders = [p.name for p in sorted((layout.local / "journal").glob("*"))]
         journals = {folder: list_journals(layout, folder) for folder in folders}
-        inventory = _settled(catalog)
-        leftovers = list(check_leftovers(disk, self.site.storage, inventory, alive))
+        inventory = self._with_logs(_settled(catalog), disk.keys)
+        leftovers = list(
+            check_leftovers(disk, inventory, alive, self.site.catalog.site, self.unread)
+        )
         taken: set[GenerationId] = set()
         with reader() as con:
             for record in inventory.tables:
@@ -94,14 +102,34 @@ class _Verification:
                 elif record.garbage:  # else vacuum has deleted it all
                     journals.pop(record.folder, None)
             unflushed = {j.id for js in map(self._journals_of, inventory.tables) for j in js}
-            self.problems += lost_by_catalog(leftovers, unflushed, taken)
+            self.problems += lost_by_catalog(self.objects, leftovers, unflushed, taken)
             self.problems += _strays(journals)
             expected = {r.name: self._published(r) for r in inventory.tables if not r.dropped}
-            views = check_views(con, self.root / VIEWS_FILE, inventory.version, expected)
-        newer = catalog.inventory()
-        if views is not None and newer.version == inventory.version:
+            path = self.objects.fetch(VIEWS_FILE)
+            follows = any(record.cold == "delta" for record in inventory.tables)
+            views = check_views(con, path, inventory.version, expected, follows=follows)
+        newer = self._with_logs(catalog.inventory())
+        if views is not None and newer.version == inventory.version and not self.unread:
             self.problems.append(views)
         self.problems = _still_true(self.problems, inventory, newer, self._published)
+
+    def _with_logs(self, inventory: Inventory, keys: Sequence[str] | None = None) -> Inventory:
+        """The inventory, with what logs list of the cold tier; with `keys`, problems are noted."""
+        tables = []
+        for record in inventory.tables:
+            try:
+                if record.cold != "parquet" and not record.dropped:
+                    schema = TableSchema.from_toml(record.schemas[max(record.schemas)], record.name)
+                    record = with_cold(self.site, record, schema)
+                    self.problems += check_versions(self.objects, record, keys or ())
+            except (SchemaError, ValueError):  # `_table` says so
+                pass
+            except (CorruptionError, FormatTooNewError) as error:
+                self.unread.add(record.folder)
+                if keys is not None:
+                    self.problems.append(log_problem(self.objects, record, error))
+            tables.append(record)
+        return Inventory(inventory.version, tuple(tables))
 
     def _table(
         self,
@@ -117,14 +145,23 @@ class _Verification:
         except (SchemaError, ValueError) as error:
             self._catalog_problem(f"the schema of table {record.name!r} is none: {error}")
             return set()
-        self.problems += check_documents(site.storage, site.catalog.lake, record)
+        self.problems += check_documents(self.objects, site.catalog.lake, record)
         checked = self._data_files(con, record, schema)
-        footers = {name: one.footer for name, (one, _) in checked.items() if one.footer is not None}
-        self.problems += check_tiers(record, site.layout.catalog, footers)
-        self.problems += check_duplicates(record.name, schema, list(checked.values()))
+        own = own_files(record, site.catalog.site)  # what others put there is theirs to account for
+        footers = {
+            name: one.footer
+            for name, (one, _) in checked.items()
+            if one.footer is not None and name in own
+        }
+        whole = len(footers) == len(own)
+        if record.cold == "delta":  # others may have taken files away
+            whole = whole and is_whole(record, footers, site.catalog.site)
+        self.problems += check_tiers(record, site.layout.catalog, footers, whole=whole)
+        fetched = self.objects.fetched
+        self.problems += check_duplicates(record.name, schema, list(checked.values()), fetched)
         self.problems += check_garbage(record, site.layout)
         took = covered(footers)
-        if len(footers) == len(record.state.segments) + len(record.state.cold):
+        if whole:
             self.problems += check_flushed(
                 record.name, site.layout.catalog, journals, record.state.flushed, took
             )
@@ -142,12 +179,12 @@ class _Verification:
         self, con: duckdb.DuckDBPyConnection, record: TableRecord, schema: TableSchema
     ) -> dict[str, tuple[Checked, date | None]]:
         site, folder = self.site, self.site.layout.hot(record.folder)
-        check = DataFileCheck(record.name, schema)
+        check = DataFileCheck(record.name, schema, in_log=record.cold == "delta")
         says = {"format": 1, "lake": site.catalog.lake, "table": record.name}
         ids_folder = site.layout.ids(record.folder)
         ids = FileIds(ids_folder, schema)
         checked: dict[str, tuple[Checked, date | None]] = {}
-        for segment in record.state.segments:
+        for segment in record.state.hot:
             path = folder / segment.name
             hot_says = says | {"tier": "hot", "site": site.catalog.site}
             one = check.check(path, segment.info, _sha12(SegmentName, segment.name), hot_says, None)
@@ -157,7 +194,7 @@ class _Verification:
                 problem = check_twin(con, record.name, schema, path, twin)
                 one.problems += [problem] if problem is not None else []
         for file in record.state.cold:
-            path = Path(site.storage.url(data_prefix(record.folder) + file.name))
+            path = self.objects.fetch(data_prefix(record.folder) + file.name)
             cold_says = says | {
                 "tier": "cold",
                 "first": file.first,
@@ -165,11 +202,15 @@ class _Verification:
                 "schema_version": file.schema_version,
             }
             sha12 = _sha12(ColdName, file.name)
-            one = check.check(path, file.info, sha12, cold_says, file.day)
+            if record.cold == "delta" and not sha12:  # of another engine
+                one = check.check_foreign(path, file.info)
+            else:
+                one = check.check(path, file.info, sha12, cold_says, file.day)
             checked[file.name] = (one, file.day)
             if not one.problems:
                 problem = check_ids(record.name, ids, ids_folder, file.name, one.hashes)
                 one.problems += [problem] if problem is not None else []
+            self.objects.let_go(path)
         for one, _ in checked.values():
             self.problems += one.problems
             self.files, self.rows = self.files + 1, self.rows + len(one.hashes)
@@ -183,15 +224,33 @@ class _Verification:
         storage, state = self.site.storage, record.state
         keys = [schema_key(record.folder, max(record.schemas, default=1), "parquet")]
         keys += [data_prefix(record.folder) + file.name for file in state.cold]
+        urls = [storage.url(key) for key in keys]
+        if storage.remote:  # shells are shown what they can open
+            return urls
         folder = self.site.layout.hot(record.folder)
-        return [storage.url(key) for key in keys] + [str(folder / s.name) for s in state.hot]
+        return urls + [str(folder / s.name) for s in state.hot]
 
     def _catalog_problem(self, what: str) -> None:
         path = self.site.layout.catalog
         self.problems.append(Problem("catalog", "damage", None, path, what, REBUILD))
 
     def _report(self) -> Report:
-        return Report(str(self.root), by_severity(self.problems), self.files, self.rows)
+        shown = self.objects.shown
+        problems = [replace(p, file=shown(Path(p.file))) for p in self.problems]
+        return Report(self.site.storage.root, by_severity(problems), self.files, self.rows)
+
+    def _lake_file(self) -> list[Problem]:
+        path, lake = self.objects.fetch(LAKE_FILE), self.site.catalog.lake
+        try:
+            with open_to_read(path) as file:
+                found = file.read()
+            if found == lake_text(lake).encode():
+                return []
+            what = f"it holds {found[:80]!r}, and the lake is {lake}"
+        except OSError as error:
+            raise_refusal(f"cannot read {str(path)!r}", error)
+            what = f"it cannot be read: {error}"
+        return [Problem("lake", "damage", None, path, what, RESTORE)]
 
 
 def _settled(catalog: Catalog) -> Inventory:
@@ -207,20 +266,6 @@ def _sha12(kind: type[SegmentName] | type[ColdName], name: str) -> str:
         return kind.parse(name).sha12
     except CorruptionError:
         return ""
-
-
-def _lake_file(root: Path, lake: str) -> list[Problem]:
-    path = root / LAKE_FILE
-    try:
-        with open_to_read(path) as file:
-            found = file.read()
-        if found == lake_text(lake).encode():
-            return []
-        what = f"it holds {found[:80]!r}, and the lake is {lake}"
-    except OSError as error:
-        raise_refusal(f"cannot read {str(path)!r}", error)
-        what = f"it cannot be read: {error}"
-    return [Problem("lake", "damage", None, path, what, RESTORE)]
 
 
 def _strays(journals: Mapping[str, Sequence[JournalFile]]) -> list[Problem]:

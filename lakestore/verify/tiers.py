@@ -25,11 +25,18 @@ def covered(footers: Footers) -> list[GenerationId]:
     ]
 
 
-def check_tiers(record: TableRecord, catalog: Path, footers: Footers) -> list[Problem]:
-    """What the catalog says of a table, where it contradicts itself, names or footers."""
-    found = [*_names(record), *_numbers(record), *_garbage(record), *_marks(record, footers)]
-    if len(footers) == len(record.state.segments) + len(record.state.cold):
-        found += _seals(record, footers)
+def check_tiers(
+    record: TableRecord, catalog: Path, footers: Footers, *, whole: bool
+) -> list[Problem]:
+    """What the catalog says of a table, where it contradicts itself, names or footers.
+
+    Args:
+        whole: the footers are of every file that the site made of its rows, and of no other.
+    """
+    found = [*_names(record), *_numbers(record), *_garbage(record)]
+    found += _marks(record, footers, whole=whole)
+    if whole:
+        found += partial_seals(record, footers)
     return [Problem(kind, "damage", record.name, catalog, what, REBUILD) for kind, what in found]
 
 
@@ -46,6 +53,8 @@ def _names(record: TableRecord) -> Iterator[tuple[str, str]]:
         try:
             cold = ColdName.parse(file.name)
         except CorruptionError as error:
+            if record.cold == "delta":  # other engines name their files as they like
+                continue
             yield "name", str(error)
             continue
         if (cold.day, cold.first, cold.last) != (file.day, file.first, file.last):
@@ -59,7 +68,9 @@ def _numbers(record: TableRecord) -> Iterator[tuple[str, str]]:
     """Every segment number up to the last one given is in one tier, and in that once."""
     state = record.state
     cold = sorted({(file.first, file.last) for file in state.cold})
-    hot = [(segment.first, segment.last) for segment in state.segments]
+    if record.cold == "delta":  # it is a log that says what is sealed, and others take files away
+        cold = [(1, state.sealed_through)] if state.sealed_through else []
+    hot = [(segment.first, segment.last) for segment in state.hot]
     for tier, ranges in (("cold", cold), ("hot", hot)):
         if any(first > last for first, last in ranges):
             yield "numbers", f"a {tier} file ends before it begins: {ranges}"
@@ -113,7 +124,7 @@ def _is_segment(name: str) -> bool:
     return True
 
 
-def _marks(record: TableRecord, footers: Footers) -> Iterator[tuple[str, str]]:
+def _marks(record: TableRecord, footers: Footers, *, whole: bool) -> Iterator[tuple[str, str]]:
     """What was accepted of a producer stays accepted, and nothing is that no file holds."""
     said = highest(mark for f in footers.values() for mark in f.get("producers", {}).items())
     for producer, seq in said.items():
@@ -124,7 +135,7 @@ def _marks(record: TableRecord, footers: Footers) -> Iterator[tuple[str, str]]:
                 f"its batch {seq}",
             )
 
-    if len(footers) == len(record.state.segments) + len(record.state.cold):
+    if whole:
         for producer, seq in record.producers.items():
             if seq > said.get(producer, -1):
                 yield "producer", f"batch {seq} of {producer!r} is known, and no file holds it"
@@ -133,18 +144,21 @@ def _marks(record: TableRecord, footers: Footers) -> Iterator[tuple[str, str]]:
             yield "producer", f"batch {seq} of {producer!r} is said to be published, and is not"
 
 
-def _seals(record: TableRecord, footers: Footers) -> Iterator[tuple[str, str]]:
-    """The cold files of a range are one whole seal."""
+def partial_seals(record: TableRecord, footers: Footers) -> list[tuple[str, str]]:
+    """The cold files of a range are one whole seal; those ranges of which they are not."""
+    found = []
     attempts: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
     for file in record.state.cold:
-        attempts.setdefault((file.first, file.last), []).append(footers[file.name])
+        if file.name in footers:
+            attempts.setdefault((file.first, file.last), []).append(footers[file.name])
     for (first, last), parts in attempts.items():
         seals = {part.get("seal") for part in parts}
         if len(seals) != 1 or not is_whole(parts):
-            yield (
-                "seal",
-                f"the {len(parts)} cold files of segments {first} to {last} are not one whole seal",
+            what = (
+                f"the {len(parts)} cold files of segments {first} to {last} are not one whole seal"
             )
+            found.append(("seal", what))
+    return found
 
 
 def is_whole(parts: Sequence[Mapping[str, Any]]) -> bool:

@@ -1,11 +1,16 @@
 """Run commands of the command line, and a lake with one small table to run them on."""
 
 import json
+from pathlib import Path
 
 import pytest
 from typer.testing import CliRunner
 
 from lakestore.cli.app import app
+from lakestore.clock import Clock, SystemClock
+from lakestore.opening import place
+from lakestore.rebuild import run as rebuilding
+from lakestore.rebuild.run import Rebuilt
 
 SCHEMA = """
 event_time = "at"
@@ -56,3 +61,8 @@ def file(tmp_path):
         return path
 
     return write
+
+
+def rebuild(root: Path, clock: Clock | None = None) -> Rebuilt:
+    """What `lakestore rebuild` does."""
+    return rebuilding.rebuild(*place(root), clock or SystemClock())

@@ -11,12 +11,15 @@ from collections import Counter
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import duckdb
 import pyarrow as pa
+from deltalake import DeltaTable
 from support.mutants import plant
 
 import lakestore as ls
+from lakestore import cold
 
 START = datetime(2025, 3, 1, tzinfo=UTC)
 SCHEMA = ls.TableSchema.from_toml(
@@ -131,11 +134,23 @@ class Ledger:
         return found
 
 
+def place_of(folder: Path) -> dict[str, Any]:
+    """Where the lake of a folder is, and its cold format; a file there may say something else."""
+    place = {"root": str(folder / "lake"), "local": str(folder / "lake" / "_site")}
+    place |= {"cold": "parquet", "storage_options": None}
+    if (folder / "place").exists():
+        place |= json.loads((folder / "place").read_text())
+        cold.delta._CHECKPOINT_EVERY = 1  # so that each seal has every step
+    return place
+
+
 class Life:
     """One handle on a lake, with its ledger."""
 
     def __init__(self, folder: Path) -> None:
-        self.root = folder / "lake"
+        self.place = place_of(folder)
+        self.root = self.place["root"]
+        self.site = Path(self.place["local"])
         self.ledger = Ledger(folder / "ledger")
         self.handle: ls.Lake | None = None
         self.stumbles: list[str] = []
@@ -163,11 +178,16 @@ class Life:
         assert not own & self.numbers(table), "a batch that was refused can be seen"
 
     def open(self) -> None:
-        self.handle = ls.open(self.root, upkeep="manual", settings=SETTINGS)
+        self.handle = self.opened()
+
+    def opened(self, **options: object) -> ls.Lake:
+        place = {name: self.place[name] for name in ("local", "storage_options")}
+        settings = {"upkeep": "manual", "settings": SETTINGS}
+        return ls.open(self.root, **(settings | place | options))
 
     def create(self, name: str) -> None:
         self.ledger.note("creating", name)
-        self.lake.create_table(name, SCHEMA, exist_ok=True)
+        self.lake.create_table(name, SCHEMA, cold=self.place["cold"], exist_ok=True)
         self.ledger.note("created", name)
 
     def append(self, table: str, batch: str, numbers: Iterable[int], level: str = "disk") -> None:
@@ -308,7 +328,7 @@ def prepare(folder: Path) -> None:
     life.append("events", "p-4", range(45, 55))
     life.append("extra", "x-1", range(304, 310))
     life.append("events", "p-5", range(55, 60), level="os")
-    (next((life.root / "_site/staging").iterdir()) / "half.parquet").write_bytes(b"half")
+    (next((life.site / "staging").iterdir()) / "half.parquet").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
 
 
@@ -329,13 +349,28 @@ def check(folder: Path) -> None:
     life.lake.maintain()
     life.check()
     expected = life.numbers("events")
+    folder = life.lake["events"]._context.entry.folder
     facts = life.lake.sql("SELECT count(*), sum(n), count(DISTINCT id) FROM events").fetchone()
     assert facts == (len(expected), sum(n * n for n in expected), len(expected))
     life.close()
-    staged = [p for p in (life.root / "_site/staging").rglob("*") if p.is_file()]
+    staged = [p for p in (life.site / "staging").rglob("*") if p.is_file()]
     assert staged == [], f"staged files are left: {staged}"
-    with duckdb.connect(str(life.root / "lake.duckdb"), read_only=True) as con:
+    if life.place["cold"] == "delta":
+        check_engines(life, folder, expected)
+    if life.place["storage_options"] is not None:
+        return
+    with duckdb.connect(f"{life.root}/lake.duckdb", read_only=True) as con:
         seen = con.sql("SELECT count(*), count(DISTINCT id) FROM events").fetchall()
     assert seen == [(len(expected), len(expected))]
-    with ls.open(life.root, mode="r") as reader:
+    with life.opened(mode="r") as reader:
         assert life.ledger.problems(reader) == []
+
+
+def check_engines(life: Life, folder: str, expected: set[int]) -> None:
+    """All of it is sealed by now: another engine reads the same rows."""
+    options = life.place["storage_options"]
+    engine = {k: v for k, v in (options or {}).items() if k != "timeout"}
+    engine |= {"AWS_ALLOW_HTTP": "true"} if options else {}
+    table = DeltaTable(f"{life.root}/tables/{folder}/data", storage_options=engine or None)
+    ids = table.to_pyarrow_table()["id"].to_pylist()
+    assert sorted(ids) == sorted(f"e{n:05d}" for n in expected)

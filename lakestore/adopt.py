@@ -1,0 +1,58 @@
+"""Adopt: list the Delta tables of a lake that other sites made.
+
+A Delta table says of itself all that a site has to know: its schema is beside its log. A table
+whose files only a catalog lists is that catalog's alone.
+"""
+
+import logging
+
+from lakestore.context import SiteContext
+from lakestore.datafile import read_footer
+from lakestore.errors import CorruptionError, NotFoundError, SchemaError
+from lakestore.filecache import Wanted
+from lakestore.lakefile import is_delta
+from lakestore.layout import TABLE_NAME, schema_key, split_folder, tombstone_key
+from lakestore.schema import TableSchema
+
+log = logging.getLogger("lakestore")
+
+
+def adopt(site: SiteContext) -> None:
+    """List what the catalog does not list yet, and take off what another site has dropped.
+
+    Raises:
+        StorageError: the store did not answer.
+    """
+    known = site.catalog.folders()
+    for folder in site.storage.folders("tables/"):
+        name, _ = split_folder(folder)
+        if folder in known or not TABLE_NAME.fullmatch(name) or not is_delta(site.storage, folder):
+            continue
+        if site.storage.size(tombstone_key(folder)) is not None:
+            continue
+        try:
+            text = _document(site, folder)
+            TableSchema.from_toml(text, folder)
+        except (NotFoundError, SchemaError, CorruptionError, UnicodeDecodeError) as error:
+            log.warning("table %r of another site is left out: %s", folder, error)
+            continue
+        with site.catalog.commit() as commit:
+            commit.adopt_table(name, folder, "delta", text)
+
+
+def _document(site: SiteContext, folder: str) -> str:
+    """A table's schema document, as both of its files have it."""
+    text = site.storage.read(schema_key(folder, 1)).decode()
+    key = schema_key(folder, 1, "parquet")
+    empty = site.files.path(Wanted(key, site.storage.size(key) or 0))
+    if read_footer(empty).get("document") != text:
+        raise CorruptionError(f"{site.storage.url(key)!r} says another schema than the document")
+    return text
+
+
+def drop_buried(site: SiteContext) -> None:
+    """Take tables off the list that another site has dropped; raises `StorageError`."""
+    for entry in site.catalog.tables():
+        if entry.cold == "delta" and site.storage.size(tombstone_key(entry.folder)) is not None:
+            with site.catalog.commit() as commit:
+                commit.drop_table(entry.id)

@@ -1,0 +1,304 @@
+"""A cold tier that is a Delta table: its log lists the files, and any Delta reader opens it.
+
+One version of the log adds a seal's files and says, as a `txn` of this site, up to which segment
+they go: so the version that makes rows cold is the one that says that they are not hot any more.
+Other sites and other engines commit to the same log; what they add and remove is respected.
+"""
+
+import json
+import random
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from datetime import datetime
+from typing import Any
+from uuid import uuid4
+
+from lakestore.catalog import Catalog
+from lakestore.clock import Clock
+from lakestore.cold import Examine
+from lakestore.delta import types
+from lakestore.delta.actions import (
+    Add,
+    Metadata,
+    Protocol,
+    Transaction,
+    day_of,
+    encode,
+    metadata_line,
+    protocol_line,
+)
+from lakestore.delta.log import APP, LAKE_PROPERTY, DeltaLog, LogState, logger
+from lakestore.delta.statistics import Ranges, rows_of, statistics_text, times_of
+from lakestore.errors import (
+    CommitUncertainError,
+    ConflictError,
+    CorruptionError,
+    SchemaError,
+    StorageError,
+)
+from lakestore.layout import ColdName
+from lakestore.schema import TableSchema
+from lakestore.snapshot import ColdFile, FileInfo, Segment, TableState
+
+_CHECKPOINT_EVERY = 100
+_PAUSE_MAX_S = 1.0
+_ENGINE = "lakestore"
+
+
+@dataclass(frozen=True)
+class DeltaTable:
+    """Which table a log is of, and what this site knows of it."""
+
+    id: int
+    schema: TableSchema
+    schema_version: int
+    url: str
+
+
+class DeltaCold:
+    """`ColdTable` over a Delta log; the catalog only follows it."""
+
+    def __init__(
+        self, log: DeltaLog, table: DeltaTable, catalog: Catalog, clock: Clock, timeout_s: float
+    ) -> None:
+        """The cold tier of a table.
+
+        Args:
+            timeout_s: how long a commit is tried while others commit, or the store fails.
+        """
+        self._log = log
+        self._table = table
+        self._catalog = catalog
+        self._clock = clock
+        self._timeout_s = timeout_s
+        self._app = f"{APP}{catalog.lake}/{catalog.site}"
+        self.partition = types.partition_column(table.schema)
+        self._listed: tuple[int, tuple[ColdFile, ...]] = (-1, ())
+
+    def create(self) -> None:
+        """Make version 0 of the log."""
+        schema, now = self._table.schema, self._now_ms()
+        metadata = Metadata(
+            str(uuid4()),
+            types.schema_string(schema),
+            (self.partition,),
+            {
+                LAKE_PROPERTY: self._catalog.lake,
+                "delta.checkpointInterval": str(_CHECKPOINT_EVERY),
+            },
+            now,
+        )
+        features = (types.NO_ZONE,) if types.has_times_of_no_zone(schema) else ()
+        protocol = Protocol(3, 7, features, features) if features else Protocol(1, 2)
+        lines = [protocol_line(protocol), metadata_line(metadata)]
+        write = uuid4().hex
+        told = self._told("CREATE TABLE", {"mode": "ErrorIfExists"})
+        if not self._log.commit(0, encode(lines, told, self._summary(write)), write):
+            raise ConflictError(f"{self._table.url!r} has a Delta log already")
+
+    def current(self, listed: TableState, *, newest: bool) -> TableState:
+        """What the catalog lists of the hot tier, and a version of the log."""
+        state = self._version_for(listed, newest=newest)
+        if state is None:
+            return listed
+        through = self._through(state)
+        if through < listed.sealed_through or state.version < 0:
+            raise CorruptionError(
+                f"segments up to {listed.sealed_through} were sealed, and the log of "
+                f"{self._table.url!r} knows of those up to {through}: restore its _delta_log"
+            )
+        return replace(
+            listed, sealed_through=through, cold=self._cold(state), cold_version=state.version
+        )
+
+    def _version_for(self, listed: TableState, *, newest: bool) -> LogState | None:
+        """A version that knows of all the segments that are sealed.
+
+        None, unless it has to be the newest, while the store that has it does not answer: what
+        waits to be sealed can do without.
+        """
+        known = self._log.known
+        enough = known.version >= 0 and self._through(known) >= listed.sealed_through
+        if newest or not self._log.remote:
+            return self._log.refresh()
+        if enough:
+            return known
+        try:
+            return self._log.refresh() if self._log.answers else None
+        except StorageError:
+            return None
+
+    def claim(self, segments: Sequence[Segment], through: int) -> None:
+        """Keep the segments from being merged, until the log says that they are sealed."""
+        if self._catalog.states([self._table.id])[self._table.id].sealing_through < through:
+            with self._catalog.commit() as commit:
+                commit.claim(self._table.id, segments, through)
+
+    def publish(
+        self, sealed: Sequence[Segment], files: Sequence[ColdFile], through: int, examine: Examine
+    ) -> None:
+        """Commit files in the place of segments: one version of the log."""
+        write = uuid4().hex
+        self._log.pass_by_cleaned()
+        for _ in self._attempts():
+            state = self._log.refresh()
+            self._check_writable(state)
+            if self._through(state) != sealed[0].first - 1:
+                self.settle()
+                raise ConflictError("another process sealed meanwhile; its result stands")
+            examine(self._cold(state))
+            if self._commit(state.version + 1, self._version(files, through, write), write):
+                break
+        self.settle()
+        self._checkpoint()
+
+    def settle(self) -> None:
+        """Take segments off the catalog's list that the log says are sealed."""
+        state = self._log.refresh()
+        through = self._through(state)
+        listed = self._catalog.states([self._table.id])[self._table.id]
+        if through > listed.sealed_through:
+            # The segments may be deleted from the next commit on: the version has to last.
+            self._log.make_durable(state.version)
+            with self._catalog.commit() as commit:
+                commit.settle(self._table.id, through)
+
+    def _commit(self, version: int, data: bytes, write: str) -> bool:
+        """Make a version; False when another writer's is there.
+
+        Whether a failed request was granted is not known, and it may still be: the same version is
+        tried again until the answer is known. Another one could be granted beside it.
+        """
+        failures: list[StorageError] = []
+        for _ in self._attempts(failures):
+            try:
+                return self._log.commit(version, data, write)
+            except StorageError as error:
+                failures.append(error)
+        raise AssertionError("unreachable")
+
+    def _attempts(self, failures: Sequence[Exception] = ()) -> Iterator[None]:
+        """Tries with pauses between them, until the time is up.
+
+        Raises:
+            CommitUncertainError: the time is up, and the last try failed.
+            StorageError: the time is up, and others always came first.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        pause = 0.01
+        while True:
+            yield
+            if time.monotonic() >= deadline or (failures and not self._log.remote):
+                break
+            time.sleep(pause * random.uniform(0.5, 1.5))
+            pause = min(_PAUSE_MAX_S, pause * 2)
+        if failures:
+            raise CommitUncertainError(
+                f"it is not known whether a seal of {self._table.url!r} was committed: "
+                f"{failures[-1]}; the next seal finds out"
+            ) from failures[-1]
+        raise StorageError(
+            f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "
+            "sealed, and the next seal tries again"
+        )
+
+    def _version(self, files: Sequence[ColdFile], through: int, write: str) -> bytes:
+        now = self._now_ms()
+        lines = [Transaction(self._app, through).line(now)]
+        lines += [self._add_of(file, now).line() for file in files]
+        mode = {"mode": "Append", "partitionBy": json.dumps([self.partition])}
+        return encode(lines, self._told("WRITE", mode), self._summary(write))
+
+    def _add_of(self, file: ColdFile, now: int) -> Add:
+        info = file.info
+        tags = {
+            "sha256": info.sha256,
+            "schema": str(file.schema_version),
+            "rows": str(info.rows),
+            "min_time": info.min_time.isoformat(),
+            "max_time": info.max_time.isoformat(),
+        }
+        assert file.day is not None
+        day = {self.partition: file.day.isoformat()}
+        stats = statistics_text(info, self._table.schema)
+        return Add(file.name, day, info.bytes, now, stats, tags)
+
+    def _cold(self, state: LogState) -> tuple[ColdFile, ...]:
+        """The files by name; the very same tuple as long as the version is the same."""
+        version, listed = self._listed
+        if version != state.version:
+            listed = tuple(state.files[path] for path in sorted(state.files))
+            self._listed = (state.version, listed)
+        return listed
+
+    def _through(self, state: LogState) -> int:
+        return state.transactions.get(self._app, 0)
+
+    def _check_writable(self, state: LogState) -> None:
+        assert state.protocol is not None
+        assert state.metadata is not None
+        state.protocol.check_writable(self._table.url)
+        schema = state.metadata.schema
+        try:
+            missing = types.missing_columns(self._table.schema, schema)
+        except (ValueError, LookupError, TypeError) as error:
+            raise CorruptionError(f"{self._table.url!r} has no schema: {error!r}") from error
+        if missing or "delta.invariants" in schema:
+            what = f"lacks {', '.join(missing)}" if missing else "has invariants"
+            raise SchemaError(
+                f"the schema of {self._table.url!r} was changed by another engine: it {what}; "
+                "change it back, and what waits is sealed"
+            )
+
+    def _checkpoint(self) -> None:
+        """Every so many versions; without one, readers only read more."""
+        if self._log.known.version % _CHECKPOINT_EVERY:
+            return
+        try:
+            self._log.checkpoint(self._now_ms())
+        except StorageError as error:
+            logger.warning("no checkpoint of %r: %s", self._table.url, error)
+
+    def _told(self, operation: str, parameters: dict[str, str]) -> dict[str, Any]:
+        return {
+            "timestamp": self._now_ms(),
+            "operation": operation,
+            "operationParameters": parameters,
+            "engineInfo": _ENGINE,
+        }
+
+    def _summary(self, write: str) -> dict[str, str]:
+        return {"lake": self._catalog.lake, "site": self._catalog.site, "write": write}
+
+    def _now_ms(self) -> int:
+        return int(self._clock.now().timestamp() * 1000)
+
+
+def cold_file(add: Add, schema: TableSchema) -> ColdFile:
+    """A file as the log tells of it; what others leave out is not known, and prunes nothing.
+
+    Raises:
+        ValueError, OverflowError: it says what cannot be.
+    """
+    ranges = Ranges(add.stats or "{}", schema)
+    tags = add.tags
+    rows = int(tags["rows"]) if "rows" in tags else rows_of(add.stats)
+    if "min_time" in tags and "max_time" in tags:
+        low, high = (datetime.fromisoformat(tags[name]) for name in ("min_time", "max_time"))
+    else:
+        low, high = times_of(ranges, schema.event_time)
+    info = FileInfo(rows or 0, add.size, tags.get("sha256", ""), low, high, ranges)
+    try:
+        name = ColdName.parse(add.path)
+        first, last = name.first, name.last
+    except CorruptionError:
+        first = last = 0
+    return ColdFile(
+        add.path,
+        day_of(add, types.partition_column(schema)),
+        first,
+        last,
+        int(tags.get("schema", "1")),
+        info,
+    )
