@@ -87,7 +87,7 @@ def opening(folder: Path, files: int, versions: int) -> None:
             write = uuid4().hex
             assert cold._log.commit(version, cold._version(names, version, write), write)
             cold._log.refresh()
-            cold._checkpoint()
+            cold._checkpoint(version - 1)
         with lake._site.catalog.commit() as commit:
             commit.settle(context.entry.id, versions)
     began = time.perf_counter()

@@ -24,9 +24,12 @@ def adopt(site: SiteContext) -> None:
         StorageError: the store did not answer.
     """
     known = site.catalog.folders()
+    names = {entry.name.casefold() for entry in site.catalog.tables()}
     for folder in site.storage.folders("tables/"):
         name, _ = split_folder(folder)
-        if folder in known or not TABLE_NAME.fullmatch(name) or not is_delta(site.storage, folder):
+        if folder in known or name.casefold() in names or not TABLE_NAME.fullmatch(name):
+            continue
+        if not is_delta(site.storage, folder):
             continue
         if site.storage.size(tombstone_key(folder)) is not None:
             continue

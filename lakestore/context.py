@@ -106,7 +106,7 @@ class SiteContext:
         catalog = Catalog(
             layout.catalog,
             clock,
-            create=(lake or "", secrets.token_hex(4)) if keeps else None,
+            create=(lake, secrets.token_hex(4)) if keeps else None,
             is_filled=lambda: needs_catalog(storage, layout),
         )
         with ExitStack() as undo:  # locks that stayed taken would hide rows from the next attempt

@@ -5,13 +5,15 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
+import duckdb
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lakestore import quoting
+from lakestore import hot, quoting
 from lakestore.context import TableContext
+from lakestore.engine import duckdb_error
 from lakestore.errors import ConflictError, CorruptionError, StorageError
 from lakestore.idhash import Hashes, hash_batch, identities, in_sorted, twins
 from lakestore.layout import ColdName
@@ -83,10 +85,13 @@ def _files_to_ask(
 
 
 def _without_waiting(table: TableContext, file: ColdFile) -> Path:
-    """A cold file, unless its store failed to answer just now; raises `StorageError`."""
-    if not table.site.storage.answers:
+    """A cold file; of a store that failed to answer just now, its copy, or a `StorageError`."""
+    if table.site.storage.answers:
+        return table.cold_path(file)
+    copy = table.site.files.copied(table.wanted(file))
+    if copy is None:
         raise StorageError(f"the store of {table.cold_url(file)!r} does not answer")
-    return table.cold_path(file)
+    return copy
 
 
 def published(table: TableContext, ids: pa.Array) -> pa.Table:
@@ -105,7 +110,12 @@ def published(table: TableContext, ids: pa.Array) -> pa.Table:
             paths += [table.cold_path(file) for file in state.cold]
         try:
             with table.conflict_if_superseded(segments):
-                return _holding(table, paths, ids)
+                try:
+                    return _holding(table, paths, ids)
+                except (duckdb.Error, OSError) as error:
+                    for segment in segments:
+                        hot.check_intact(table.segment_path(segment), segment.info)
+                    raise duckdb_error("cannot look for events that are known", error) from error
         except ConflictError:  # another process merged or sealed them, and deleted the files
             continue
 

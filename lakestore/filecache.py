@@ -72,6 +72,11 @@ class FileCache:
             self._make_room()
         return [paths[one.key] for one in wanted]
 
+    def copied(self, wanted: Wanted) -> Path | None:
+        """The copy of an object, if there is one: without asking the store."""
+        path = self._target(wanted)
+        return path if _use(path) else None
+
     def put(self, wanted: Wanted, source: Path) -> None:
         """Keep a copy of a file that is about to be published: it is read again soon."""
         if not self._storage.remote or wanted.size > self._bytes_max:
@@ -82,10 +87,15 @@ class FileCache:
             os.link(source, target)
             self._make_room()
 
-    def drop(self, wanted: Wanted) -> None:
-        """Fetch an object again when it is asked for next: its copy may be damaged."""
-        if self._storage.remote:
-            discard(self._target(wanted))
+    def drop_damaged(self, wanted: Sequence[Wanted]) -> bool:
+        """Delete copies that this disk has altered, to be fetched again; whether there were any."""
+        if not self._storage.remote:
+            return False
+        copies = [(self._target(one), one) for one in wanted]
+        damaged = [path for path, one in copies if path.exists() and _wrong(path, one)]
+        for path in damaged:
+            discard(path)
+        return bool(damaged)
 
     def _target(self, wanted: Wanted) -> Path:
         """One name an object and state of its bytes, whatever the key has in it."""
@@ -114,7 +124,7 @@ class FileCache:
 
     def _make_room(self) -> None:
         with self._lock, suppress(OSError):  # another process deletes too
-            held = [(path, path.stat()) for path in self._folder.iterdir()]
+            held = [(path, path.stat()) for path in self._folder.iterdir() if path.is_file()]
             total = sum(state.st_size for _, state in held)
             now = time.time()
             for path, state in sorted(held, key=lambda one: one[1].st_mtime):

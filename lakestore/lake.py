@@ -16,7 +16,6 @@ import os
 import sys
 import weakref
 from collections.abc import Iterator
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
@@ -307,8 +306,10 @@ class Lake:
                 failures.append(error)
         try:
             if self._auto and not failures:
-                with suppress(*([StorageError] if self._site.storage.remote else [])):
-                    self._upkeep.vacuum(dry_run=False)
+                self._upkeep.vacuum(dry_run=False)
+        except StorageError:  # what a store keeps from being deleted, the next one deletes
+            if not self._site.storage.remote:
+                raise
         finally:
             self._release()
         if failures:

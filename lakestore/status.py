@@ -5,7 +5,8 @@ from datetime import datetime
 from typing import Any
 
 from lakestore.context import Recovery, TableContext
-from lakestore.snapshot import GenerationId
+from lakestore.errors import StorageError
+from lakestore.snapshot import GenerationId, TableState
 
 
 @dataclass(frozen=True)
@@ -66,7 +67,7 @@ class Status:
 
 def table_status(table: TableContext) -> TableStatus:
     """The status of one table: its catalog state, and what is not flushed yet by any writer."""
-    state = table.state(newest=table.site.storage.answers)
+    state = _state(table)
     unflushed_rows, unflushed_bytes = _unflushed(table, state.flushed)
     now = table.site.clock.now()
     began = table.buffer.began if table.buffer else None
@@ -101,6 +102,17 @@ def table_status(table: TableContext) -> TableStatus:
         min((i.min_time for i in infos if i.rows), default=None),
         max((i.max_time for i in infos if i.rows), default=None),
     )
+
+
+def _state(table: TableContext) -> TableState:
+    """The newest state, or of a store that does not answer what is known: the backlog shows."""
+    if table.site.storage.answers:
+        try:
+            return table.state(newest=True)
+        except StorageError:
+            if not table.site.storage.remote:
+                raise
+    return table.state()
 
 
 def _unflushed(table: TableContext, flushed: frozenset[GenerationId]) -> tuple[int, int]:

@@ -535,5 +535,15 @@ def test_what_is_cut_after_a_failed_fsync_is_not_missed_later(lake, table, monke
     assert open_lake().sql("SELECT count(*) FROM events").fetchall() == [(20,)]
 
 
+def test_a_damaged_segment_is_named_when_a_row_may_be_known(lake, table, root):
+    table.append(events(0, 10))
+    table.flush()
+    (segment,) = (root / "_site/hot/events").glob("*.parquet")
+    data = segment.read_bytes()
+    segment.write_bytes(data[:100] + bytes(len(data) - 100))
+    with pytest.raises(ls.CorruptionError, match=segment.name):
+        table.append(events(5, 15))
+
+
 def _interrupted(*_: object) -> None:
     raise KeyboardInterrupt

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import textwrap
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -22,6 +23,8 @@ from support.faultproxy import Rule, proxied
 from support.store import KEYS, Store, rclone
 
 import lakestore as ls
+from lakestore import failpoint
+from lakestore.filecache import Wanted
 from lakestore.storage.probe import REQUESTS
 from lakestore.storage.s3 import S3Storage
 
@@ -123,6 +126,7 @@ def test_a_store_is_probed_once_a_day(open_s3: Open, store, monkeypatch):
         ("s3://lakes/a//b", {}, ls.InvalidInputError, "no s3://bucket/prefix"),
         ("s3://lakes/a b", {}, ls.InvalidInputError, "no s3://bucket/prefix"),
         ("s3://lakes/x", {"AWS_REGOIN": "eu"}, ls.InvalidInputError, "aws_regoin.*not valid"),
+        ("s3://lakes/x", {"max_retries": "many"}, ls.InvalidInputError, "max_retries='many'"),
         ("s3://lakes/x", {"timeout": "soon"}, ls.InvalidInputError, "no number of seconds"),
         ("gs://lakes/x", {}, ls.InvalidInputError, "a folder, or s3://"),
     ],
@@ -149,6 +153,17 @@ def test_the_environment_says_what_options_do_not(store, prefix, tmp_path, monke
         assert answer(lake)[0] == 5
 
 
+def test_variables_of_others_are_not_the_stores(store, prefix, monkeypatch):
+    for name in ("TOKEN", "ENDPOINT", "ENDPOINT_URL", "REGION", "ACCESS_KEY_ID"):
+        monkeypatch.setenv(name, "somebody's")
+    storage = S3Storage(prefix, {})
+    assert storage.endpoint is None
+    assert storage.option("aws_session_token", "token") is None
+    monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
+    assert S3Storage(prefix, {}).endpoint == "http://127.0.0.1:1"
+    assert S3Storage(prefix, store.options).endpoint == store.options["AWS_ENDPOINT_URL"]
+
+
 def test_appends_go_on_while_the_store_is_silent(open_s3: Open, store, tmp_path):
     """What was acknowledged is on the local disk; it is sealed when the store returns."""
     with proxied(store) as (through, weather):
@@ -161,6 +176,8 @@ def test_appends_go_on_while_the_store_is_silent(open_s3: Open, store, tmp_path)
                      "HEAD tombstone", "GET list", "GET lake file"):  # fmt: skip
             weather.rules.append(Rule("never answers", kind, times=1_000))
         table.append(events(20, 40))
+        tiers = lake.status().tables[0].tiers  # asked first of all
+        assert [tier.rows for tier in tiers] == [20, 0, 20]
         ack = table.append(events(10, 50))  # ten are sealed, twenty flushed or buffered
         assert (ack.rows, ack.duplicates) == (20, 20)
         assert table.flush() == 30  # what the site sealed itself it knows without the store
@@ -182,30 +199,36 @@ def test_appends_go_on_while_the_store_is_silent(open_s3: Open, store, tmp_path)
         assert again.verify().problems == ()
 
 
-def test_the_backlog_drains_by_itself(open_s3: Open, store, caplog):
-    with proxied(store) as (through, weather):
-        options = through.options | {"timeout": "0.3", "max_retries": "0"}
-        settings = {"flush_age_s": 0.1, "seal_age_s": 0.1, "commit_timeout_s": 0.5}
-        lake = open_s3(upkeep="auto", storage_options=options, settings=settings, clock=None)
-        table = lake.create_table("events", SCHEMA)
-        weather.rules.append(Rule("503", "HEAD lake file", times=10_000))
-        with caplog.at_level(logging.CRITICAL):
+def test_the_backlog_drains_by_itself(open_s3: Open, store):
+    refused, sealed = threading.Event(), threading.Event()
+
+    class Told(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            if "events: cannot look at" in record.getMessage():
+                refused.set()
+
+    told = Told()
+    logging.getLogger("lakestore").addHandler(told)
+    try:
+        with proxied(store) as (through, weather):
+            options = through.options | {"timeout": "0.3", "max_retries": "0"}
+            settings = {"flush_age_s": 0.1, "seal_age_s": 0.1, "commit_timeout_s": 0.5}
+            lake = open_s3(upkeep="auto", storage_options=options, settings=settings, clock=None)
+            table = lake.create_table("events", SCHEMA)
+            weather.rules.append(Rule("503", "HEAD lake file", times=10_000))
             table.append(events(0, 20))
-            _until(lambda: (lake.status().problem or "").startswith("events: cannot look at"))
-        assert lake.status().tables[0].tiers[2].rows == 0
-        weather.clear()
-        _until(lambda: lake.status().tables[0].tiers[2].rows == 20)
-        _until(lambda: lake.status().problem is None)
-
-
-def _until(true: Callable[[], bool]) -> None:
-    import time
-
-    for _ in range(1200):
-        if true():
-            return
-        time.sleep(0.05)
-    raise AssertionError("it did not happen within a minute")
+            assert refused.wait(60)
+            status = lake.status()
+            assert (status.problem or "").startswith("events: cannot look at")
+            assert status.tables[0].tiers[2].rows == 0
+            with failpoint.at("seal.8", sealed.set):
+                weather.clear()
+                assert sealed.wait(60)
+            lake._upkeep.stop()  # once its round has ended
+            status = lake.status()
+            assert (status.problem, status.tables[0].tiers[2].rows) == (None, 20)
+    finally:
+        logging.getLogger("lakestore").removeHandler(told)
 
 
 def test_a_query_asks_for_little(open_s3: Open, store, tmp_path):
@@ -249,6 +272,10 @@ def test_copies_are_bounded_and_checked(open_s3: Open, store, prefix, monkeypatc
     monkeypatch.setattr("lakestore.filecache._YOUNG_S", -1)
     other._site.files._make_room()
     assert list((other._site.layout.files).iterdir()) == []
+    monkeypatch.setattr("lakestore.filecache._YOUNG_S", 60)
+    (copy,) = other._site.files.paths([c for c in _wanted(other) if "2025-01-01" in c.key])
+    copy.write_bytes(copy.read_bytes()[:200])  # this disk loses the end of a copy
+    assert answer(other) == expected
     other.close()
 
     lake = open_s3("a third")
@@ -260,6 +287,11 @@ def test_copies_are_bounded_and_checked(open_s3: Open, store, prefix, monkeypatc
     with pytest.raises(ls.CorruptionError, match=re.escape(key)):
         lake.sql("SELECT count(n) FROM events WHERE time >= '2025-01-02'")
     assert [problem.kind for problem in lake.verify().problems] == ["damaged"]
+
+
+def _wanted(lake: ls.Lake) -> list[Wanted]:
+    context = lake["events"]._context
+    return [context.wanted(file) for file in context.state().cold]
 
 
 def test_no_credential_is_told(open_s3: Open, store, prefix, tmp_path, caplog, monkeypatch):

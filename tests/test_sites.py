@@ -1,6 +1,7 @@
 """Several sites, one table: hosts with their own disks and catalogs fill it at once."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ import pytest
 from conftest import SCHEMA, FixedClock, events
 from deltalake import DeltaTable
 from support.faultproxy import proxied
+from support.sites import before_the_next_commit
 
 import lakestore as ls
 from lakestore.cold.delta import DeltaCold
@@ -150,15 +152,7 @@ def test_a_row_that_another_site_seals_in_the_last_moment(site: Open, monkeypatc
     first.flush()
     second.append(events(20, 50))
     second.flush()
-    commit, met = DeltaCold._commit, []
-
-    def late(cold: DeltaCold, *arguments: object) -> bool:
-        if not met:
-            met.append(True)
-            first.seal()
-        return commit(cold, *arguments)
-
-    monkeypatch.setattr(DeltaCold, "_commit", late)
+    before_the_next_commit(monkeypatch, first.seal)
     assert second.seal() == 20
     assert counted(one) == counted(two) == (50, 50)
     assert one.verify().ok
@@ -188,8 +182,63 @@ def test_a_table_that_another_site_drops_is_let_go(site: Open, clock):
     again = one.create_table("events", SCHEMA, cold="delta")
     again.append(events(0, 3))
     again.seal()
-    assert counted(two) == (3, 3) if "events" in two else two["events"] is not None
+    assert two["events"].to_arrow().num_rows == 3
     assert site("three")["events"].to_arrow().num_rows == 3
+
+
+def test_two_processes_of_a_site_hear_of_a_drop_at_once(site: Open, monkeypatch):
+    """Both find the table listed still, and the tombstone there."""
+    from lakestore.adopt import drop_buried
+
+    one, two, again = site("one"), site("two"), site("two")
+    one.create_table("events", SCHEMA, cold="delta")
+    assert two["events"].name == again["events"].name == "events"
+    one.drop_table("events")
+    entries = again._site.catalog.tables()
+    drop_buried(two._site)
+    monkeypatch.setattr(again._site.catalog, "tables", lambda: entries)
+    drop_buried(again._site)
+    assert two.tables() == []
+    assert [item.kind for item in two._site.catalog.garbage()] == ["table"]
+
+
+def test_a_name_that_a_site_has_itself_is_left_alone(site: Open, root):
+    """Another table of that name is not listed beside it, nor tried with a commit each time."""
+    one = site("one")
+    one.create_table("events", SCHEMA, cold="delta")
+    shutil.copytree(root / "tables" / "events", root / "tables" / "Events-2")
+    version = one._site.catalog.version()
+    one._tables.adopt()
+    one._tables.adopt()
+    assert one._site.catalog.version() == version
+    assert one.tables() == ["events"]
+
+
+def test_a_checkpoint_is_made_though_another_has_its_version(site: Open, root, monkeypatch):
+    """A seal commits version 4, and the other commits 5 before it looks."""
+    monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 4)
+    one, two = site("one"), site("two")
+    first = one.create_table("events", SCHEMA, cold="delta")
+    second = two["events"]
+    for start in range(0, 30, 10):
+        first.append(events(start, start + 10))
+        first.seal()
+    first.append(events(30, 40))
+    second.append(events(40, 50))
+    settle, done = DeltaCold.settle, []
+
+    def late(cold: DeltaCold) -> None:
+        if not done:
+            done.append(True)
+            monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 100)
+            second.seal()
+            monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 4)
+        settle(cold)
+
+    monkeypatch.setattr(DeltaCold, "settle", late)
+    first.seal()
+    hint = root / "tables" / "events" / "data" / "_delta_log" / "_last_checkpoint"
+    assert json.loads(hint.read_text())["version"] == 5
 
 
 def test_a_parquet_table_is_its_catalogs_alone(site: Open):

@@ -46,12 +46,14 @@ class Catalog:
         path: Path,
         clock: Clock,
         *,
-        create: tuple[str, str] | None,
+        create: tuple[str | None, str] | None,
         is_filled: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Open the catalog at `path`; `create` is (lake uuid, site) for a new one.
+        """Open the catalog at `path`.
 
         Args:
+            create: lake uuid and site of a new one, and leave to migrate an old one; without a
+                uuid, none is made.
             is_filled: whether there are files that a catalog has to name; then none is made.
 
         Raises:
@@ -99,13 +101,13 @@ class Catalog:
             raise
 
     def _make(
-        self, path: Path, create: tuple[str, str] | None, is_filled: Callable[[], bool]
+        self, path: Path, create: tuple[str | None, str] | None, is_filled: Callable[[], bool]
     ) -> None:
         with self._begin("IMMEDIATE") as con:
             t.metadata.create_all(con)
             if con.execute(sa.select(t.lake.c.one)).first() is None:  # else it was made just now
                 _refuse_lost(path, is_filled)
-                if create is None:
+                if create is None or create[0] is None:
                     raise NotFoundError(f"the catalog at {str(path)!r} is empty")
                 row = {"one": 1, "format": t.FORMAT, "version": 0}
                 con.execute(t.lake.insert(), row | {"uuid": create[0], "site": create[1]})

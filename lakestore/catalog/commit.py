@@ -125,13 +125,13 @@ class Commit:
         return TableEntry(table_id, name, folder, cold, 1, schema_text)
 
     def drop_table(self, table_id: int) -> None:
-        """Unlist a table; `vacuum` deletes its files after the grace."""
-        self._con.execute(
-            t.tables.update()
-            .where(t.tables.c.id == table_id)
-            .values(dropped_at=self.now.timestamp())
+        """Unlist a table, if it is listed still; `vacuum` deletes its files after the grace."""
+        listed = (t.tables.c.id == table_id) & t.tables.c.dropped_at.is_(None)
+        unlisted = self._con.execute(
+            t.tables.update().where(listed).values(dropped_at=self.now.timestamp())
         )
-        self.add_garbage(table_id, "table", [""])
+        if unlisted.rowcount:
+            self.add_garbage(table_id, "table", [""])
 
     def restore(self, record: TableRecord) -> None:
         """List a table as a rebuild found it, its files and marks with it."""

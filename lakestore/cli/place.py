@@ -4,7 +4,6 @@ import functools
 import inspect
 from collections.abc import Callable
 from contextvars import ContextVar
-from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -79,12 +78,6 @@ def exists(lake: str) -> bool:
     if isinstance(storage, LocalStorage) and storage.folder.is_file():
         return True
     return storage.size(LAKE_FILE) is not None
-
-
-def folder_of(lake: str) -> Path | None:
-    """The lake's folder; None for one in a store."""
-    storage, _ = place(lake, **given())
-    return storage.folder if isinstance(storage, LocalStorage) else None
 
 
 def given() -> dict[str, Any]:

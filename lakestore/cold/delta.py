@@ -141,7 +141,7 @@ class DeltaCold:
         """Commit files in the place of segments: one version of the log."""
         write = uuid4().hex
         self._log.pass_by_cleaned()
-        for _ in self._attempts():
+        for _ in self._pauses():
             state = self._log.refresh()
             self._check_writable(state)
             if self._through(state) != sealed[0].first - 1:
@@ -150,8 +150,13 @@ class DeltaCold:
             examine(self._cold(state))
             if self._commit(state.version + 1, self._version(files, through, write), write):
                 break
+        else:
+            raise StorageError(
+                f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "
+                "sealed, and the next seal tries again"
+            )
         self.settle()
-        self._checkpoint()
+        self._checkpoint(state.version)
 
     def settle(self) -> None:
         """Take segments off the catalog's list that the log says are sealed."""
@@ -170,38 +175,28 @@ class DeltaCold:
         Whether a failed request was granted is not known, and it may still be: the same version is
         tried again until the answer is known. Another one could be granted beside it.
         """
-        failures: list[StorageError] = []
-        for _ in self._attempts(failures):
+        failure: StorageError | None = None
+        for _ in self._pauses():
             try:
                 return self._log.commit(version, data, write)
             except StorageError as error:
-                failures.append(error)
-        raise AssertionError("unreachable")
+                failure = error
+                if not self._log.remote:  # a disk does not mend itself
+                    break
+        raise CommitUncertainError(
+            f"it is not known whether a seal of {self._table.url!r} was committed: {failure}; "
+            "the next seal finds out"
+        ) from failure
 
-    def _attempts(self, failures: Sequence[Exception] = ()) -> Iterator[None]:
-        """Tries with pauses between them, until the time is up.
-
-        Raises:
-            CommitUncertainError: the time is up, and the last try failed.
-            StorageError: the time is up, and others always came first.
-        """
+    def _pauses(self) -> Iterator[None]:
+        """Turns to try something in, with growing pauses between them, until the time is up."""
         deadline = time.monotonic() + self._timeout_s
         pause = 0.01
-        while True:
-            yield
-            if time.monotonic() >= deadline or (failures and not self._log.remote):
-                break
-            time.sleep(pause * random.uniform(0.5, 1.5))
+        yield
+        while time.monotonic() < deadline:
+            time.sleep(pause * random.uniform(0.5, 1.5))  # or those who met would meet again
             pause = min(_PAUSE_MAX_S, pause * 2)
-        if failures:
-            raise CommitUncertainError(
-                f"it is not known whether a seal of {self._table.url!r} was committed: "
-                f"{failures[-1]}; the next seal finds out"
-            ) from failures[-1]
-        raise StorageError(
-            f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "
-            "sealed, and the next seal tries again"
-        )
+            yield
 
     def _version(self, files: Sequence[ColdFile], through: int, write: str) -> bytes:
         now = self._now_ms()
@@ -251,9 +246,13 @@ class DeltaCold:
                 "change it back, and what waits is sealed"
             )
 
-    def _checkpoint(self) -> None:
-        """Every so many versions; without one, readers only read more."""
-        if self._log.known.version % _CHECKPOINT_EVERY:
+    def _checkpoint(self, before: int) -> None:
+        """Every so many versions; without one, readers only read more.
+
+        Args:
+            before: the version that was committed after; others may have committed since.
+        """
+        if self._log.known.version // _CHECKPOINT_EVERY == before // _CHECKPOINT_EVERY:
             return
         try:
             self._log.checkpoint(self._now_ms())

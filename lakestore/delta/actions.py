@@ -37,14 +37,14 @@ class Add:
     stats: str | None
     tags: Mapping[str, str]
 
-    def line(self, *, data_change: bool = True) -> str:
+    def line(self) -> str:
         """The action as a line of the log."""
         body: dict[str, Any] = {
             "path": encoded(self.path),
             "partitionValues": dict(self.partition),
             "size": self.size,
             "modificationTime": self.modified_ms,
-            "dataChange": data_change,
+            "dataChange": True,
             "stats": self.stats,
             "tags": dict(self.tags),
         }

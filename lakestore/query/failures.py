@@ -51,7 +51,7 @@ def translated(error: Exception, tables: Sequence[TableContext]) -> Exception:
         return NotFoundError(f"{first} The lake's tables: {names}")
     if isinstance(error, duckdb.OutOfMemoryException):
         return StorageError(f"the query needs more memory than memory_bytes allows: {error}")
-    if not may_be_damage(error) and not _names_a_file(message, tables):
+    if not may_be_damage(error) and not names_a_file(message, tables):
         return InvalidInputError(message)
     refused = refusal(_UNREADABLE, error)
     if refused is not None:
@@ -59,16 +59,16 @@ def translated(error: Exception, tables: Sequence[TableContext]) -> Exception:
     damage = _damage(tables)
     if damage is not None:
         return CorruptionError(f"{damage}; restore it from a copy")
-    if _names_a_file(message, tables):
+    if names_a_file(message, tables):
         return CorruptionError(f"{_UNREADABLE}: {message}")
     if isinstance(error, LOST):
         return StorageError(f"DuckDB failed in this query, and is started anew: {message}")
     return duckdb_error("a file cannot be read (`lakestore verify` names it if it is ours)", error)
 
 
-def _names_a_file(message: str, tables: Sequence[TableContext]) -> bool:
+def names_a_file(message: str, tables: Sequence[TableContext]) -> bool:
     """Whether an error is about a file of a table: DuckDB calls bad bytes invalid input too."""
-    folders = {str(table.hot_folder) for table in tables}
+    folders = {str(folder) for t in tables for folder in (t.hot_folder, t.site.layout.files)}
     folders |= {table.site.storage.url(f"tables/{table.entry.folder}") for table in tables}
     return any(f"{folder}/" in message for folder in folders)
 

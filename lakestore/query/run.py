@@ -23,7 +23,7 @@ from lakestore.httpfs import give_access
 from lakestore.instances import interrupts, start
 from lakestore.query import parameters as bound
 from lakestore.query import plan
-from lakestore.query.failures import FAILURES, may_be_damage, translated
+from lakestore.query.failures import FAILURES, may_be_damage, names_a_file, translated
 from lakestore.query.parameters import Parameters
 from lakestore.query.pin import FilesInUse, TablePin, pin
 from lakestore.query.reads import Reading, reading
@@ -133,6 +133,9 @@ class Queries:
                 last = attempt == _ATTEMPTS - 1
                 if "No files found" in str(error) and not last:
                     continue  # another process sealed and vacuumed a file: look again
+                suspect = may_be_damage(error) or names_a_file(str(error), named)
+                if suspect and not last and self._drop_damaged_copies(named):
+                    continue  # it is fetched again
                 if may_be_damage(error) and not parquet_only and not last:
                     parquet_only = True  # a segment's DuckDB file is expendable, its twin is not
                     self._engine.detach_idle()  # as if there were too many open files
@@ -299,6 +302,10 @@ class Queries:
         if self._site.reads_store:
             return [table.cold_url(file) for file in cold]
         return [str(path) for path in self._site.files.paths([table.wanted(f) for f in cold])]
+
+    def _drop_damaged_copies(self, tables: Sequence[TableContext]) -> bool:
+        wanted = [table.wanted(file) for table in tables for file in table.state().cold]
+        return self._site.files.drop_damaged(wanted)
 
     def _parquet_parts(self, one: TablePin) -> list[str]:
         table = one.table

@@ -4,7 +4,7 @@ from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from lakestore.delta.log import APP, DeltaLog, LogState
+from lakestore.delta.log import APP, LAKE_PROPERTY, DeltaLog, LogState
 from lakestore.errors import CorruptionError
 from lakestore.layout import ColdName, log_prefix
 from lakestore.snapshot import GenerationId
@@ -51,7 +51,7 @@ def sealed(
         hot_sites: sites that the segments' footers name.
     """
     assert state.metadata is not None
-    lake = state.metadata.configuration["lakestore.lake"]
+    lake = state.metadata.configuration[LAKE_PROPERTY]
     apps = {a.removeprefix(f"{APP}{lake}/"): n for a, n in state.transactions.items()}
     ours: dict[str, list[str]] = {}
     sites = set(hot_sites)

@@ -203,9 +203,14 @@ class S3Storage:
             return list(threads.map(do, keys))
 
     def option(self, name: str, *variables: str) -> str | None:
-        """An option, or what the environment says instead; an empty text counts as none."""
+        """An option, or what the environment says instead; an empty text counts as none.
+
+        Only names that begin with AWS are the environment's, as for the client: a variable TOKEN
+        is somebody else's.
+        """
         for key in (name, *variables):
-            value = self.options.get(key.lower()) or os.environ.get(key.upper())
+            variable = key.upper() if key.startswith("aws_") else ""
+            value = self.options.get(key) or os.environ.get(variable)
             if value:
                 return value
         return None
@@ -238,7 +243,9 @@ class S3Storage:
         except ImportError as error:
             raise InvalidInputError("a lake on S3 needs `pip install 'lakestore[s3]'`") from error
         config = {key: value for key, value in self.options.items() if key not in _CLIENT}
-        retries = int(self.options.get("max_retries", "4"))
+        retries = self.options.get("max_retries", "4")
+        if not retries.isdecimal():
+            raise InvalidInputError(f"storage option max_retries={retries!r} is no number")
         try:
             return S3Store(
                 self.bucket,
@@ -252,8 +259,8 @@ class S3Storage:
                     ),
                 },
                 retry_config={
-                    "max_retries": retries,
-                    "retry_timeout": timedelta(seconds=timeout_s),
+                    "max_retries": int(retries),
+                    "retry_timeout": timedelta(seconds=self._seconds("retry_timeout", timeout_s)),
                     "backoff": {
                         "init_backoff": timedelta(milliseconds=50),
                         "max_backoff": timedelta(seconds=2),

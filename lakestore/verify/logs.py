@@ -13,7 +13,7 @@ from lakestore.verify.report import RESTORE, Problem
 from lakestore.verify.tiers import Footers, partial_seals
 
 
-def with_cold(site: SiteContext, record: TableRecord, schema: TableSchema) -> TableRecord:
+def with_log(site: SiteContext, record: TableRecord, schema: TableSchema) -> TableRecord:
     """What the catalog says of a table, and what its log says, read anew.
 
     Raises:
@@ -64,7 +64,7 @@ def own_files(record: TableRecord, site: str) -> set[str]:
     return own
 
 
-def is_whole(record: TableRecord, footers: Footers, site: str) -> bool:
+def keeps_all_seals(record: TableRecord, footers: Footers, site: str) -> bool:
     """Whether every cold file that a site made is still there.
 
     Others may compact and delete: what the footers of the rest say is not all then.

@@ -4,6 +4,7 @@ What is in the cache of a store's files is not asked: the bytes in the store are
 """
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from lakestore.errors import NotFoundError
 from lakestore.storage import Storage
 from lakestore.storage.local import LocalStorage, discard, make_folder
 from lakestore.storage.s3 import S3Storage
+
+_LEFT_S = 86_400.0
 
 
 class Objects:
@@ -68,6 +71,10 @@ class Objects:
 @contextmanager
 def objects_of(site: SiteContext) -> Iterator[Objects]:
     """The lake's objects, and room for copies while they are looked at."""
+    for left in site.layout.files.glob("verify-*"):  # of one that was killed
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _LEFT_S:
+                shutil.rmtree(left, ignore_errors=True)
     copies = site.layout.files / f"verify-{uuid4().hex}"
     try:
         yield Objects(site.storage, copies)

@@ -36,7 +36,7 @@ from lakestore.verify.documents import check_documents
 from lakestore.verify.duplicates import check_duplicates
 from lakestore.verify.journals import JournalCheck, JournalFile, check_flushed, list_journals
 from lakestore.verify.leftovers import Disk, check_garbage, check_leftovers, lost_by_catalog
-from lakestore.verify.logs import check_versions, is_whole, log_problem, own_files, with_cold
+from lakestore.verify.logs import check_versions, keeps_all_seals, log_problem, own_files, with_log
 from lakestore.verify.objects import Objects, objects_of
 from lakestore.verify.report import REBUILD, RESTORE, Problem, Report, by_severity
 from lakestore.verify.tiers import check_tiers, covered
@@ -120,7 +120,7 @@ class _Verification:
             try:
                 if record.cold != "parquet" and not record.dropped:
                     schema = TableSchema.from_toml(record.schemas[max(record.schemas)], record.name)
-                    record = with_cold(self.site, record, schema)
+                    record = with_log(self.site, record, schema)
                     self.problems += check_versions(self.objects, record, keys or ())
             except (SchemaError, ValueError):  # `_table` says so
                 pass
@@ -155,7 +155,7 @@ class _Verification:
         }
         whole = len(footers) == len(own)
         if record.cold == "delta":  # others may have taken files away
-            whole = whole and is_whole(record, footers, site.catalog.site)
+            whole = whole and keeps_all_seals(record, footers, site.catalog.site)
         self.problems += check_tiers(record, site.layout.catalog, footers, whole=whole)
         fetched = self.objects.fetched
         self.problems += check_duplicates(record.name, schema, list(checked.values()), fetched)

@@ -1,0 +1,20 @@
+"""Two sites that meet: something happens between a seal's last look and its commit."""
+
+from collections.abc import Callable
+
+import pytest
+
+from lakestore.cold.delta import DeltaCold
+
+
+def before_the_next_commit(patch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
+    """Do something once, right before a version of a log is made."""
+    commit, done = DeltaCold._commit, []
+
+    def late(cold: DeltaCold, *arguments: object) -> bool:
+        if not done:
+            done.append(True)
+            do()
+        return commit(cold, *arguments)
+
+    patch.setattr(DeltaCold, "_commit", late)
