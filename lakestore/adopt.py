@@ -55,6 +55,9 @@ def _document(site: SiteContext, folder: str) -> str:
 
 def drop_buried(site: SiteContext) -> None:
     """Take tables off the list that another site has dropped; raises `StorageError`."""
+    for table_id in site.catalog.dropped_elsewhere():
+        with site.catalog.commit() as commit:
+            commit.drop_table(table_id)
     for entry in site.catalog.tables():
         if entry.cold == "delta" and site.storage.size(tombstone_key(entry.folder)) is not None:
             with site.catalog.commit() as commit:

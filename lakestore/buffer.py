@@ -334,7 +334,9 @@ class Buffer:
                 with self.visibility:
                     last.closed = True
         self._numbers += 1
-        before = last.journal.synced if last is not None and last.journal is not None else 0
+        before = 0
+        if last is not None and last.journal is not None and last.id.number == self._numbers - 1:
+            before = last.journal.synced  # else an interrupt left a file in between, with nothing
         journal = self._open_journal(self._numbers, before)
         fresh = Generation(journal.id, journal, self._clock.monotonic())
         with self.visibility:

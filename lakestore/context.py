@@ -6,11 +6,10 @@ Locks of a process, in the order in which they may be taken; each may be skipped
     views.lock (a file)                      one `lake.duckdb` is made at a time
     Lake._opening                            the tables of the open lake
     Buffer.lock                              one append or rotation of a table
-    a catalog commit (SQLite's write lock)
+    a catalog commit (the database's own lock)
     SiteContext.visibility                   pointers and counters only
 """
 
-import secrets
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -20,7 +19,7 @@ from uuid import uuid4
 
 from lakestore.buffer import Buffer
 from lakestore.catalog import Catalog
-from lakestore.catalog.commit import TableEntry
+from lakestore.catalog.records import TableEntry
 from lakestore.clock import Clock
 from lakestore.cold import ColdTable
 from lakestore.cold.delta import DeltaCold, DeltaTable, cold_file
@@ -29,21 +28,19 @@ from lakestore.delta.log import DeltaLog
 from lakestore.engine import Engine, engine
 from lakestore.errors import (
     ConflictError,
-    CorruptionError,
     LakestoreError,
     LockedError,
-    StorageError,
 )
 from lakestore.failpoint import reach
 from lakestore.filecache import FileCache, Wanted
 from lakestore.fileids import FileIds
 from lakestore.frames import JournalHeader
 from lakestore.journal import JournalWriter
-from lakestore.lakefile import lake_id, needs_catalog
-from lakestore.layout import LAKE_FILE, SiteLayout, data_prefix, log_prefix
+from lakestore.layout import SiteLayout, data_prefix, log_prefix
 from lakestore.locks import ProcessLock
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
+from lakestore.siting import known_lake, open_catalog
 from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
 from lakestore.storage import Storage
 from lakestore.storage.local import make_folder, refusals
@@ -90,39 +87,33 @@ class SiteContext:
 
     @classmethod
     def open(
-        cls, storage: Storage, layout: SiteLayout, settings: Settings, clock: Clock, *, write: bool
+        cls,
+        storage: Storage,
+        layout: SiteLayout,
+        catalog_url: str | None,
+        settings: Settings,
+        clock: Clock,
+        *,
+        write: bool,
     ) -> "SiteContext":
         """Open the site of a lake; with `write`, make what is missing.
 
         Raises: as `lakestore.open`; LockedError: a rebuild was at it.
         """
-        lake = _known_lake(storage, layout, write=write)
+        lake = known_lake(storage, layout, write=write)
         reach("open.1")
-        # Of a lake in a store, the catalog is this host's alone: a reader needs one too.
-        keeps = write or storage.remote
-        if keeps:
+        if write or storage.remote:
             make_folder(layout.local)
         reach("open.2")
-        catalog = Catalog(
-            layout.catalog,
-            clock,
-            create=(lake, secrets.token_hex(4)) if keeps else None,
-            is_filled=lambda: needs_catalog(storage, layout),
-        )
+        catalog = open_catalog(storage, layout, lake, catalog_url, clock, write=write)
         with ExitStack() as undo:  # locks that stayed taken would hide rows from the next attempt
             undo.callback(catalog.close)
-            if lake is not None and catalog.lake != lake:
-                raise CorruptionError(
-                    f"{str(layout.catalog)!r} belongs to lake {catalog.lake}, and "
-                    f"{storage.url(LAKE_FILE)!r} says {lake}: pass the right local= folder, or "
-                    "restore what is damaged"
-                )
             reach("open.3")
             lock = None
             if write:
                 lock = ProcessLock.create(layout.writers)
                 undo.callback(lock.abandon)
-                if not catalog.is_in_place():  # from the lock on, a rebuild is refused
+                if not catalog.database.is_in_place():  # from the lock on, a rebuild is refused
                     raise LockedError("the catalog was made again meanwhile: open the lake again")
                 make_folder(layout.staging_of(lock.name))
                 reach("open.4")
@@ -339,16 +330,6 @@ class TableContext:
             "schema_version": self.entry.schema_version,
             **facts,
         }
-
-
-def _known_lake(storage: Storage, layout: SiteLayout, *, write: bool) -> str | None:
-    """The lake's uuid; None while its store does not answer, and the catalog knows it."""
-    try:
-        return lake_id(storage, layout.local if write else None)
-    except StorageError:
-        if not storage.remote or not layout.catalog.is_file() or not layout.catalog.stat().st_size:
-            raise
-        return None
 
 
 def states(site: SiteContext, tables: Sequence[TableContext]) -> dict[int, TableState]:

@@ -79,7 +79,7 @@ class Diagnosis:
         return "\n".join(lines)
 
 
-def diagnose(storage: Storage, layout: SiteLayout, clock: Clock) -> Diagnosis:
+def diagnose(storage: Storage, layout: SiteLayout, catalog: str | None, clock: Clock) -> Diagnosis:
     """Look at this machine, and at the place of a lake or of one to come."""
     findings = [Finding("versions", "ok", _versions()), _open_files()]
     folder = _nearest(layout.local)

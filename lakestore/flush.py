@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 
 from lakestore import datafile, duplicates, hot
 from lakestore.buffer import ClosedGeneration
-from lakestore.catalog.commit import Sent
+from lakestore.catalog.records import Sent
 from lakestore.context import TableContext
 from lakestore.failpoint import reach
 from lakestore.settings import MIB, Settings

@@ -57,6 +57,7 @@ class Lake:
         self,
         storage: Storage,
         layout: SiteLayout,
+        catalog: str | None,
         mode: Literal["rw", "r"],
         upkeep: Literal["auto", "manual"],
         settings: Settings,
@@ -64,9 +65,10 @@ class Lake:
     ) -> None:
         self.root = storage.root
         self.mode = mode
-        self._sees_others = mode == "rw" or storage.remote
+        # A reader keeps a list of its own only of a lake in a store, and of one without Postgres.
+        self._sees_others = mode == "rw" or (storage.remote and catalog is None)
         self._auto = upkeep == "auto" and mode == "rw"
-        self._site = SiteContext.open(storage, layout, settings, clock, write=mode == "rw")
+        self._site = SiteContext.open(storage, layout, catalog, settings, clock, write=mode == "rw")
         self._queries = Queries(self._site)
         self._session = Session(self.root, mode, self._queries)
         self._tables = OpenTables(self._site, self._handle, self._after_append)

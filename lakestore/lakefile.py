@@ -85,7 +85,7 @@ def is_delta(storage: Storage, folder: str) -> bool:
 
 def needs_catalog(storage: Storage, layout: SiteLayout) -> bool:
     """Whether there are files that only a catalog of this site could name."""
-    return _holds_local(layout) or any(
+    return holds_rows(layout) or any(
         not is_delta(storage, folder) and storage.size(tombstone_key(folder)) is None
         for folder in storage.folders("tables/")
     )
@@ -93,9 +93,10 @@ def needs_catalog(storage: Storage, layout: SiteLayout) -> bool:
 
 def is_filled(storage: Storage, layout: SiteLayout) -> bool:
     """Whether a lake and its site hold files that a catalog can be made of."""
-    return _holds_local(layout) or holds_tables(storage)
+    return holds_rows(layout) or holds_tables(storage)
 
 
-def _holds_local(layout: SiteLayout) -> bool:
+def holds_rows(layout: SiteLayout) -> bool:
+    """Whether a site's folder has journals or segments."""
     local = (path for name in ("journal", "hot") for path in (layout.local / name).glob("*/*"))
     return next(local, None) is not None

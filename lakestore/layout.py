@@ -5,7 +5,7 @@
     <root>/tables/<table>/dropped.json
     <root>/tables/<table>/data/day=2026-11-22/<site>-<first>-<last>-<part>-<sha12>.parquet
     <root>/tables/<table>/data/_delta_log/00000000000000000017.json
-    <local>/catalog.sqlite
+    <local>/catalog.sqlite               or site.json, when sites share a catalog in Postgres
     <local>/writers/<writer>
     <local>/journal/<table>/<writer>/000017.journal
     <local>/hot/<table>/<first>-<last>-<sha12>.parquet  .duckdb
@@ -25,6 +25,7 @@ from pathlib import Path
 from lakestore.errors import CorruptionError, InvalidInputError
 
 LAKE_FILE = "lakestore.json"
+SITE_FILE = "site.json"
 VIEWS_FILE = "lake.duckdb"
 TABLE_NAME = re.compile(r"(?!(?i:lakestore_))[A-Za-z][A-Za-z0-9_]{0,62}")
 WRITER_NAME = re.compile(r"[0-9a-f]{16}")

@@ -18,7 +18,7 @@ from lakestore import retain, shell
 from lakestore.adopt import adopt, drop_buried
 from lakestore.append import Appender
 from lakestore.buffer import Buffer
-from lakestore.catalog.commit import TableEntry
+from lakestore.catalog.records import TableEntry
 from lakestore.context import SiteContext, TableContext
 from lakestore.duplicates import published
 from lakestore.errors import CorruptionError, SchemaError, StorageError

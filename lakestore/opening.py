@@ -4,8 +4,9 @@ import hashlib
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Literal, NamedTuple
 
+from lakestore.catalog import postgres
 from lakestore.clock import Clock, SystemClock
 from lakestore.engine import troubles
 from lakestore.errors import InvalidInputError
@@ -25,6 +26,7 @@ def open(
     *,
     storage_options: Mapping[str, str] | None = None,
     local: str | os.PathLike[str] | None = None,
+    catalog: str | None = None,
     mode: Literal["rw", "r"] = "rw",
     upkeep: Literal["auto", "manual"] = "auto",
     settings: Settings | dict[str, object] | None = None,
@@ -39,6 +41,8 @@ def open(
             these names. `timeout` is how many seconds a request may take.
         local: where this host keeps journals, hot segments and the catalog; default
             `<root>/_site`, and for S3 a folder in `$XDG_STATE_HOME` (`~/.local/state`).
+        catalog: `postgresql://user@host/database` for a catalog that several hosts share; default
+            `$LAKESTORE_CATALOG`, and without it SQLite in `local`.
         mode: `rw` to write too, `r` to read only.
         upkeep: `auto` flushes, seals and vacuums in threads of its own; `manual` leaves it to
             the caller's `flush()`, `seal()` and `maintain()`.
@@ -57,22 +61,46 @@ def open(
     if upkeep not in ("auto", "manual"):
         raise InvalidInputError(f"upkeep {upkeep!r} is neither 'auto' nor 'manual'")
     numbers = Settings.of(settings)
-    storage, layout = place(root, storage_options, local)
+    storage, layout, catalog = place(root, storage_options, local, catalog)
     if isinstance(storage, S3Storage) and mode == "rw":
         probe_once(storage, layout.local)
-    return Lake(storage, layout, mode, upkeep, numbers, clock or SystemClock())
+    return Lake(storage, layout, catalog, mode, upkeep, numbers, clock or SystemClock())
+
+
+class Place(NamedTuple):
+    """Where a lake is."""
+
+    storage: Storage
+    layout: SiteLayout
+    catalog: str | None
+    """The URL of a database that sites share; with a password in it, maybe."""
 
 
 def place(
     root: str | os.PathLike[str],
     storage_options: Mapping[str, str] | None = None,
     local: str | os.PathLike[str] | None = None,
-) -> tuple[Storage, SiteLayout]:
-    """Where a lake and this host's part of it are.
+    catalog: str | None = None,
+) -> Place:
+    """Where a lake, this host's part of it and the catalog are.
 
     Raises:
-        InvalidInputError: neither a folder nor an S3 URL, or not a place for DuckDB.
+        InvalidInputError: neither a folder nor an S3 URL, or not a place for DuckDB; or `catalog`
+            is no URL of Postgres.
     """
+    storage, layout = _files(root, storage_options, local)
+    if catalog is None and not layout.catalog.exists():
+        catalog = os.environ.get("LAKESTORE_CATALOG") or None
+    if catalog is not None:
+        postgres.parse(catalog)
+    return Place(storage, layout, catalog)
+
+
+def _files(
+    root: str | os.PathLike[str],
+    storage_options: Mapping[str, str] | None,
+    local: str | os.PathLike[str] | None,
+) -> tuple[Storage, SiteLayout]:
     for folder in (root, local or ""):
         if UNSPEAKABLE.search(str(folder)):
             raise InvalidInputError(f"{str(folder)!r} is no path of UTF-8 text, as DuckDB needs it")

@@ -14,7 +14,7 @@ from datetime import datetime
 from pathlib import Path
 
 from lakestore import hot
-from lakestore.catalog.commit import Garbage
+from lakestore.catalog.records import Garbage
 from lakestore.context import SiteContext
 from lakestore.failpoint import reach
 from lakestore.layout import SiteLayout, journal_name, tombstone_key

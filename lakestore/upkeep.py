@@ -13,7 +13,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 
 from lakestore import flush, retain, seal, shell
-from lakestore.catalog.commit import Garbage
+from lakestore.catalog.records import Garbage
 from lakestore.context import SiteContext, TableContext, states
 from lakestore.errors import ConflictError, CorruptionError, StorageError
 from lakestore.query.pin import FilesInUse

@@ -28,12 +28,14 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 def pytest_configure(config: pytest.Config) -> None:
     config.addinivalue_line("markers", "soak: too long for every run; only with --soak")
+    config.addinivalue_line("markers", "sqlite: looks into the catalog's file of SQLite")
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.getoption("--soak"):
-        return
-    left_out = [item for item in items if item.get_closest_marker("soak")]
+    unwanted = [] if config.getoption("--soak") else ["soak"]
+    if "LAKESTORE_CATALOG" in os.environ:  # the suite is run over Postgres
+        unwanted.append("sqlite")
+    left_out = [item for item in items if any(map(item.get_closest_marker, unwanted))]
     items[:] = [item for item in items if item not in left_out]
     config.hook.pytest_deselected(items=left_out)
 

@@ -535,6 +535,24 @@ def test_what_is_cut_after_a_failed_fsync_is_not_missed_later(lake, table, monke
     assert open_lake().sql("SELECT count(*) FROM events").fetchall() == [(20,)]
 
 
+@pytest.mark.parametrize("point", ["journal.1", "journal.2", "journal.4"])
+def test_a_journal_whose_making_was_interrupted_is_passed_by(
+    lake, table, monkeypatch, open_lake, point
+):
+    """The next one begins after the one before it, and must not tell of that one's bytes."""
+    from lakestore import journal
+
+    table.append(events(0, 10))
+    table._context.buffer.rotate()
+    with monkeypatch.context() as patch:
+        patch.setattr(journal, "reach", lambda at: _interrupted() if at == point else None)
+        with pytest.raises(KeyboardInterrupt):
+            table.append(events(10, 20))
+    assert table.append(events(20, 30)).rows == 10
+    lake._site.abandon()  # as if the process had died
+    assert open_lake().sql("SELECT count(*) FROM events").fetchall() == [(20,)]
+
+
 def test_a_damaged_segment_is_named_when_a_row_may_be_known(lake, table, root):
     table.append(events(0, 10))
     table.flush()

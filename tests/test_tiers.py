@@ -14,7 +14,7 @@ from conftest import SCHEMA, START, events
 
 import lakestore as ls
 from lakestore import datafile, flush, hot, retain, seal
-from lakestore.catalog.commit import Garbage
+from lakestore.catalog.records import Garbage
 from lakestore.demo import usage_events
 from lakestore.engine import sorter
 from lakestore.snapshot import FileInfo, Segment

@@ -148,8 +148,8 @@ def test_a_damaged_data_file_is_named_with_what_cannot_be_read(full, root):
 @pytest.mark.parametrize(
     ("statement", "kind"),
     [
-        ("UPDATE tables SET sealed_through = 1", "sealed_through"),
-        ("UPDATE tables SET last_segment = 7", "numbers"),
+        ("UPDATE holdings SET sealed_through = 1", "sealed_through"),
+        ("UPDATE holdings SET last_segment = 7", "numbers"),
         ("UPDATE segments SET first = 4, last = 4", "name"),
         ("UPDATE cold_files SET day = '2025-01-09' WHERE first = 2", "name"),
         ("UPDATE producers SET seq = 3", "producer"),
@@ -165,7 +165,7 @@ def test_a_damaged_data_file_is_named_with_what_cannot_be_read(full, root):
         ("UPDATE cold_files SET info = 'x'", "catalog"),
         ("UPDATE cold_files SET day = 'x'", "catalog"),
         ("DELETE FROM cold_files WHERE day = '2025-01-01'", "seal"),
-        ("UPDATE lake SET site = 'ffffffff'", "catalog"),
+        ("UPDATE sites SET name = 'ffffffff'", "catalog"),
         ("UPDATE garbage SET name = (SELECT name FROM segments) WHERE kind = 'segment'"
          " AND id = (SELECT max(id) FROM garbage WHERE kind = 'segment')", "garbage"),
         ("UPDATE garbage SET name = 'x' WHERE kind = 'journal'"

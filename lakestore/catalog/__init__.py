@@ -1,146 +1,125 @@
 """The catalog: which files make up each table, and what was accepted from each producer.
 
-SQLAlchemy Core over SQLite. One transaction is one commit point: a flush, a seal, a drop. A
-reader sees one version of everything. The catalog is never the only record of a row: segments
-and cold files say in their footers what they are. Failpoints: catalog.1 begun    .2 changed
-.3 committed
+SQLAlchemy Core over SQLite or Postgres. One transaction is one commit point: a flush, a seal, a
+drop. A reader sees one version of everything. The catalog is never the only record of a row:
+segments and cold files say in their footers what they are. Failpoints: catalog.1 begun
+.2 changed    .3 committed
 """
 
-import errno
-import os
-import sqlite3
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from lakestore.catalog import frozen, integrity
 from lakestore.catalog import tables as t
-from lakestore.catalog.commit import Commit, Garbage, Inventory, Sent, TableEntry, TableRecord
+from lakestore.catalog.commit import Commit, holding_of, sent_of
+from lakestore.catalog.database import Creation, Database, refuse_lost
 from lakestore.catalog.migrations import migrate
+from lakestore.catalog.records import Garbage, Inventory, Sent, TableEntry, TableRecord
 from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
-from lakestore.catalog.strict import REBUILD, damage
+from lakestore.catalog.strict import damage
 from lakestore.clock import Clock
-from lakestore.errors import (
-    CorruptionError,
-    FormatTooNewError,
-    InvalidInputError,
-    LakestoreError,
-    LockedError,
-    NotFoundError,
-    StorageError,
-)
+from lakestore.errors import FormatTooNewError, InvalidInputError, NotFoundError
 from lakestore.failpoint import reach
 from lakestore.snapshot import ColdFile, GenerationId, TableState
-from lakestore.storage.local import refusals, require_file, storage_error, why_refused
+
+_NOBODY = -1
+"""What a site holds of a table that it never committed to."""
 
 
 class Catalog:
-    """A site's catalog."""
+    """A lake's tables, as a site sees them."""
 
     def __init__(
-        self,
-        path: Path,
-        clock: Clock,
-        *,
-        create: tuple[str | None, str] | None,
-        is_filled: Callable[[], bool] = lambda: False,
+        self, database: Database, clock: Clock, *, write: bool, creation: Creation | None = None
     ) -> None:
-        """Open the catalog at `path`.
+        """Open the catalog that a database keeps.
 
         Args:
-            create: lake uuid and site of a new one, and leave to migrate an old one; without a
-                uuid, none is made.
-            is_filled: whether there are files that a catalog has to name; then none is made.
+            write: make what is missing, and migrate what is old; else nothing is changed.
 
         Raises:
             NotFoundError: there is none, and none is to be created.
             CorruptionError: it is damaged, or there is none though there was one.
             FormatTooNewError: a newer lakestore wrote it.
-            StorageError: it cannot be read, or (`create`) written.
+            StorageError: it cannot be read, or (`write`) written.
         """
-        writable = os.access(path.parent, os.W_OK)
-        if create is not None and not writable and path.parent.exists():
-            raise StorageError(
-                f"cannot write in {str(path.parent)!r}: the file system is read-only, or the "
-                'folder belongs to another user; open with mode="r"'
-            )
-        if not path.exists():
-            _refuse_lost(path, is_filled)
-            if create is None:
-                raise NotFoundError(f"no catalog at {str(path)!r}")
-        with refusals(f"cannot read the catalog {str(path)!r}"):
-            require_file(path)
-        self._path = path
-        self._inode = path.stat().st_ino if path.exists() else None
+        self.database = database
         self._clock = clock
-        if create is None and not writable:
-            self._engine = frozen.engine(path)
-        else:
-            self._engine = sa.create_engine(
-                sa.URL.create("sqlite", database=str(path)),
-                connect_args={"timeout": 30, "isolation_level": None},
-            )
-        sa.event.listen(self._engine, "connect", _configure)
         self._states: dict[int, TableState] = {}
         self._cold: dict[int, dict[str, ColdFile]] = {}
+        creation = creation or Creation()
         try:
-            found = self._format(path)
+            database.open(write=write, is_filled=creation.needs_catalog)
+            found = self._format()
             if found is None:
-                self._make(path, create, is_filled)
+                self._make(creation, write=write)
             elif found < t.FORMAT:
-                self._migrate(found, writable=create is not None)
-            with self._begin("DEFERRED") as con:
-                self.lake, self.site = con.execute(sa.select(t.lake.c.uuid, t.lake.c.site)).one()
-            self._inode = self._inode or path.stat().st_ino
+                self._migrate(found, write=write)
+            with database.begin("read") as con:
+                self.lake = con.execute(sa.select(t.lake.c.uuid)).scalar_one()
+                sites = con.execute(sa.select(t.sites.c.name)).scalars().all()
+            self.site = database.site if database.site is not None else _only(sites)
+            if write and self.site not in sites:
+                self._join(creation)
         except BaseException:
             self.close()
             raise
 
-    def _make(
-        self, path: Path, create: tuple[str | None, str] | None, is_filled: Callable[[], bool]
-    ) -> None:
-        with self._begin("IMMEDIATE") as con:
+    def _make(self, creation: Creation, *, write: bool) -> None:
+        if not write:
+            refuse_lost(self.database.name, creation.needs_catalog)
+            raise NotFoundError(f"the catalog at {self.database.name!r} is empty")
+        with self.database.begin("write") as con:
+            self.database.prepare(con)
             t.metadata.create_all(con)
             if con.execute(sa.select(t.lake.c.one)).first() is None:  # else it was made just now
-                _refuse_lost(path, is_filled)
-                if create is None or create[0] is None:
-                    raise NotFoundError(f"the catalog at {str(path)!r} is empty")
-                row = {"one": 1, "format": t.FORMAT, "version": 0}
-                con.execute(t.lake.insert(), row | {"uuid": create[0], "site": create[1]})
+                refuse_lost(self.database.name, creation.needs_catalog)
+                if creation.lake is None:
+                    raise NotFoundError(f"the catalog at {self.database.name!r} is empty")
+                row = {"one": 1, "format": t.FORMAT, "version": 0, "uuid": creation.lake}
+                con.execute(t.lake.insert(), row)
+                self._add_site(con, creation.site)
 
-    def _format(self, path: Path) -> int | None:
+    def _join(self, creation: Creation) -> None:
+        """Make this site known to a catalog that other sites have made."""
+        with self.database.begin("write") as con:
+            name = t.sites.c.name
+            if con.execute(sa.select(name).where(name == self.site)).first() is None:
+                refuse_lost(self.database.name, creation.needs_site)
+                self._add_site(con, self.site)
+
+    def _add_site(self, con: Connection, name: str) -> None:
+        joined = self._clock.now().timestamp()
+        con.execute(t.sites.insert(), {"name": name, "version": 0, "joined_at": joined})
+
+    def _format(self) -> int | None:
         """The catalog's format, or None when it is empty; refuses a newer one."""
-        with self._begin("DEFERRED") as con:
+        with self.database.begin("read") as con:
             if not sa.inspect(con).has_table("lake"):
                 return None
             found = con.execute(sa.select(t.lake.c.format)).scalar_one_or_none()
         if found is not None and found > t.FORMAT:
             raise FormatTooNewError(
-                f"catalog {str(path)!r} has format {found}, this lakestore reads "
+                f"catalog {self.database.name!r} has format {found}, this lakestore reads "
                 f"{t.FORMAT}: upgrade lakestore"
             )
         return found
 
-    def _migrate(self, found: int, *, writable: bool) -> None:
-        if not writable:
+    def _migrate(self, found: int, *, write: bool) -> None:
+        if not write:
             raise InvalidInputError(
-                f"the catalog {str(self._path)!r} has format {found}, and a reader does not change "
-                "it: open the lake once with mode='rw'"
+                f"the catalog {self.database.name!r} has format {found}, and a reader does not "
+                "change it: open the lake once with mode='rw'"
             )
-        with self._begin("IMMEDIATE") as con:
+        with self.database.begin("write") as con:
             migrate(con)
 
     def close(self) -> None:
         """Let every connection go."""
-        self._engine.dispose()
-
-    def is_in_place(self) -> bool:
-        """Whether the file that was opened is still the catalog: a rebuild moves it away."""
-        return self._path.exists() and self._path.stat().st_ino == self._inode
+        self.database.close()
 
     def tables(self) -> list[TableEntry]:
         """Every table that was not dropped, by name."""
@@ -166,41 +145,45 @@ class Catalog:
             .where(t.tables.c.dropped_at.is_(None))
             .order_by(t.tables.c.name)
         )
-        with self._begin("DEFERRED") as con:
+        with self.database.begin("read") as con:
             return [TableEntry(*row) for row in con.execute(query)]
 
     def folders(self) -> set[str]:
         """Folders of every table there ever was."""
-        with self._begin("DEFERRED") as con:
+        with self.database.begin("read") as con:
             return set(con.execute(sa.select(t.tables.c.folder)).scalars())
+
+    def dropped_elsewhere(self) -> list[int]:
+        """Tables that another site has dropped, and whose files here wait to be let go."""
+        h = t.holdings.c
+        query = sa.select(h.table_id).join(t.tables, t.tables.c.id == h.table_id)
+        mine = (h.site == self.site) & h.dropped.is_(False)
+        with self.database.begin("read") as con:
+            return list(
+                con.execute(query.where(mine, t.tables.c.dropped_at.is_not(None))).scalars()
+            )
 
     def version(self) -> int:
         """Counts commits; whoever knows this version knows everything the catalog says."""
-        with self._begin("DEFERRED") as con:
-            return int(con.execute(sa.select(t.lake.c.version)).scalar_one())
+        with self.database.begin("read") as con:
+            return self._versions(con)[1]
 
     def states(self, table_ids: Sequence[int]) -> dict[int, TableState]:
         """What is published of several tables, all of one version."""
-        with self._begin("DEFERRED") as con:
-            version = con.execute(sa.select(t.lake.c.version)).scalar_one()
-            return {id: self._state(con, id, version) for id in table_ids}
+        with self.database.begin("read") as con:
+            versions = self._versions(con)
+            return {id: self._state(con, id, versions) for id in table_ids}
 
-    def _state(self, con: Connection, table_id: int, version: int) -> TableState:
-        known = self._states.get(table_id)
+    def _state(self, con: Connection, table_id: int, versions: tuple[int, int]) -> TableState:
+        known, (shared, version) = self._states.get(table_id), versions
         if known is not None and known.version == version:
             return known
-        marks = sa.select(t.tables.c.sealed_through, t.tables.c.sealing_through)
-        sealed, sealing = con.execute(marks.where(t.tables.c.id == table_id)).one()
-        segments = con.execute(
-            sa.select(t.segments)
-            .where(t.segments.c.table_id == table_id)
-            .order_by(t.segments.c.first)
-        )
-        flushed = con.execute(
-            sa.select(t.generations.c.writer, t.generations.c.number).where(
-                t.generations.c.table_id == table_id
-            )
-        )
+        held = self._held(con, table_id)
+        marks = sa.select(t.holdings.c.sealed_through, t.holdings.c.sealing_through)
+        sealed, sealing = con.execute(marks.where(t.holdings.c.id == held)).first() or (0, 0)
+        s, g = t.segments.c, t.generations.c
+        segments = con.execute(sa.select(t.segments).where(s.holding_id == held).order_by(s.first))
+        flushed = con.execute(sa.select(g.writer, g.number).where(g.holding_id == held))
         try:
             state = TableState(
                 version,
@@ -209,6 +192,7 @@ class Catalog:
                 self._cold_files(con, table_id),
                 frozenset(GenerationId(*row) for row in flushed),
                 sealing_through=sealing,
+                cold_version=shared,
             )
         except DAMAGED as error:
             raise damage(repr(error)) from error
@@ -235,30 +219,29 @@ class Catalog:
 
     def producers(self, table_id: int) -> dict[str, int]:
         """The highest sequence number that a segment holds of each producer."""
-        query = sa.select(t.producers.c.producer, t.producers.c.seq).where(
-            t.producers.c.table_id == table_id
-        )
-        with self._begin("DEFERRED") as con:
-            return {row.producer: row.seq for row in con.execute(query)}
+        p = t.producers.c
+        with self.database.begin("read") as con:
+            held = self._held(con, table_id)
+            return _pairs(con, sa.select(p.producer, p.seq).where(p.holding_id == held))
 
     def highest_seq(self, table_id: int, producer: str) -> int:
         """The highest sequence number that a segment holds of a producer, or -1."""
-        query = sa.select(t.producers.c.seq).where(
-            t.producers.c.table_id == table_id, t.producers.c.producer == producer
-        )
-        with self._begin("DEFERRED") as con:
+        p = t.producers.c
+        with self.database.begin("read") as con:
+            held = self._held(con, table_id)
+            query = sa.select(p.seq).where(p.holding_id == held, p.producer == producer)
             found = con.execute(query).scalar_one_or_none()
         return -1 if found is None else int(found)
 
     def sent(self, table_id: int, pairs: Collection[Sent]) -> set[Sent]:
         """Those of the (producer, seq) that a segment holds, as far as it is still remembered."""
-        with self._begin("DEFERRED") as con:
-            return Commit(con, self._clock.now()).sent(table_id, pairs)
+        with self.database.begin("read") as con:
+            return sent_of(con, self._held(con, table_id), pairs) if pairs else set()
 
     def garbage(self) -> list[Garbage]:
         """Every superseded file not yet deleted."""
-        with self._begin("DEFERRED") as con:
-            return _garbage(con)
+        with self.database.begin("read") as con:
+            return _garbage(con, self.site)
 
     def inventory(self, *, settled: bool = False) -> Inventory:
         """Everything the catalog says, of one version.
@@ -267,14 +250,14 @@ class Catalog:
             settled: wait for a commit under way, so that a file that was there before this call
                 is either named now, or never will be by the commit that put it there.
         """
-        with self._begin("IMMEDIATE" if settled else "DEFERRED") as con:
-            version = con.execute(sa.select(t.lake.c.version)).scalar_one()
-            garbage = _garbage(con)
+        with self.database.begin("write" if settled else "read") as con:
+            versions = self._versions(con)
+            garbage = _garbage(con, self.site)
             try:
                 return Inventory(
-                    version,
+                    versions[1],
                     tuple(
-                        self._record(con, row, version, garbage)
+                        self._record(con, row, versions, garbage)
                         for row in con.execute(sa.select(t.tables).order_by(t.tables.c.id)).all()
                     ),
                 )
@@ -282,31 +265,31 @@ class Catalog:
                 raise damage(repr(error)) from error
 
     def _record(
-        self, con: Connection, row: Any, version: int, garbage: Sequence[Garbage]
+        self, con: Connection, row: Any, versions: tuple[int, int], garbage: Sequence[Garbage]
     ) -> TableRecord:
+        h, p, b = t.holdings.c, t.producers.c, t.batches.c
+        held = self._held(con, row.id)
         schemas = sa.select(t.schemas.c.version, t.schemas.c.text)
-        marks = sa.select(t.producers.c.producer, t.producers.c.seq)
-        batches = sa.select(t.batches.c.producer, t.batches.c.seq)
+        batches = sa.select(b.producer, b.seq).where(b.holding_id == held)
+        last = sa.select(h.last_segment).where(h.id == held)
         return TableRecord(
             row.id,
             row.name,
             row.folder,
             row.cold,
             row.dropped_at is not None,
-            row.last_segment,
+            con.execute(last).scalar_one_or_none() or 0,
             _pairs(con, schemas.where(t.schemas.c.table_id == row.id)),
-            _pairs(con, marks.where(t.producers.c.table_id == row.id)),
-            frozenset(
-                (p, seq) for p, seq in con.execute(batches.where(t.batches.c.table_id == row.id))
-            ),
+            _pairs(con, sa.select(p.producer, p.seq).where(p.holding_id == held)),
+            frozenset((producer, seq) for producer, seq in con.execute(batches)),
             tuple(g for g in garbage if g.table_id == row.id),
-            self._state(con, row.id, version),
+            self._state(con, row.id, versions),
         )
 
     def integrity(self) -> list[str]:
         """What is wrong with it by itself, before it is held against the lake's files."""
-        with self._begin("DEFERRED") as con:
-            return integrity.check(con)
+        with self.database.begin("read") as con:
+            return self.database.check(con)
 
     @contextmanager
     def commit(self) -> Iterator["Commit"]:
@@ -316,16 +299,21 @@ class Catalog:
             LockedError: another process kept the catalog busy for 30 s.
             StorageError: the disk refused; nothing was committed.
         """
-        with self._begin("IMMEDIATE") as con:
+        with self.database.begin("write") as con:
             reach("catalog.1")
-            yield Commit(con, self._clock.now())
-            con.execute(t.lake.update().values(version=t.lake.c.version + 1))
+            commit = Commit(con, self.site, self._clock.now())
+            yield commit
+            if commit.is_shared:
+                con.execute(t.lake.update().values(version=t.lake.c.version + 1))
+            else:
+                mine = t.sites.update().where(t.sites.c.name == self.site)
+                con.execute(mine.values(version=t.sites.c.version + 1))
             reach("catalog.2")
         reach("catalog.3")
 
     def end_leases(self, writers: Collection[str]) -> None:
         """Let others maintain what writers did that are dead."""
-        with self._begin("IMMEDIATE") as con:
+        with self.database.begin("write") as con:
             con.execute(t.leases.delete().where(t.leases.c.writer.in_(writers)))
 
     def lease(self, table_id: int, writer: str, seconds: float, *, over: bool = False) -> bool:
@@ -335,67 +323,35 @@ class Catalog:
         is taken from whoever has it. It changes no answer, so the version stays.
         """
         now = self._clock.now()
-        with self._begin("IMMEDIATE") as con:
-            return Commit(con, now).take_lease(
+        with self.database.begin("write") as con:
+            return Commit(con, self.site, now).take_lease(
                 table_id, writer, now.timestamp() + seconds, over=over
             )
 
-    @contextmanager
-    def _begin(self, kind: str) -> Iterator[Connection]:
-        try:
-            with self._engine.connect() as con:
-                con.exec_driver_sql(f"BEGIN {kind}")
-                try:
-                    yield con
-                except BaseException:
-                    if not con.invalidated:  # an interrupt has closed it, and rolled it back
-                        con.exec_driver_sql("ROLLBACK")
-                    raise
-                con.exec_driver_sql("COMMIT")
-        except sa.exc.OperationalError as error:
-            raise self._translated(error.orig) from error
-        except sa.exc.DatabaseError as error:
-            raise damage(error.orig) from error
-        except (sa.exc.NoResultFound, sa.exc.MultipleResultsFound, UnicodeDecodeError) as error:
-            # A row is gone that was written, or SQLite's own message quotes bytes of the file.
-            raise damage(repr(error)) from error
-        except sqlite3.Error as error:  # of `_configure`, which SQLAlchemy does not see
-            raise self._translated(error) from error
+    def _held(self, con: Connection, table_id: int) -> int:
+        found = holding_of(con, self.site, table_id)
+        return _NOBODY if found is None else found
 
-    def _translated(self, error: BaseException | None) -> LakestoreError:
-        """What an error of SQLite means: wait, make room, or stop."""
-        code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
-        if code in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
-            return LockedError(f"the catalog stayed busy for 30 s: {error}")
-        # SQLITE_ERROR too: our statements are right, so what they name is gone, or is no text.
-        if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR):
-            return damage(error)
-        what = f"the catalog cannot be used ({error})"
-        refusal = why_refused(self._path.parent)  # SQLite itself hardly says
-        if refusal is None and code == sqlite3.SQLITE_FULL:
-            refusal = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return storage_error(what, refusal) if refusal is not None else StorageError(what)
+    def _versions(self, con: Connection) -> tuple[int, int]:
+        """The lake's version, and with it that of what this site holds: both only grow."""
+        lake = con.execute(sa.select(t.lake.c.version)).scalar_one()
+        mine = sa.select(t.sites.c.version).where(t.sites.c.name == self.site)
+        return lake, lake + (con.execute(mine).scalar_one_or_none() or 0)
 
 
-def _refuse_lost(path: Path, is_filled: Callable[[], bool]) -> None:
-    """Never make an empty catalog beside files that one has to name."""
-    if is_filled():
-        raise CorruptionError(
-            f"the catalog {str(path)!r} is lost, and the lake is not empty; {REBUILD}"
-        )
+def _only(sites: Sequence[str]) -> str:
+    """The one site of a catalog that is a site's own."""
+    if len(sites) != 1:
+        raise damage(f"it names {len(sites)} sites")
+    return sites[0]
 
 
-def _garbage(con: Connection) -> list[Garbage]:
-    g = t.garbage.c
-    query = sa.select(g.id, g.table_id, t.tables.c.folder, g.kind, g.name, g.since)
-    return [Garbage(*row) for row in con.execute(query.join(t.tables, t.tables.c.id == g.table_id))]
+def _garbage(con: Connection, site: str) -> list[Garbage]:
+    g, h = t.garbage.c, t.holdings.c
+    query = sa.select(g.id, h.table_id, t.tables.c.folder, g.kind, g.name, g.since)
+    query = query.join(t.holdings, h.id == g.holding_id).join(t.tables, t.tables.c.id == h.table_id)
+    return [Garbage(*row) for row in con.execute(query.where(h.site == site))]
 
 
 def _pairs(con: Connection, query: sa.Select[tuple[Any, Any]]) -> dict[Any, Any]:
     return {row[0]: row[1] for row in con.execute(query)}
-
-
-def _configure(connection: Any, _: Any) -> None:
-    """What every SQLite connection needs: readers beside a writer, and commits that last."""
-    for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON"):
-        connection.execute(f"PRAGMA {pragma}").close()

@@ -1,82 +1,32 @@
 """One catalog transaction, as the changes it may make."""
 
-from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
-from typing import Literal
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
+from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry, TableRecord
 from lakestore.catalog.rows import info_text
 from lakestore.errors import ConflictError, InvalidInputError
-from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
-
-Sent = tuple[str, int]
-"""What a producer sent: its name, and the number of the batch."""
+from lakestore.snapshot import ColdFile, GenerationId, Segment
 
 _LEASE_MAX_S = 600.0
 """A lease that ends later than this was given by a clock that has been set back since."""
-
-GarbageKind = Literal["journal", "segment", "cold", "table"]
-
-
-@dataclass(frozen=True)
-class TableEntry:
-    """One table, as the catalog lists it."""
-
-    id: int
-    name: str
-    folder: str
-    cold: str
-    schema_version: int
-    schema_text: str
-
-
-@dataclass(frozen=True)
-class Garbage:
-    """A file that nothing names any more, and since when (Unix seconds)."""
-
-    id: int
-    table_id: int
-    folder: str
-    kind: GarbageKind
-    name: str
-    since: float
-
-
-@dataclass(frozen=True)
-class TableRecord:
-    """Everything the catalog says of one table, dropped ones included."""
-
-    id: int
-    name: str
-    folder: str
-    cold: str
-    dropped: bool
-    last_segment: int
-    schemas: Mapping[int, str]
-    producers: Mapping[str, int]
-    batches: frozenset[Sent]
-    garbage: tuple[Garbage, ...]
-    state: TableState
-
-
-@dataclass(frozen=True)
-class Inventory:
-    """Everything the catalog says at one version."""
-
-    version: int
-    tables: tuple[TableRecord, ...]
 
 
 class Commit:
     """What one catalog transaction may change."""
 
-    def __init__(self, con: Connection, now: datetime) -> None:
+    def __init__(self, con: Connection, site: str, now: datetime) -> None:
         self._con = con
+        self._site = site
+        self._holdings: dict[int, int] = {}
         self.now = now
+        self.is_shared = False
+        """Whether it changed what every site sees."""
 
     def add_table(
         self, name: str, cold: str, schema_text: str, is_taken: Callable[[str], bool]
@@ -112,16 +62,14 @@ class Commit:
             self._list_table(name, folder, cold, schema_text)
 
     def _list_table(self, name: str, folder: str, cold: str, schema_text: str) -> TableEntry:
-        values = {"name": name, "folder": folder, "cold": cold, "sealed_through": 0}
-        result = self._con.execute(
-            t.tables.insert(), values | {"last_segment": 0, "created_at": self.now.timestamp()}
-        )
-        key = result.inserted_primary_key
-        assert key is not None
-        table_id = int(key[0])
+        self.is_shared = True
+        values = {"name": name, "folder": folder, "cold": cold}
+        result = self._con.execute(t.tables.insert(), values | {"created_at": self.now.timestamp()})
+        table_id = _key(result)
         self._con.execute(
             t.schemas.insert(), {"table_id": table_id, "version": 1, "text": schema_text}
         )
+        self._held(table_id)
         return TableEntry(table_id, name, folder, cold, 1, schema_text)
 
     def drop_table(self, table_id: int) -> None:
@@ -130,11 +78,15 @@ class Commit:
         unlisted = self._con.execute(
             t.tables.update().where(listed).values(dropped_at=self.now.timestamp())
         )
-        if unlisted.rowcount:
+        self.is_shared = self.is_shared or bool(unlisted.rowcount)
+        c = t.holdings.c
+        kept = (c.id == self._held(table_id)) & c.dropped.is_(False)
+        if self._con.execute(t.holdings.update().where(kept).values(dropped=True)).rowcount:
             self.add_garbage(table_id, "table", [""])
 
     def restore(self, record: TableRecord) -> None:
         """List a table as a rebuild found it, its files and marks with it."""
+        self.is_shared = True
         now = self.now.timestamp()
         values: dict[str, object] = {
             "name": record.name,
@@ -142,16 +94,18 @@ class Commit:
             "cold": record.cold,
             "created_at": now,
             "dropped_at": now if record.dropped else None,
-            "sealed_through": record.state.sealed_through,
-            "last_segment": record.last_segment,
         }
-        key = self._con.execute(t.tables.insert(), values).inserted_primary_key
-        assert key is not None
-        table_id = int(key[0])
+        table_id = _key(self._con.execute(t.tables.insert(), values))
         for version, text in record.schemas.items():
             self._con.execute(
                 t.schemas.insert(), {"table_id": table_id, "version": version, "text": text}
             )
+        self._mark(
+            table_id,
+            sealed_through=record.state.sealed_through,
+            last_segment=record.last_segment,
+            dropped=record.dropped,
+        )
         for segment in record.state.segments:
             self.add_segment(table_id, segment, (), ())
         for file in record.state.cold if record.cold == "parquet" else ():
@@ -162,29 +116,31 @@ class Commit:
         for item in record.garbage:
             self.add_garbage(table_id, item.kind, [item.name])
 
+    def shared_version(self) -> int:
+        """Counts commits that change what every site sees."""
+        return int(self._con.execute(sa.select(t.lake.c.version)).scalar_one())
+
     def last_segment(self, table_id: int) -> int:
         """The highest segment number given so far."""
-        query = sa.select(t.tables.c.last_segment).where(t.tables.c.id == table_id)
+        c = t.holdings.c
+        query = sa.select(c.last_segment).where(c.id == self._held(table_id))
         return int(self._con.execute(query).scalar_one())
 
     def flushed(self, table_id: int) -> set[GenerationId]:
         """Generations whose rows a segment holds."""
         query = sa.select(t.generations.c.writer, t.generations.c.number).where(
-            t.generations.c.table_id == table_id
+            t.generations.c.holding_id == self._held(table_id)
         )
         return {GenerationId(*row) for row in self._con.execute(query)}
 
     def sent(self, table_id: int, pairs: Collection[Sent]) -> set[Sent]:
         """Those of the (producer, seq) that another segment may hold."""
-        b = t.batches.c
-        query = sa.select(b.producer, b.seq).where(
-            b.table_id == table_id, b.producer.in_({producer for producer, _ in pairs})
-        )
-        return {(p, seq) for p, seq in self._con.execute(query)} & set(pairs) if pairs else set()
+        return sent_of(self._con, self._held(table_id), pairs) if pairs else set()
 
     def forget_sent(self, table_id: int) -> None:
         """Only the highest seq of each producer matters: no other writer holds unflushed rows."""
-        self._con.execute(t.batches.delete().where(t.batches.c.table_id == table_id))
+        held = self._held(table_id)
+        self._con.execute(t.batches.delete().where(t.batches.c.holding_id == held))
 
     def add_segment(
         self,
@@ -197,7 +153,7 @@ class Commit:
         self._con.execute(
             t.segments.insert(),
             {
-                "table_id": table_id,
+                "holding_id": self._held(table_id),
                 "first": segment.first,
                 "last": segment.last,
                 "name": segment.name,
@@ -206,29 +162,26 @@ class Commit:
                 "info": info_text(segment.info),
             },
         )
-        self._con.execute(
-            t.tables.update()
-            .where(t.tables.c.id == table_id, t.tables.c.last_segment < segment.last)
-            .values(last_segment=segment.last)
-        )
+        self._mark(table_id, last_segment=segment.last)
         self.add_flushed(table_id, covers, sent)
 
     def add_flushed(
         self, table_id: int, covers: Sequence[GenerationId], sent: Collection[Sent]
     ) -> None:
         """Generations whose rows are published, or known already: their files may go."""
+        held = self._held(table_id)
         highest: dict[str, int] = {}
         for producer, seq in sorted(set(sent) - self.sent(table_id, sent)):
             highest[producer] = seq
             self._con.execute(
-                t.batches.insert(), {"table_id": table_id, "producer": producer, "seq": seq}
+                t.batches.insert(), {"holding_id": held, "producer": producer, "seq": seq}
             )
         for producer, seq in highest.items():
             self._raise_producer(table_id, producer, seq)
         for id in covers:
             self._con.execute(
                 t.generations.insert(),
-                {"table_id": table_id, "writer": id.writer, "number": id.number},
+                {"holding_id": held, "writer": id.writer, "number": id.number},
             )
         self.add_garbage(table_id, "journal", [f"{g.writer}/{g.number}" for g in covers])
 
@@ -239,7 +192,8 @@ class Commit:
             ConflictError: one of them was sealed or merged meanwhile.
         """
         assert (new.first, new.last) == (old[0].first, old[-1].last), (old, new)
-        claimed = sa.select(t.tables.c.sealing_through).where(t.tables.c.id == table_id)
+        c = t.holdings.c
+        claimed = sa.select(c.sealing_through).where(c.id == self._held(table_id))
         if old[0].first <= self._con.execute(claimed).scalar_one():
             raise ConflictError(f"segment {old[0].name!r} is being sealed")
         self._remove_segments(table_id, old)
@@ -260,9 +214,11 @@ class Commit:
         self._remove_segments(table_id, sealed)
         for file in files:
             self._add_cold(table_id, file)
+        self.is_shared = True
+        c = t.holdings.c
         moved = self._con.execute(
-            t.tables.update()
-            .where(t.tables.c.id == table_id, t.tables.c.sealed_through == sealed[0].first - 1)
+            t.holdings.update()
+            .where(c.id == self._held(table_id), c.sealed_through == sealed[0].first - 1)
             .values(sealed_through=through)
         )
         if moved.rowcount != 1:
@@ -277,25 +233,16 @@ class Commit:
             ConflictError: one of them was sealed or merged meanwhile.
         """
         self.check_listed(table_id, segments)
-        c = t.tables.c
-        self._con.execute(
-            t.tables.update()
-            .where(c.id == table_id, c.sealing_through < through)
-            .values(sealing_through=through)
-        )
+        self._mark(table_id, sealing_through=through)
 
     def settle(self, table_id: int, through: int) -> None:
         """Follow a log that says that segments are sealed: take them off, and move after it."""
         c = t.segments.c
-        sealed = (c.table_id == table_id) & (c.last <= through)
+        sealed = (c.holding_id == self._held(table_id)) & (c.last <= through)
         names = self._con.execute(sa.select(c.name).where(sealed)).scalars().all()
         self._con.execute(t.segments.delete().where(sealed))
         self.add_garbage(table_id, "segment", names)
-        self._con.execute(
-            t.tables.update()
-            .where(t.tables.c.id == table_id, t.tables.c.sealed_through < through)
-            .values(sealed_through=through)
-        )
+        self._mark(table_id, sealed_through=through)
 
     def take_lease(self, table_id: int, writer: str, until: float, *, over: bool) -> bool:
         """Make `writer` the one that maintains a table, unless another is.
@@ -304,15 +251,15 @@ class Commit:
             until: Unix seconds; from then on anybody may take it.
             over: take it from whoever has it.
         """
-        c = t.leases.c
-        row = self._con.execute(sa.select(t.leases).where(c.table_id == table_id)).first()
-        values = {"table_id": table_id, "writer": writer, "until": until}
+        mine = t.leases.c.holding_id == self._held(table_id)
+        row = self._con.execute(sa.select(t.leases).where(mine)).first()
+        values = {"holding_id": self._held(table_id), "writer": writer, "until": until}
         if row is None:
             self._con.execute(t.leases.insert(), values)
         elif (
             over or row.writer == writer or not 0 < row.until - self.now.timestamp() < _LEASE_MAX_S
         ):
-            self._con.execute(t.leases.update().where(c.table_id == table_id).values(values))
+            self._con.execute(t.leases.update().where(mine).values(values))
         else:
             return False
         return True
@@ -338,7 +285,7 @@ class Commit:
             self._con.execute(
                 t.garbage.insert(),
                 {
-                    "table_id": table_id,
+                    "holding_id": self._held(table_id),
                     "kind": kind,
                     "name": name,
                     "since": self.now.timestamp(),
@@ -353,14 +300,18 @@ class Commit:
             g = t.generations.c
             self._con.execute(
                 t.generations.delete().where(
-                    g.table_id == garbage.table_id, g.writer == writer, g.number == int(number)
+                    g.holding_id == self._held(garbage.table_id),
+                    g.writer == writer,
+                    g.number == int(number),
                 )
             )
 
     def check_listed(self, table_id: int, segments: Sequence[Segment]) -> None:
         """Raise `ConflictError` when one of the segments was sealed or merged meanwhile."""
         c = t.segments.c
-        listed = self._con.execute(sa.select(c.name).where(c.table_id == table_id)).scalars()
+        listed = self._con.execute(
+            sa.select(c.name).where(c.holding_id == self._held(table_id))
+        ).scalars()
         gone = {segment.name for segment in segments} - set(listed)
         if gone:
             raise ConflictError(
@@ -371,15 +322,60 @@ class Commit:
         self.check_listed(table_id, old)
         c = t.segments.c
         names = [segment.name for segment in old]
-        self._con.execute(t.segments.delete().where(c.table_id == table_id, c.name.in_(names)))
-        self.add_garbage(table_id, "segment", [segment.name for segment in old])
+        mine = c.holding_id == self._held(table_id)
+        self._con.execute(t.segments.delete().where(mine, c.name.in_(names)))
+        self.add_garbage(table_id, "segment", names)
 
     def _raise_producer(self, table_id: int, producer: str, seq: int) -> None:
         c = t.producers.c
-        mine = (c.table_id == table_id) & (c.producer == producer)
+        held = self._held(table_id)
+        mine = (c.holding_id == held) & (c.producer == producer)
         known = self._con.execute(sa.select(c.seq).where(mine)).scalar_one_or_none()
         if known is None:
-            values = {"table_id": table_id, "producer": producer, "seq": seq}
+            values = {"holding_id": held, "producer": producer, "seq": seq}
             self._con.execute(t.producers.insert(), values)
         elif known < seq:
             self._con.execute(t.producers.update().where(mine).values(seq=seq))
+
+    def _held(self, table_id: int) -> int:
+        """What this site holds of a table; from its first commit to it on, there is something."""
+        known = self._holdings.get(table_id) or holding_of(self._con, self._site, table_id)
+        if known is None:
+            marks = dict.fromkeys(("sealed_through", "last_segment", "sealing_through"), 0)
+            values = {"table_id": table_id, "site": self._site, "dropped": False}
+            known = _key(self._con.execute(t.holdings.insert(), values | marks))
+        self._holdings[table_id] = known
+        return known
+
+    def _mark(self, table_id: int, *, dropped: bool = False, **marks: int) -> None:
+        """Move marks of a holding up; those that are there already stay."""
+        c, held = t.holdings.c, self._held(table_id)
+        for name, value in marks.items():
+            self._con.execute(
+                t.holdings.update().where(c.id == held, c[name] < value).values({name: value})
+            )
+        if dropped:
+            self._con.execute(t.holdings.update().where(c.id == held).values(dropped=True))
+
+
+def holding_of(con: Connection, site: str, table_id: int) -> int | None:
+    """What a site holds of a table, by its number in the catalog."""
+    c = t.holdings.c
+    query = sa.select(c.id).where(c.table_id == table_id, c.site == site)
+    found = con.execute(query).scalar_one_or_none()
+    return None if found is None else int(found)
+
+
+def sent_of(con: Connection, holding: int, pairs: Collection[Sent]) -> set[Sent]:
+    """Those of the (producer, seq) that a segment of a holding has, as far as it is remembered."""
+    b = t.batches.c
+    query = sa.select(b.producer, b.seq).where(
+        b.holding_id == holding, b.producer.in_({producer for producer, _ in pairs})
+    )
+    return {(producer, seq) for producer, seq in con.execute(query)} & set(pairs)
+
+
+def _key(result: sa.CursorResult[Any]) -> int:
+    key = result.inserted_primary_key
+    assert key is not None
+    return int(key[0])

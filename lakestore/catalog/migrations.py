@@ -1,17 +1,81 @@
 """Migrations: bring a catalog of an older format to the newest, one format at a time.
 
 Each runs in one transaction together with the number that says it was done, so a crash leaves the
-one format or the other, and of two processes the second finds it done.
+one format or the other, and of two processes the second finds it done. Formats before 3 were of
+SQLite alone.
 """
+
+from collections.abc import Iterator
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
 
+_OF_A_HOLDING = {
+    "segments": (
+        "first BIGINT NOT NULL, last BIGINT NOT NULL, name TEXT NOT NULL,"
+        " has_duckdb BOOLEAN NOT NULL, committed_at FLOAT NOT NULL, info TEXT NOT NULL,"
+        " PRIMARY KEY (holding_id, first)"
+    ),
+    "generations": (
+        "writer TEXT NOT NULL, number INTEGER NOT NULL, PRIMARY KEY (holding_id, writer, number)"
+    ),
+    "producers": (
+        "producer TEXT NOT NULL, seq BIGINT NOT NULL, PRIMARY KEY (holding_id, producer)"
+    ),
+    "batches": (
+        "producer TEXT NOT NULL, seq BIGINT NOT NULL, PRIMARY KEY (holding_id, producer, seq)"
+    ),
+    "leases": 'writer TEXT NOT NULL, "until" FLOAT NOT NULL, PRIMARY KEY (holding_id)',
+}
+"""Columns after the first, as format 3 has them."""
+
+
+def _to_holdings() -> Iterator[str]:
+    """What a site has of a table leaves `tables`; what named a table names a holding instead."""
+    yield (
+        "CREATE TABLE sites (name TEXT NOT NULL, version BIGINT NOT NULL,"
+        " joined_at FLOAT NOT NULL, PRIMARY KEY (name))"
+    )
+    yield "INSERT INTO sites SELECT site, 0, 0.0 FROM lake"
+    yield "ALTER TABLE lake DROP COLUMN site"
+    yield (
+        "CREATE TABLE holdings (id INTEGER NOT NULL, table_id INTEGER NOT NULL,"
+        " site TEXT NOT NULL, sealed_through BIGINT NOT NULL, last_segment BIGINT NOT NULL,"
+        " sealing_through BIGINT NOT NULL, dropped BOOLEAN NOT NULL, PRIMARY KEY (id),"
+        " UNIQUE (table_id, site), FOREIGN KEY(table_id) REFERENCES tables (id),"
+        " FOREIGN KEY(site) REFERENCES sites (name))"
+    )
+    yield (
+        "INSERT INTO holdings SELECT t.id, t.id, s.name, t.sealed_through, t.last_segment,"
+        " t.sealing_through, t.dropped_at IS NOT NULL FROM tables t, sites s"
+    )
+    for mark in ("sealed_through", "last_segment", "sealing_through"):
+        yield f"ALTER TABLE tables DROP COLUMN {mark}"
+    key = "holding_id INTEGER NOT NULL, "
+    reference = ", FOREIGN KEY(holding_id) REFERENCES holdings (id))"
+    for name, columns in _OF_A_HOLDING.items():
+        yield from _made_again(name, f"CREATE TABLE {name} ({key}{columns}{reference}")
+    yield from _made_again(
+        "garbage",
+        f"CREATE TABLE garbage (id INTEGER NOT NULL, {key}kind TEXT NOT NULL, name TEXT NOT NULL,"
+        f" since FLOAT NOT NULL, PRIMARY KEY (id), UNIQUE (holding_id, kind, name){reference}",
+    )
+
+
+def _made_again(name: str, statement: str) -> Iterator[str]:
+    yield f"ALTER TABLE {name} RENAME TO old_{name}"
+    yield statement
+    yield f"INSERT INTO {name} SELECT * FROM old_{name}"
+    yield f"DROP TABLE old_{name}"
+
+
 STEPS = {
-    # From this format to the next. Delta tables came with 2, and with them what a seal has claimed.
+    # From this format to the next. Delta tables came with 2, and with them what a seal has claimed;
+    # several sites in one catalog with 3.
     1: ("ALTER TABLE tables ADD COLUMN sealing_through BIGINT NOT NULL DEFAULT '0'",),
+    2: tuple(_to_holdings()),
 }
 
 

@@ -4,6 +4,7 @@ SQLite keeps any value in any column: after damage, a number where a name was, o
 uses such a value would fail somewhere else, or name a file outside the lake.
 """
 
+import re
 from typing import Any
 
 import sqlalchemy as sa
@@ -11,6 +12,7 @@ from sqlalchemy.engine import Dialect
 
 from lakestore.errors import CorruptionError
 
+_ESCAPED = re.compile(r"\\([0\\])")
 _YEAR_10000 = 253_402_300_800.0
 REBUILD = "`lakestore rebuild` makes it again from the lake's files"
 
@@ -48,11 +50,23 @@ class _Strict(sa.types.TypeDecorator[Any]):
 
 
 class Text(_Strict):
-    """Any text, or one among a few."""
+    """Any text, or one among a few; Postgres, which has no NUL, gets it escaped."""
 
     impl = sa.Text
     cache_ok = True
     kind = str
+
+    def process_bind_param(self, value: Any, dialect: Dialect) -> Any:
+        """The text as the database has it."""
+        if dialect.name == "postgresql" and isinstance(value, str):
+            return value.replace("\\", "\\\\").replace("\0", "\\0")
+        return value
+
+    def process_result_value(self, value: Any, dialect: Dialect) -> Any:
+        """The text as it was written."""
+        if dialect.name == "postgresql" and isinstance(value, str):
+            value = _ESCAPED.sub(lambda found: "\0" if found[1] == "0" else "\\", value)
+        return super().process_result_value(value, dialect)
 
 
 class Number(_Strict):

@@ -1,10 +1,15 @@
-"""The catalog's relations."""
+"""The catalog's relations.
+
+`lake`, `tables`, `schemas` and `cold_files` are the lake's, and every site that shares the catalog
+sees the same. A site's own are its row of `sites`, what it holds of each table, and the relations
+that name a holding.
+"""
 
 from sqlalchemy import Boolean, Column, Date, ForeignKey, MetaData, Table, UniqueConstraint
 
 from lakestore.catalog.strict import BigNumber, Number, Seconds, Text
 
-FORMAT = 2
+FORMAT = 3
 
 metadata = MetaData()
 
@@ -14,8 +19,15 @@ lake = Table(
     Column("one", Number(), primary_key=True),  # always 1: the table has a single row
     Column("format", Number(), nullable=False),
     Column("uuid", Text(), nullable=False),
-    Column("site", Text(), nullable=False),
-    Column("version", BigNumber(), nullable=False),  # counts commits that change an answer
+    Column("version", BigNumber(), nullable=False),  # counts commits that change what all see
+)
+
+sites = Table(
+    "sites",  # the hosts whose rows are in the lake; SQLite's file knows its own alone
+    metadata,
+    Column("name", Text(), primary_key=True),
+    Column("version", BigNumber(), nullable=False),  # counts commits that change what it holds
+    Column("joined_at", Seconds(), nullable=False),
 )
 
 tables = Table(
@@ -27,10 +39,6 @@ tables = Table(
     Column("cold", Text(among=("parquet", "delta")), nullable=False),
     Column("created_at", Seconds(), nullable=False),
     Column("dropped_at", Seconds(nullable=True)),
-    Column("sealed_through", BigNumber(), nullable=False),
-    Column("last_segment", BigNumber(), nullable=False),
-    # Segments up to here are being sealed into a log: they may be cold before this catalog knows.
-    Column("sealing_through", BigNumber(), nullable=False, server_default="0"),
 )
 
 schemas = Table(
@@ -39,26 +47,6 @@ schemas = Table(
     Column("table_id", ForeignKey("tables.id"), primary_key=True),
     Column("version", Number(), primary_key=True),
     Column("text", Text(), nullable=False),
-)
-
-segments = Table(
-    "segments",
-    metadata,
-    Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("first", BigNumber(), primary_key=True),
-    Column("last", BigNumber(), nullable=False),
-    Column("name", Text(), nullable=False),
-    Column("has_duckdb", Boolean, nullable=False),
-    Column("committed_at", Seconds(), nullable=False),
-    Column("info", Text(), nullable=False),
-)
-
-generations = Table(
-    "generations",  # journal files whose rows a segment holds; until the file is deleted
-    metadata,
-    Column("table_id", ForeignKey("tables.id"), primary_key=True),
-    Column("writer", Text(), primary_key=True),
-    Column("number", Number(), primary_key=True),
 )
 
 cold_files = Table(
@@ -74,10 +62,44 @@ cold_files = Table(
     Column("info", Text(), nullable=False),
 )
 
+holdings = Table(
+    "holdings",  # what a site has of a table; segments are numbered by each site for itself
+    metadata,
+    Column("id", Number(), primary_key=True),
+    Column("table_id", ForeignKey("tables.id"), nullable=False),
+    Column("site", ForeignKey("sites.name"), nullable=False),
+    Column("sealed_through", BigNumber(), nullable=False),
+    Column("last_segment", BigNumber(), nullable=False),
+    # Segments up to here are being sealed into a log: they may be cold before this catalog knows.
+    Column("sealing_through", BigNumber(), nullable=False),
+    Column("dropped", Boolean, nullable=False),  # the table is, and the site's files are garbage
+    UniqueConstraint("table_id", "site"),
+)
+
+segments = Table(
+    "segments",
+    metadata,
+    Column("holding_id", ForeignKey("holdings.id"), primary_key=True),
+    Column("first", BigNumber(), primary_key=True),
+    Column("last", BigNumber(), nullable=False),
+    Column("name", Text(), nullable=False),
+    Column("has_duckdb", Boolean, nullable=False),
+    Column("committed_at", Seconds(), nullable=False),
+    Column("info", Text(), nullable=False),
+)
+
+generations = Table(
+    "generations",  # journal files whose rows a segment holds; until the file is deleted
+    metadata,
+    Column("holding_id", ForeignKey("holdings.id"), primary_key=True),
+    Column("writer", Text(), primary_key=True),
+    Column("number", Number(), primary_key=True),
+)
+
 producers = Table(
     "producers",
     metadata,
-    Column("table_id", ForeignKey("tables.id"), primary_key=True),
+    Column("holding_id", ForeignKey("holdings.id"), primary_key=True),
     Column("producer", Text(), primary_key=True),
     Column("seq", BigNumber(), nullable=False),
 )
@@ -85,7 +107,7 @@ producers = Table(
 batches = Table(
     "batches",  # what producers sent, flushed while other writers might still hold it too
     metadata,
-    Column("table_id", ForeignKey("tables.id"), primary_key=True),
+    Column("holding_id", ForeignKey("holdings.id"), primary_key=True),
     Column("producer", Text(), primary_key=True),
     Column("seq", BigNumber(), primary_key=True),
 )
@@ -93,7 +115,7 @@ batches = Table(
 leases = Table(
     "leases",  # who merges, seals and vacuums a table, and until when (Unix seconds)
     metadata,
-    Column("table_id", ForeignKey("tables.id"), primary_key=True),
+    Column("holding_id", ForeignKey("holdings.id"), primary_key=True),
     Column("writer", Text(), nullable=False),
     Column("until", Seconds(), nullable=False),
 )
@@ -102,9 +124,9 @@ garbage = Table(
     "garbage",  # files that no version names any more; `vacuum` deletes them after the grace
     metadata,
     Column("id", Number(), primary_key=True),
-    Column("table_id", ForeignKey("tables.id"), nullable=False),
+    Column("holding_id", ForeignKey("holdings.id"), nullable=False),
     Column("kind", Text(among=("journal", "segment", "cold", "table")), nullable=False),
     Column("name", Text(), nullable=False),
     Column("since", Seconds(), nullable=False),
-    UniqueConstraint("table_id", "kind", "name"),
+    UniqueConstraint("holding_id", "kind", "name"),
 )

@@ -25,20 +25,33 @@ _Options = Annotated[
 _Local = Annotated[
     str | None, typer.Option(metavar="DIR", help="Where this host keeps its part of the lake.")
 ]
+_Catalog = Annotated[
+    str | None,
+    typer.Option(
+        metavar="URL",
+        help="Postgres for the catalog, if hosts share it; or $LAKESTORE_CATALOG. Leave the "
+        "password to PGPASSWORD.",
+    ),
+]
 _given: ContextVar[dict[str, Any]] = ContextVar("given")
 
 
 def placed(verb: Callable[..., None]) -> Callable[..., None]:
-    """A command that takes `--storage-option` and `--local` too, when it takes a lake."""
+    """A command that, when it takes a lake, takes the options above too."""
     signature = inspect.signature(verb)
     if "lake" not in signature.parameters:
         return verb
 
     @functools.wraps(verb)
     def taking(
-        *arguments: Any, storage_option: list[str] | None, local: str | None, **more: Any
+        *arguments: Any,
+        storage_option: list[str] | None,
+        local: str | None,
+        catalog: str | None,
+        **more: Any,
     ) -> None:
-        given = {"storage_options": _parsed(storage_option or ()), "local": local}
+        options = _parsed(storage_option or ())
+        given = {"storage_options": options, "local": local, "catalog": catalog}
         token = _given.set({name: value for name, value in given.items() if value})
         try:
             verb(*arguments, **more)
@@ -49,10 +62,15 @@ def placed(verb: Callable[..., None]) -> Callable[..., None]:
     extra = [
         inspect.Parameter("storage_option", kind, default=None, annotation=_Options),
         inspect.Parameter("local", kind, default=None, annotation=_Local),
+        inspect.Parameter("catalog", kind, default=None, annotation=_Catalog),
     ]
     parameters = [*signature.parameters.values(), *extra]
     taking.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    taking.__annotations__ = verb.__annotations__ | {"storage_option": _Options, "local": _Local}
+    taking.__annotations__ = verb.__annotations__ | {
+        "storage_option": _Options,
+        "local": _Local,
+        "catalog": _Catalog,
+    }
     return taking
 
 
@@ -74,7 +92,7 @@ def open_existing(lake: str, **options: Any) -> lakestore.Lake:
 
 def exists(lake: str) -> bool:
     """Whether there is a lake; a file is left to `open`, which says what is wrong with it."""
-    storage, _ = place(lake, **given())
+    storage = place(lake, **given()).storage
     if isinstance(storage, LocalStorage) and storage.folder.is_file():
         return True
     return storage.size(LAKE_FILE) is not None

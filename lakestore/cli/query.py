@@ -120,7 +120,7 @@ def shell(
     program = shutil.which("duckdb")
     if program is None:
         raise NotFoundError("no `duckdb` on the PATH: `pip install duckdb-cli` brings it")
-    storage, _ = place(lake, **given())
+    storage = place(lake, **given()).storage
     with open_existing(lake) as opened:
         opened.flush()
     if isinstance(storage, S3Storage):  # what is sealed is there; hot rows stay on this host

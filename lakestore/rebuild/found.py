@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 
 from lakestore import datafile, hot, tiling
-from lakestore.catalog.commit import Garbage, Sent, TableRecord
+from lakestore.catalog.records import Garbage, Sent, TableRecord
 from lakestore.errors import CorruptionError, FormatTooNewError, SchemaError
 from lakestore.filecache import FileCache, Wanted
 from lakestore.layout import (

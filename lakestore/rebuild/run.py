@@ -15,8 +15,16 @@ from secrets import token_hex
 from typing import Any
 
 from lakestore.catalog import Catalog
+from lakestore.catalog.database import Creation
+from lakestore.catalog.sqlite import SQLite
 from lakestore.clock import Clock
-from lakestore.errors import CorruptionError, LockedError, NotFoundError, StorageError
+from lakestore.errors import (
+    CorruptionError,
+    InvalidInputError,
+    LockedError,
+    NotFoundError,
+    StorageError,
+)
 from lakestore.filecache import FileCache
 from lakestore.lakefile import is_filled, lake_id, write_lake_file
 from lakestore.layout import LAKE_FILE, SiteLayout
@@ -72,7 +80,7 @@ class Rebuilt:
         return "\n".join(lines)
 
 
-def rebuild(storage: Storage, layout: SiteLayout, clock: Clock) -> Rebuilt:
+def rebuild(storage: Storage, layout: SiteLayout, catalog: str | None, clock: Clock) -> Rebuilt:
     """Make the catalog of a lake again, and `lakestore.json` if need be, from all other files.
 
     Raises:
@@ -80,8 +88,14 @@ def rebuild(storage: Storage, layout: SiteLayout, clock: Clock) -> Rebuilt:
         LockedError: a process has the lake open to write.
         CorruptionError: files that are damaged or missing would cost rows; says which, and
             nothing was changed.
+        InvalidInputError: the catalog is in Postgres, which has backups of its own.
         StorageError: the disk refused; it can be tried again.
     """
+    if catalog is not None:
+        raise InvalidInputError(
+            "a catalog in Postgres is not made again from files: restore the server's backup, "
+            "then `lakestore verify` says what is newer than it"
+        )
     return _Rebuild(storage, layout, clock).run()
 
 
@@ -137,7 +151,8 @@ class _Rebuild:
         """The new catalog, whole and closed, under a staged name."""
         path = make_folder(self._layout.staging_of(lock.name)) / "catalog.sqlite"
         site = found.sites[0] if found.sites else token_hex(4)
-        catalog = Catalog(path, self._clock, create=(lake, site))
+        creation = Creation(lake, site)
+        catalog = Catalog(SQLite(path), self._clock, write=True, creation=creation)
         try:
             with catalog.commit() as commit:
                 for record in found.tables:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow.parquet as pq
 
 from lakestore import datafile
-from lakestore.catalog.commit import TableRecord
+from lakestore.catalog.records import TableRecord
 from lakestore.errors import CorruptionError, NotFoundError, SchemaError, StorageError
 from lakestore.layout import schema_key
 from lakestore.schema import TableSchema

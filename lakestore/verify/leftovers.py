@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lakestore import datafile, retain
-from lakestore.catalog.commit import Inventory, TableRecord
+from lakestore.catalog.records import Inventory, TableRecord
 from lakestore.errors import CorruptionError, NotFoundError
 from lakestore.layout import (
     ColdName,
@@ -39,7 +39,13 @@ class Disk:
 
 
 def check_leftovers(
-    disk: Disk, inventory: Inventory, living: set[str], site: str, unread: set[str]
+    disk: Disk,
+    inventory: Inventory,
+    living: set[str],
+    site: str,
+    unread: set[str],
+    *,
+    shared: bool,
 ) -> Iterator[Problem]:
     """Files that neither the catalog nor a living writer has any use for.
 
@@ -48,13 +54,18 @@ def check_leftovers(
         living: writers that live.
         site: this one, whose files are for it to judge.
         unread: folders of tables whose cold files are not known.
+        shared: other sites put files there too that the catalog lists, and delete them.
     """
     records = {record.folder: record for record in inventory.tables}
     for key in disk.keys:
         folder, _, rest = key.removeprefix("tables/").partition("/")
         if folder in unread:
             continue
-        yield from _key_problem(disk.objects, records.get(folder), folder, key, rest, living, site)
+        record = records.get(folder)
+        if record is not None and (shared or record.cold == "delta") and _is_of_other(key, site):
+            continue
+        if record is None or not (shared and record.dropped):
+            yield from _key_problem(disk.objects, record, folder, key, rest, living)
     for path in disk.hot:
         yield from _hot_problem(disk.layout, records.get(path.parent.name), path)
     for path in disk.ids:
@@ -73,6 +84,14 @@ def check_leftovers(
             )
 
 
+def _is_of_other(key: str, site: str) -> bool:
+    """Whether a key is that of another site's cold file."""
+    try:
+        return ColdName.parse("/".join(key.split("/")[-2:])).site != site
+    except CorruptionError:
+        return False
+
+
 def _key_problem(
     objects: Objects,
     record: TableRecord | None,
@@ -80,7 +99,6 @@ def _key_problem(
     key: str,
     rest: str,
     living: set[str],
-    site: str,
 ) -> Iterator[Problem]:
     path = objects.path(key)
 
@@ -100,11 +118,8 @@ def _key_problem(
             if record.cold != "delta":  # others put their files there too, and remove them
                 yield _leftover("orphan", record, path, str(error))
             return
-        first = parsed.first
-        if record.cold == "delta" and parsed.site != site:
-            return
         # A seal that goes on publishes files before it lists them.
-        if (first <= record.state.sealed_through or not living) and exists():
+        if (parsed.first <= record.state.sealed_through or not living) and exists():
             yield _unlisted(record, path, "cold file")
         return
     if record is None:

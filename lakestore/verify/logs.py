@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 
-from lakestore.catalog.commit import TableEntry, TableRecord
+from lakestore.catalog.records import TableEntry, TableRecord
 from lakestore.context import SiteContext, cold_table
 from lakestore.errors import CorruptionError, FormatTooNewError
 from lakestore.layout import ColdName, log_prefix, log_version_name, parse_log_version
@@ -57,11 +57,18 @@ def own_files(record: TableRecord, site: str) -> set[str]:
     own = {segment.name for segment in record.state.hot}
     for file in record.state.cold:
         try:
-            if record.cold == "parquet" or ColdName.parse(file.name).site == site:
+            if ColdName.parse(file.name).site == site:
                 own.add(file.name)
-        except CorruptionError:  # of another engine
-            continue
+        except CorruptionError:
+            if record.cold == "parquet":  # else another engine has named it
+                own.add(file.name)
     return own
+
+
+def only(record: TableRecord, names: set[str]) -> TableRecord:
+    """A table with those of its cold files alone."""
+    cold = tuple(file for file in record.state.cold if file.name in names)
+    return replace(record, state=replace(record.state, cold=cold))
 
 
 def keeps_all_seals(record: TableRecord, footers: Footers, site: str) -> bool:

@@ -15,7 +15,7 @@ import duckdb
 from lakestore import hot
 from lakestore.buffer import Buffer
 from lakestore.catalog import Catalog
-from lakestore.catalog.commit import Inventory, TableRecord
+from lakestore.catalog.records import Inventory, TableRecord
 from lakestore.context import SiteContext, TableContext
 from lakestore.errors import (
     CorruptionError,
@@ -26,7 +26,15 @@ from lakestore.errors import (
 )
 from lakestore.fileids import FileIds
 from lakestore.lakefile import lake_text
-from lakestore.layout import LAKE_FILE, VIEWS_FILE, ColdName, SegmentName, data_prefix, schema_key
+from lakestore.layout import (
+    LAKE_FILE,
+    SITE_FILE,
+    VIEWS_FILE,
+    ColdName,
+    SegmentName,
+    data_prefix,
+    schema_key,
+)
 from lakestore.schema import TableSchema
 from lakestore.snapshot import GenerationId
 from lakestore.storage.local import open_to_read, raise_refusal
@@ -36,7 +44,14 @@ from lakestore.verify.documents import check_documents
 from lakestore.verify.duplicates import check_duplicates
 from lakestore.verify.journals import JournalCheck, JournalFile, check_flushed, list_journals
 from lakestore.verify.leftovers import Disk, check_garbage, check_leftovers, lost_by_catalog
-from lakestore.verify.logs import check_versions, keeps_all_seals, log_problem, own_files, with_log
+from lakestore.verify.logs import (
+    check_versions,
+    keeps_all_seals,
+    log_problem,
+    only,
+    own_files,
+    with_log,
+)
 from lakestore.verify.objects import Objects, objects_of
 from lakestore.verify.report import REBUILD, RESTORE, Problem, Report, by_severity
 from lakestore.verify.tiers import check_tiers, covered
@@ -68,7 +83,7 @@ class _Verification:
     def run(self) -> Report:
         self.problems += self._lake_file()
         try:
-            catalog = Catalog(self.site.layout.catalog, self.site.clock, create=None)
+            catalog = Catalog(self.site.catalog.database.again(), self.site.clock, write=False)
         except (CorruptionError, NotFoundError) as error:
             self._catalog_problem(str(error))
             return self._report()
@@ -92,7 +107,14 @@ class _Verification:
         journals = {folder: list_journals(layout, folder) for folder in folders}
         inventory = self._with_logs(_settled(catalog), disk.keys)
         leftovers = list(
-            check_leftovers(disk, inventory, alive, self.site.catalog.site, self.unread)
+            check_leftovers(
+                disk,
+                inventory,
+                alive,
+                self.site.catalog.site,
+                self.unread,
+                shared=self.site.catalog.database.site is not None,
+            )
         )
         taken: set[GenerationId] = set()
         with reader() as con:
@@ -156,14 +178,15 @@ class _Verification:
         whole = len(footers) == len(own)
         if record.cold == "delta":  # others may have taken files away
             whole = whole and keeps_all_seals(record, footers, site.catalog.site)
-        self.problems += check_tiers(record, site.layout.catalog, footers, whole=whole)
+        mine = record if record.cold == "delta" else only(record, own)
+        self.problems += check_tiers(mine, self._catalog_path, footers, whole=whole)
         fetched = self.objects.fetched
         self.problems += check_duplicates(record.name, schema, list(checked.values()), fetched)
         self.problems += check_garbage(record, site.layout)
         took = covered(footers)
         if whole:
             self.problems += check_flushed(
-                record.name, site.layout.catalog, journals, record.state.flushed, took
+                record.name, self._catalog_path, journals, record.state.flushed, took
             )
         check = JournalCheck(
             site.catalog.lake, record.name, schema.arrow, self.buffers.get(record.id)
@@ -230,8 +253,14 @@ class _Verification:
         folder = self.site.layout.hot(record.folder)
         return urls + [str(folder / s.name) for s in state.hot]
 
+    @property
+    def _catalog_path(self) -> Path:
+        """The catalog's file; of one that sites share, the file that says so."""
+        layout = self.site.layout
+        return layout.catalog if layout.catalog.exists() else layout.local / SITE_FILE
+
     def _catalog_problem(self, what: str) -> None:
-        path = self.site.layout.catalog
+        path = self._catalog_path
         self.problems.append(Problem("catalog", "damage", None, path, what, REBUILD))
 
     def _report(self) -> Report:

@@ -5,7 +5,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lakestore.catalog.commit import TableRecord
+from lakestore.catalog.records import TableRecord
 from lakestore.errors import CorruptionError
 from lakestore.hot import highest
 from lakestore.layout import ColdName, SegmentName

@@ -18,6 +18,8 @@ from support import lifecycle
 
 from lakestore import failpoint
 from lakestore.catalog import Catalog
+from lakestore.catalog.database import Creation
+from lakestore.catalog.sqlite import SQLite
 from lakestore.clock import SystemClock
 
 _SECONDS_MAX = 60
@@ -26,7 +28,12 @@ _SECONDS_MAX = 60
 
 def serve() -> None:
     with tempfile.TemporaryDirectory() as folder:  # so that SQLAlchemy has compiled its queries
-        catalog = Catalog(Path(folder) / "c", SystemClock(), create=("lake", "site"))
+        catalog = Catalog(
+            SQLite(Path(folder) / "c"),
+            SystemClock(),
+            write=True,
+            creation=Creation("lake", "site"),
+        )
         catalog.states([])
         catalog.garbage()
         catalog.tables()

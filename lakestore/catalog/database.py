@@ -1,0 +1,94 @@
+"""What a catalog needs of the database that keeps it."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from sqlalchemy.engine import Connection
+
+from lakestore.catalog.strict import REBUILD
+from lakestore.errors import CorruptionError
+
+Kind = Literal["read", "write"]
+"""A transaction sees one version; one that writes is alone, and sees the newest."""
+
+
+def _nothing() -> bool:
+    return False
+
+
+@dataclass(frozen=True)
+class Creation:
+    """What a catalog is made with when there is none.
+
+    An empty one is never made beside files that one has to name: they would be lost to it.
+    """
+
+    lake: str | None = None
+    """The uuid of the lake; without it, none is made."""
+    site: str = ""
+    needs_catalog: Callable[[], bool] = _nothing
+    """Whether there are files that only a catalog of this lake could name."""
+    needs_site: Callable[[], bool] = _nothing
+    """Whether there are files that only a catalog that knows this site could name."""
+
+
+class Database(Protocol):
+    """One database, and the connections of this process to it."""
+
+    name: str
+    """What messages call it; without secrets."""
+    site: str | None
+    """Which site asks; None where the database knows but one."""
+
+    def open(self, *, write: bool, is_filled: Callable[[], bool]) -> None:
+        """Get ready to connect.
+
+        Args:
+            write: an empty one may be made.
+            is_filled: whether there are files that a catalog has to name.
+
+        Raises:
+            NotFoundError: there is none, and none is to be created.
+            CorruptionError: there is none, though there was one.
+            StorageError: it cannot be read, or (`write`) written.
+        """
+        ...
+
+    def begin(self, kind: Kind) -> AbstractContextManager[Connection]:
+        """One transaction: committed at the end, or rolled back by an exception.
+
+        Raises:
+            LockedError: another process kept it busy for 30 s.
+            StorageError: it cannot be used for now; nothing was committed.
+            CommitUncertainError: it could not be learned whether the commit was done.
+            CorruptionError: it is damaged.
+        """
+        ...
+
+    def prepare(self, con: Connection) -> None:
+        """Before the relations are made."""
+        ...
+
+    def is_in_place(self) -> bool:
+        """Whether what was opened is still the catalog: a rebuild moves SQLite's file away."""
+        ...
+
+    def check(self, con: Connection) -> list[str]:
+        """What is wrong with it by itself, before it is held against the lake's files."""
+        ...
+
+    def again(self) -> "Database":
+        """The same, with connections of its own."""
+        ...
+
+    def close(self) -> None:
+        """Let every connection go."""
+        ...
+
+
+def refuse_lost(name: str, is_filled: Callable[[], bool]) -> None:
+    """Never make an empty catalog beside files that one has to name."""
+    if is_filled():
+        raise CorruptionError(f"the catalog {name!r} is lost, and the lake is not empty; {REBUILD}")

@@ -1,0 +1,61 @@
+"""What the catalog lists, as values."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from lakestore.snapshot import TableState
+
+Sent = tuple[str, int]
+"""What a producer sent: its name, and the number of the batch."""
+
+GarbageKind = Literal["journal", "segment", "cold", "table"]
+
+
+@dataclass(frozen=True)
+class TableEntry:
+    """One table, as the catalog lists it."""
+
+    id: int
+    name: str
+    folder: str
+    cold: str
+    schema_version: int
+    schema_text: str
+
+
+@dataclass(frozen=True)
+class Garbage:
+    """A file that nothing names any more, and since when (Unix seconds)."""
+
+    id: int
+    table_id: int
+    folder: str
+    kind: GarbageKind
+    name: str
+    since: float
+
+
+@dataclass(frozen=True)
+class TableRecord:
+    """Everything the catalog says of one table, dropped ones included."""
+
+    id: int
+    name: str
+    folder: str
+    cold: str
+    dropped: bool
+    last_segment: int
+    schemas: Mapping[int, str]
+    producers: Mapping[str, int]
+    batches: frozenset[Sent]
+    garbage: tuple[Garbage, ...]
+    state: TableState
+
+
+@dataclass(frozen=True)
+class Inventory:
+    """Everything the catalog says at one version."""
+
+    version: int
+    tables: tuple[TableRecord, ...]

@@ -1,0 +1,414 @@
+"""A catalog in Postgres: several hosts fill one lake of Parquet, and servers come and go.
+
+The suite itself runs over it too: `python -m support.postgres pytest …`, see README.md here.
+"""
+
+import logging
+import shutil
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from threading import Thread
+
+import psycopg
+import pytest
+from conftest import SCHEMA, FixedClock, events
+from support.postgres import Server, Wire, postgres
+
+import lakestore as ls
+from lakestore.catalog import Catalog, migrations, tables
+from lakestore.catalog.postgres import Postgres
+from lakestore.cold.parquet import ParquetCold
+from lakestore.flush import flush
+
+Open = Callable[..., ls.Lake]
+QUERY = "SELECT count(*), count(DISTINCT id) FROM events"
+WRITER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from conftest import events
+import lakestore as ls
+
+root, local, url, first, seals = sys.argv[2:7]
+first, seals = int(first), int(seals)
+with ls.open(root, local=local, catalog=url, upkeep="manual") as lake:
+    table = lake["events"]
+    print("ready", flush=True)
+    sys.stdin.readline()
+    for n in range(seals):
+        start = first + n * 4
+        table.append(events(start, start + 3))
+        table.append(events(900_000 + n, 900_001 + n))  # which every writer has
+        while True:
+            try:
+                table.seal()
+                break
+            except ls.StorageError as error:
+                print("retry", error, flush=True)
+                time.sleep(0.2)
+        try:
+            seen = lake.sql("SELECT count(*), count(DISTINCT id) FROM events").fetchall()[0]
+            assert seen[0] == seen[1], seen
+        except ls.StorageError:
+            pass
+print("done", flush=True)
+"""
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with postgres() as running:
+        yield running
+
+
+@pytest.fixture
+def wire(server: Server) -> Iterator[Wire]:
+    relay = Wire(server.socket)
+    yield relay
+    relay.close()
+
+
+@pytest.fixture
+def site(root: Path, tmp_path: Path, clock: FixedClock, server: Server) -> Iterator[Open]:
+    """Opens the test's lake as the site of that name."""
+    opened: list[ls.Lake] = []
+
+    def open_it(name: str, **options: object) -> ls.Lake:
+        defaults = {"upkeep": "manual", "clock": clock, "local": tmp_path / "sites" / name}
+        lake = ls.open(root, **(defaults | {"catalog": server.url} | options))
+        opened.append(lake)
+        return lake
+
+    yield open_it
+    for lake in reversed(opened):
+        lake.close()
+
+
+def counted(lake: ls.Lake) -> tuple[int, int]:
+    return lake.sql(QUERY).fetchall()[0]
+
+
+def test_two_hosts_fill_one_table(site):
+    one, two = site("one"), site("two")
+    first = one.create_table("events", SCHEMA)
+    assert first.append(events(0, 10), producer="job", seq=1).rows == 10
+    second = two["events"]
+    second.append(events(10, 30))
+    assert (counted(one), counted(two)) == ((10, 10), (20, 20))  # each its own unsealed rows
+    one.seal()
+    assert (counted(one), counted(two)) == ((10, 10), (30, 30))
+    two.seal()
+    assert (counted(one), counted(two)) == ((30, 30), (30, 30))
+    assert first.append(events(0, 10), producer="job", seq=1).rows == 0
+    for lake in (one, two):
+        assert lake.verify().problems == ()
+    assert [s.sealed_through for s in two._site.catalog.states([1]).values()] == [1]
+    with site("two", mode="r") as reader, site("nobody", mode="r") as stranger:
+        second.append(events(30, 31))
+        assert (counted(reader), counted(stranger)) == ((31, 31), (30, 30))
+
+
+def test_a_row_that_two_hosts_have_is_there_once(site, monkeypatch):
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA).append(events(0, 10))
+    two["events"].append(events(5, 15))
+    publish, done = ParquetCold.publish, []
+
+    def late(cold: ParquetCold, *arguments: object) -> None:
+        if not done:
+            done.append(True)
+            two.seal()
+        publish(cold, *arguments)
+
+    monkeypatch.setattr(ParquetCold, "publish", late)
+    assert one.seal() == 5  # the other five were sealed by then
+    assert (counted(one), counted(two)) == ((15, 15), (15, 15))
+    unlisted = {problem.kind for problem in one.verify().problems}
+    assert unlisted <= {"orphan"}  # what was staged before the other site was seen
+
+
+def test_a_dropped_table_is_gone_for_all(site, clock, root, tmp_path):
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA).append(events(0, 10))
+    two["events"].append(events(10, 20))
+    two.flush()
+    one.seal()
+    one.drop_table("events")
+    assert two.tables() == []
+    for _ in range(3):  # the other site sees it, lets go of its rows, and deletes them
+        clock.move(10_000)
+        one.maintain()
+        two.maintain()
+    for lake in (one, two):
+        assert lake._site.catalog.garbage() == []
+        assert lake.verify().problems == ()
+    assert not list((tmp_path / "sites").rglob("*.parquet"))
+    assert not list(root.rglob("data/**/*.parquet"))
+    again = two.create_table("events", SCHEMA)
+    again.append(events(0, 3))
+    assert two.seal() == 3
+    assert counted(one) == (3, 3)
+
+
+def start_writers(root, tmp_path, url, writers, seals) -> list[subprocess.Popen[str]]:
+    here = str(Path(__file__).parent)
+    running = [
+        subprocess.Popen(
+            [
+                *(sys.executable, "-c", WRITER, here, str(root)),
+                *(str(tmp_path / f"site {n}"), url, str(n * 10_000), str(seals)),
+            ],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for n in range(writers)
+    ]
+    for process in running:
+        assert process.stdout.readline() == "ready\n"
+    for process in running:
+        process.stdin.write("go\n")
+        process.stdin.flush()
+    return running
+
+
+def end_of(running: list[subprocess.Popen[str]]) -> int:
+    """How often the writers had to seal again; fails when one of them did."""
+    said = [process.communicate(timeout=240)[0].splitlines() for process in running]
+    assert [lines[-1] for lines in said] == ["done"] * len(running)
+    return sum(len(lines) - 1 for lines in said)
+
+
+def test_four_hosts_seal_at_once(site, root, tmp_path, server, figure):
+    """Every row once, no commit lost; a row that each of the four has is there once too."""
+    writers, seals = 4, 15
+    with site("maker") as lake:
+        lake.create_table("events", SCHEMA)
+        again = end_of(start_writers(root, tmp_path, server.url, writers, seals))
+        rows = writers * seals * 3 + seals
+        assert counted(lake) == (rows, rows)
+        for n in range(writers):
+            with site(f"../site {n}") as other:
+                assert counted(other) == (rows, rows)
+                assert {p.kind for p in other.verify().problems} <= {"orphan"}
+    figure(
+        "Postgres", f"{writers} hosts, {writers * seals} seals, {rows} rows once, {again} retried"
+    )
+
+
+def test_a_killed_server_loses_no_commit(root, site, tmp_path, figure):
+    """Kill -9 of the whole server under four writers, twice; they go on when it is back."""
+    with postgres() as server:
+        with site("maker", catalog=server.url) as lake:
+            lake.create_table("events", SCHEMA)
+        writers, seals = 4, 8
+        running = start_writers(root, tmp_path, server.url, writers, seals)
+        for _ in range(2):
+            before = _sealed(root)
+            while _sealed(root) < before + 6 and all(p.poll() is None for p in running):
+                time.sleep(0.01)
+            server.kill()
+            server.start()
+        again = end_of(running)
+        rows = writers * seals * 3 + seals
+        with site("maker", catalog=server.url) as lake:
+            assert counted(lake) == (rows, rows)
+            assert {p.kind for p in lake.verify().problems} <= {"orphan"}
+    figure("Postgres", f"killed twice: {rows} rows once, {again} seals retried")
+
+
+def _sealed(root: Path) -> int:
+    return len(list(root.rglob("data/**/*.parquet")))
+
+
+@pytest.mark.parametrize("how", ["request", "reply"])
+@pytest.mark.parametrize("verb", ["flush", "merge", "seal", "create", "drop", "vacuum", "lease"])
+def test_a_connection_lost_during_commit(site, wire, clock, how, verb):
+    """What was committed is known to be; what was not can be tried again."""
+    lake = site("one", catalog=wire.url, settings={"segments_max": 2})
+    table = lake.create_table("events", SCHEMA)
+    for start in range(0, 20, 5):
+        table.append(events(start, start + 5))
+        flush(table._context)  # and no merge after it
+    table.append(events(20, 30), producer="p", seq=3)
+    verbs = {
+        "flush": table.flush,
+        "merge": lambda: lake._upkeep._merge(table._context),
+        "seal": table.seal,
+        "create": lambda: lake.create_table("other", SCHEMA),
+        "drop": lambda: lake.drop_table("events"),
+        "vacuum": lambda: lake["events"].vacuum(dry_run=False),
+        "lease": lambda: lake._upkeep._lease(table._context),
+    }
+    wire.cut = how
+    if how == "reply":
+        verbs[verb]()
+    else:
+        with pytest.raises(ls.StorageError, match="was lost; nothing was committed"):
+            verbs[verb]()
+        verbs[verb]()
+    assert wire.cuts == 1
+    if verb == "drop":
+        assert lake.tables() == []
+        return
+    assert counted(lake) == (30, 30)
+    assert table.append(events(20, 30), producer="p", seq=3).rows == 0
+    table.seal()
+    assert counted(lake) == (30, 30)
+    assert {p.kind for p in lake.verify().problems} <= {"orphan"}
+    assert lake.tables() == (["events", "other"] if verb == "create" else ["events"])
+
+
+@pytest.mark.parametrize("how", ["request", "reply"])
+def test_a_commit_that_stays_uncertain(site, server, wire, monkeypatch, how):
+    """The server is gone for longer than we ask: the caller is told, and the next try finds out."""
+    monkeypatch.setattr("lakestore.catalog.postgres._UNCERTAIN_S", 0.2)
+    lake = site("one", catalog=wire.url)
+    table = lake.create_table("events", SCHEMA)
+    table.append(events(0, 10), producer="p", seq=1)
+    wire.cut, wire.on_cut = how, server.stop
+    with pytest.raises(ls.CommitUncertainError, match="not known whether a commit"):
+        table.flush()
+    with pytest.raises(ls.StorageError):
+        lake.sql(QUERY)
+    table.append(events(10, 20))  # rows do not wait for it
+    server.start()
+    table.flush()
+    assert counted(lake) == (20, 20)
+    table.seal()
+    assert counted(lake) == (20, 20)
+    assert {p.kind for p in lake.verify().problems} <= {"orphan"}  # a file of the lost commit
+
+
+def test_without_the_token_a_lost_commit_would_double_rows(site, wire, monkeypatch):
+    """A planted bug: whoever takes a lost reply for a failure seals the rows again."""
+    lake = site("one", catalog=wire.url)
+    lake.create_table("other", SCHEMA)
+    monkeypatch.setattr(Postgres, "_is_committed", lambda *_: False)
+    wire.cut = "reply"
+    with pytest.raises(ls.StorageError):
+        lake.create_table("events", SCHEMA)
+    assert lake.tables() == ["events", "other"]  # though nothing was committed, as was said
+
+
+def test_a_restarted_server_is_found_again(site, server):
+    lake = site("one")
+    table = lake.create_table("events", SCHEMA)
+    table.append(events(0, 10))
+    table.flush()
+    server.stop()
+    assert table.append(events(10, 20)).rows == 10
+    with pytest.raises(ls.StorageError, match="cannot be used"):
+        table.flush()
+    with pytest.raises(ls.StorageError, match="cannot be used"):
+        site("two")
+    server.start()
+    table.flush()
+    assert counted(lake) == (20, 20)
+
+
+def test_two_migrations_at_once(site, server, monkeypatch, root, tmp_path):
+    lake = site("one")
+    lake.create_table("events", SCHEMA).append(events(0, 10))
+    lake.close()
+    monkeypatch.setattr(tables, "FORMAT", tables.FORMAT + 1)
+    step = ("ALTER TABLE lake ADD COLUMN motto TEXT", "SELECT pg_sleep(0.2)")
+    monkeypatch.setitem(migrations.STEPS, tables.FORMAT - 1, step)
+    opened: list[ls.Lake] = []
+    threads = [Thread(target=lambda n=n: opened.append(site(n))) for n in ("one", "two")]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(opened) == 2
+    assert all(counted(one)[0] in (0, 10) for one in opened)
+    monkeypatch.undo()
+    with pytest.raises(ls.FormatTooNewError, match="upgrade lakestore"):
+        site("three")
+
+
+def test_where_the_catalog_is_cannot_be_mistaken(root, site, server, tmp_path):
+    lake = site("one")
+    lake.create_table("events", SCHEMA).append(events(0, 10))
+    lake.seal()
+    lake.close()
+    local = tmp_path / "sites" / "one"
+    with pytest.raises(ls.InvalidInputError, match="in a database: pass its URL"):
+        ls.open(root, local=local)
+    with pytest.raises(ls.InvalidInputError, match="URL such as postgresql://"):
+        ls.open(root, local=local, catalog="mysql://user:secret@host/db")
+    (local / "site.json").rename(local / "aside")
+    with pytest.raises(ls.CorruptionError, match="is lost, and there are rows beside it"):
+        site("one")
+    (local / "aside").rename(local / "site.json")
+    with psycopg.connect(server.url, autocommit=True) as con:
+        con.execute("CREATE DATABASE empty")
+    with pytest.raises(ls.CorruptionError, match="is lost, and the lake is not empty"):
+        site("one", catalog=server.url.replace("/postgres?", "/empty?"))
+    own = ls.open(tmp_path / "own")
+    own.close()
+    with pytest.raises(ls.InvalidInputError, match="open the lake without catalog="):
+        ls.open(tmp_path / "own", catalog=server.url)
+
+
+def test_the_environment_names_the_catalog_of_new_lakes(tmp_path, server, monkeypatch):
+    ls.open(tmp_path / "old").close()
+    monkeypatch.setenv("LAKESTORE_CATALOG", server.url)
+    with ls.open(tmp_path / "old") as old, ls.open(tmp_path / "new") as new:
+        assert isinstance(new._site.catalog.database, Postgres)
+        assert not isinstance(old._site.catalog.database, Postgres)
+
+
+def test_a_password_is_told_to_nobody(tmp_path, server, caplog, capsys):
+    caplog.set_level(logging.DEBUG)
+    secret = "canary-password"
+    url = server.url.replace("postgres:@", f"postgres:{secret}@")
+    with ls.open(tmp_path / "lake", catalog=url) as lake:
+        lake.create_table("events", SCHEMA).append(events(0, 3))
+        said = [
+            repr(lake),
+            repr(lake._site.catalog.database),
+            str(lake.status()),
+            str(lake.verify()),
+        ]
+    for wrong in (url.replace("/postgres?", "/nope?"), f"postgresql://u:{secret}@127.0.0.1:1/x"):
+        with pytest.raises(ls.StorageError) as failure:
+            ls.open(tmp_path / "lake", catalog=wrong)
+        said += [str(failure.value), str(failure.value.__cause__)]
+    with pytest.raises(ls.InvalidInputError) as invalid:
+        ls.open(tmp_path / "lake", catalog=f"postgresql://u:{secret}@host:port/x")
+    said += [str(invalid.value), caplog.text, *capsys.readouterr()]
+    for path in tmp_path.rglob("*"):
+        if path.is_file():
+            assert secret.encode() not in path.read_bytes()
+    assert secret not in "".join(said)
+
+
+def test_two_lakes_in_one_database(tmp_path, server):
+    with (
+        ls.open(tmp_path / "a", catalog=server.url, upkeep="manual") as a,
+        ls.open(tmp_path / "b", catalog=server.url, upkeep="manual") as b,
+    ):
+        for lake, rows in ((a, 3), (b, 5)):
+            lake.create_table("events", SCHEMA).append(events(0, rows))
+            lake.seal()
+        assert (counted(a), counted(b)) == ((3, 3), (5, 5))
+        shutil.rmtree(tmp_path / "b" / "tables")
+        assert counted(a) == (3, 3)
+
+
+def test_a_failed_statement_commits_nothing(site):
+    lake = site("one")
+    table = lake.create_table("events", SCHEMA)
+    catalog: Catalog = lake._site.catalog
+
+    def fail() -> None:
+        with catalog.commit() as commit:
+            commit.add_garbage(table._context.entry.id, "segment", ["x"])
+            commit._con.exec_driver_sql("SELECT 1 / 0")
+
+    with pytest.raises(ls.StorageError, match="division by zero"):
+        fail()
+    assert catalog.garbage() == []
