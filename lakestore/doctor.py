@@ -21,6 +21,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 
+from lakestore.catalog import postgres
 from lakestore.clock import Clock
 from lakestore.errors import LakestoreError, UnsafeStoreError
 from lakestore.instances import start
@@ -87,6 +88,8 @@ def diagnose(storage: Storage, layout: SiteLayout, catalog: str | None, clock: C
     findings += _disk(folder, clock)
     if isinstance(storage, S3Storage):
         findings += _store(storage)
+    if catalog is not None:
+        findings.append(_catalog(catalog))
     if all(finding.what != "store" or finding.verdict == "ok" for finding in findings):
         findings.append(_lake(storage))
     findings += [_extension(name, storage) for name in ("httpfs", "delta")]
@@ -115,6 +118,19 @@ def _store(storage: S3Storage) -> Iterator[Finding]:
     else:
         help = "set the clock: a store refuses requests that seem to be of another time"
         yield Finding("store's clock", "warning", f"{skew:+,.0f} s from this machine's", help)
+
+
+def _catalog(url: str) -> Finding:
+    """Whether a database answers, and lets this user keep catalogs in it."""
+    try:
+        told, may_create = postgres.examine(url)
+    except LakestoreError as error:
+        help = "check --catalog, PGPASSWORD, and that the server lets this host in"
+        return Finding("catalog", "failed", str(error), help)
+    if not may_create:
+        help = "an administrator does it: GRANT CREATE ON DATABASE … TO …"
+        return Finding("catalog", "failed", f"{told}; this user may make no schema", help)
+    return Finding("catalog", "ok", told)
 
 
 def _versions() -> str:

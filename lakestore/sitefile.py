@@ -83,5 +83,6 @@ def refuse_other_place(layout: SiteLayout, *, shared: bool) -> None:
         )
     if not shared and (layout.local / SITE_FILE).exists():
         raise InvalidInputError(
-            f"the catalog of {str(layout.local)!r} is in a database: pass its URL as catalog="
+            f"the catalog of {str(layout.local)!r} is in a database: pass its URL as catalog= "
+            "(--catalog)"
         )

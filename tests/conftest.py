@@ -88,6 +88,13 @@ def events(start: int, stop: int, *, step: timedelta = timedelta(hours=1)) -> pa
     )
 
 
+def die(lake: ls.Lake) -> None:
+    """Let go of a lake as if its process had died."""
+    lake._session.closed = True
+    lake._site.abandon()
+    lake._site.catalog.close()
+
+
 class FixedClock:
     """A clock that stands still until a test moves it."""
 

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pyarrow as pa
 import pytest
-from conftest import SCHEMA, START, events
+from conftest import SCHEMA, START, die, events
 
 import lakestore as ls
 
@@ -531,7 +531,7 @@ def test_what_is_cut_after_a_failed_fsync_is_not_missed_later(lake, table, monke
     with failpoint.at("journal.6", "EIO"), pytest.raises(ls.StorageError):
         table.append(events(20, 30))
     assert table.append(events(30, 40)).rows == 10  # in a new generation, which knows the cut
-    lake._site.abandon()  # as if the process had died
+    die(lake)
     assert open_lake().sql("SELECT count(*) FROM events").fetchall() == [(20,)]
 
 
@@ -549,7 +549,7 @@ def test_a_journal_whose_making_was_interrupted_is_passed_by(
         with pytest.raises(KeyboardInterrupt):
             table.append(events(10, 20))
     assert table.append(events(20, 30)).rows == 10
-    lake._site.abandon()  # as if the process had died
+    die(lake)
     assert open_lake().sql("SELECT count(*) FROM events").fetchall() == [(20,)]
 
 

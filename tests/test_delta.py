@@ -460,6 +460,7 @@ def test_a_lost_log_is_named(lake, delta, data, open_lake):
         open_lake(mode="r").sql("FROM events")
 
 
+@pytest.mark.sqlite
 def test_the_catalog_is_made_again_from_the_log(lake, delta, root, clock, open_lake):
     for start in range(0, 60, 20):
         delta.append(events(start, start + 20), producer="job", seq=start)

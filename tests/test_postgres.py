@@ -4,6 +4,7 @@ The suite itself runs over it too: `python -m support.postgres pytest …`, see 
 """
 
 import logging
+import os
 import shutil
 import subprocess
 import sys
@@ -20,8 +21,11 @@ from support.postgres import Server, Wire, postgres
 import lakestore as ls
 from lakestore.catalog import Catalog, migrations, tables
 from lakestore.catalog.postgres import Postgres
+from lakestore.clock import SystemClock
 from lakestore.cold.parquet import ParquetCold
+from lakestore.doctor import diagnose
 from lakestore.flush import flush
+from lakestore.opening import place
 
 Open = Callable[..., ls.Lake]
 QUERY = "SELECT count(*), count(DISTINCT id) FROM events"
@@ -384,6 +388,58 @@ def test_a_password_is_told_to_nobody(tmp_path, server, caplog, capsys):
         if path.is_file():
             assert secret.encode() not in path.read_bytes()
     assert secret not in "".join(said)
+
+
+def test_doctor_looks_at_the_server(root, server):
+    told = {f.what: f for f in diagnose(*place(root, catalog=server.url), SystemClock()).findings}
+    assert told["catalog"].verdict == "ok"
+    assert "PostgreSQL 18" in told["catalog"].found
+    nobody = place(root, catalog="postgresql://127.0.0.1:1/x")
+    told = {f.what: f for f in diagnose(*nobody, SystemClock()).findings}
+    assert (told["catalog"].verdict, "Connection refused" in told["catalog"].found) == (
+        "failed",
+        True,
+    )
+    with psycopg.connect(server.url, autocommit=True) as con:
+        con.execute("CREATE ROLE guest LOGIN")
+    guest = server.url.replace("postgres:@", "guest:@")
+    told = {f.what: f for f in diagnose(*place(root, catalog=guest), SystemClock()).findings}
+    assert "may make no schema" in told["catalog"].found
+    with pytest.raises(ls.StorageError, match="permission denied"):
+        ls.open(root, catalog=guest)
+
+
+def test_the_command_line_takes_a_catalog(root, server):
+    def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "lakestore.cli", *arguments],
+            env=os.environ | environment,
+            capture_output=True,
+            text=True,
+        )
+
+    lake, rows = str(root), root.parent / "rows.ndjson"
+    rows.write_text('{"id": "a", "time": "2025-01-01T00:00:00Z"}\n')
+    made = run(
+        "create",
+        lake,
+        "events",
+        "--like",
+        str(rows),
+        "--event-time",
+        "time",
+        "--event-id",
+        "id",
+        "--catalog",
+        server.url,
+    )
+    assert made.returncode == 0, made.stderr
+    assert run("ingest", lake, "events", str(rows), LAKESTORE_CATALOG=server.url).returncode == 0
+    count = run("sql", lake, "SELECT count(*) AS n FROM events", "--json", "--catalog", server.url)
+    assert '"n": 1' in count.stdout or '"n":1' in count.stdout
+    without = run("sql", lake, "SELECT 1")
+    assert without.returncode == 1
+    assert "pass its URL as catalog=" in without.stderr
 
 
 def test_two_lakes_in_one_database(tmp_path, server):

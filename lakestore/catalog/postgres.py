@@ -245,6 +245,27 @@ def _commit(con: Connection) -> None:
     con.exec_driver_sql("COMMIT")
 
 
+def examine(url: str) -> tuple[str, bool]:
+    """What the server of a URL is, and whether this user may make schemas there.
+
+    Raises:
+        InvalidInputError, StorageError: as `Postgres`.
+    """
+    database = Postgres(url, "none", "")
+    query = (
+        "SELECT current_setting('server_version'), "
+        "has_database_privilege(current_database(), 'CREATE')"
+    )
+    try:
+        with database.begin("read") as con:
+            began = time.perf_counter()
+            version, may_create = con.exec_driver_sql(query).one()
+            took = 1000 * (time.perf_counter() - began)
+    finally:
+        database.close()
+    return f"{database.name}, PostgreSQL {version}; {took:.1f} ms a request", bool(may_create)
+
+
 def parse(url: str) -> sa.URL:
     """The URL of a database; raises `InvalidInputError`, which shows nothing of it."""
     try:
