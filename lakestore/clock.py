@@ -1,8 +1,10 @@
 """Time as a part that is passed in, so that tests can hold it still."""
 
 import time
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Protocol
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Clock(Protocol):
@@ -27,3 +29,8 @@ class SystemClock:
     def monotonic(self) -> float:
         """Seconds that never go back; only differences mean anything."""
         return time.monotonic()
+
+
+def micros(time: datetime) -> int:
+    """Microseconds since 1970."""
+    return (time - EPOCH) // timedelta(microseconds=1)

@@ -20,7 +20,7 @@ from uuid import uuid4
 from lakestore.buffer import Buffer
 from lakestore.catalog import Catalog
 from lakestore.catalog.records import TableEntry
-from lakestore.clock import Clock
+from lakestore.clock import Clock, micros
 from lakestore.cold import ColdTable
 from lakestore.cold.delta import DeltaCold, DeltaTable, cold_file
 from lakestore.cold.parquet import ParquetCold
@@ -241,7 +241,13 @@ class TableContext:
         def open_journal(number: int, before: int) -> JournalWriter:
             id = GenerationId(site.writer, number)
             header = JournalHeader(
-                site.catalog.lake, entry.name, id, entry.schema_version, schema.arrow, before
+                site.catalog.lake,
+                entry.name,
+                id,
+                entry.schema_version,
+                schema.arrow,
+                before,
+                micros(site.clock.now()),
             )
             return JournalWriter(site.layout.writer(entry.folder, site.writer), header)
 

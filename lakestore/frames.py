@@ -48,6 +48,8 @@ class JournalHeader:
     schema: pa.Schema
     before: int = 0
     """Bytes of the writer's generation before this one that were on the disk when this began."""
+    began: int = 0
+    """When it was made, in microseconds since 1970; 0 where it does not say."""
 
     def pack(self) -> bytes:
         """The bytes a file begins with."""
@@ -59,6 +61,7 @@ class JournalHeader:
                 "generation": self.id.number,
                 "schema_version": self.schema_version,
                 "before": self.before,
+                "began": self.began,
             }
         ).encode()
         schema: bytes = self.schema.serialize().to_pybytes()
@@ -190,7 +193,8 @@ def parse_header(path: Path, data: memoryview) -> tuple[JournalHeader, int] | No
     schema = pa.ipc.read_schema(pa.py_buffer(body[facts_len:]))
     id_ = GenerationId(facts["writer"], facts["generation"])
     version, before = facts["schema_version"], facts.get("before", 0)
-    return JournalHeader(facts["lake"], facts["table"], id_, version, schema, before), end
+    began = facts.get("began", 0)
+    return JournalHeader(facts["lake"], facts["table"], id_, version, schema, before, began), end
 
 
 def _header_end(data: memoryview) -> int | None:

@@ -17,6 +17,7 @@ import sys
 import weakref
 from collections.abc import Iterator
 from dataclasses import replace
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Literal, Self
@@ -48,6 +49,7 @@ from lakestore.table import Table
 from lakestore.upkeep import Report, Upkeep
 from lakestore.verify.report import Report as VerifyReport
 from lakestore.verify.run import verify
+from lakestore.watermark import watermark
 
 
 class Lake:
@@ -265,6 +267,20 @@ class Lake:
             len(self._site.catalog.garbage()),
             self._upkeep.problem,
         )
+
+    @troubles("cannot look at the lake")
+    def watermark(self) -> dict[str, datetime | None]:
+        """Up to when all rows that any site accepted are in the cold tier, by table.
+
+        Who reads sealed files alone misses nothing that was accepted before. It goes by the time
+        of acceptance, on the clocks of the sites, and not by that of events. A site says it with
+        each seal; one that is gone with unsealed rows holds it back. None while a site that seals
+        never said.
+
+        Raises:
+            StorageError: the store or a journal cannot be read.
+        """
+        return {context.entry.name: watermark(context) for context in self._current()}
 
     @troubles("cannot verify the lake")
     def verify(self) -> VerifyReport:

@@ -178,6 +178,7 @@ class OpenTables:
             recover(context, appender)
             with _unless_silent(self._site):  # what is sealed is not read twice meanwhile
                 context.cold.settle()
+                context.cold.join()
         table = self._handle(context, appender)
         self._tables[entry.id] = table
         return table

@@ -25,6 +25,7 @@ import numpy as np
 import pyarrow as pa
 
 from lakestore import datafile, hot, quoting
+from lakestore.clock import micros
 from lakestore.context import TableContext
 from lakestore.duplicates import RepeatedError, SealedElsewhere
 from lakestore.engine import SORT_BYTES, sorter
@@ -37,6 +38,7 @@ from lakestore.schema import TableSchema
 from lakestore.settings import GIB, MIB, Settings
 from lakestore.snapshot import ColdFile, FileInfo, Segment
 from lakestore.storage.local import refusals, storage_error
+from lakestore.watermark import Promise, is_behind, promise
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * MIB
@@ -78,20 +80,39 @@ def seal(table: TableContext) -> list[ColdFile]:
     files: list[ColdFile] = []
     if table.site.storage.remote:  # before hours of work: does it answer?
         table.site.storage.size(LAKE_FILE)
+    promised = promise(table)
     while segments := choose(table.state().hot):
         try:
-            files += _seal_some(table, segments, SORT_BYTES)
+            files += _seal_some(table, segments, promised, SORT_BYTES)
         except duckdb.OutOfMemoryException:  # rows so wide that one segment is work enough
             filled = next(i for i, segment in enumerate(segments) if segment.info.rows)
-            files += _seal_one(table, segments[: filled + 1])
+            files += _seal_one(table, segments[: filled + 1], promised)
+        promised = promise(table)
     return files
 
 
-def _seal_one(table: TableContext, segments: Sequence[Segment]) -> list[ColdFile]:
+def say_so(table: TableContext, *, asked: bool) -> None:
+    """Move the watermark of a site with nothing to seal, where it lags by what a seal may wait.
+
+    Args:
+        asked: by the caller, who wants to know; else only others that are held back.
+
+    Raises: as `seal`.
+    """
+    site = table.site
+    now = micros(site.clock.now()) if asked else None
+    known = is_behind(table.cold.marks(), site.catalog.site, site.settings.seal_age_s, now)
+    if known is not None and (promised := promise(table)).is_kept:
+        table.cold.promise(min(promised.moment, known))
+
+
+def _seal_one(
+    table: TableContext, segments: Sequence[Segment], promised: Promise
+) -> list[ColdFile]:
     """Seal the first segment that has rows, and those without before it."""
     for memory_bytes in _MORE_SORT_BYTES:
         try:
-            return _seal_some(table, segments, memory_bytes)
+            return _seal_some(table, segments, promised, memory_bytes)
         except duckdb.OutOfMemoryException as error:
             failure = error
     raise StorageError(
@@ -100,7 +121,7 @@ def _seal_one(table: TableContext, segments: Sequence[Segment]) -> list[ColdFile
 
 
 def _seal_some(
-    table: TableContext, segments: Sequence[Segment], memory_bytes: int
+    table: TableContext, segments: Sequence[Segment], promised: Promise, memory_bytes: int
 ) -> list[ColdFile]:
     table.cold.claim(segments, segments[-1].last)
     with table.conflict_if_superseded(segments):
@@ -114,7 +135,7 @@ def _seal_some(
         try:
             while True:
                 try:
-                    return _seal_in(folder, table, segments, memory_bytes, repeated)
+                    return _seal_in(folder, table, segments, promised, memory_bytes, repeated)
                 except RepeatedError as error:
                     repeated = pa.concat_tables([error.rows, *([repeated] if repeated else [])])
         finally:  # what cannot be removed is found by the sweep of this writer
@@ -125,6 +146,7 @@ def _seal_in(
     folder: Path,
     table: TableContext,
     segments: Sequence[Segment],
+    promised: Promise,
     memory_bytes: int,
     repeated: pa.Table | None,
 ) -> list[ColdFile]:
@@ -150,7 +172,8 @@ def _seal_in(
         _publish(table, file, one.path)
     reach("seal.5")
     files = [file for file, _ in named]
-    table.cold.publish(segments, files, last, examine)
+    complete = promised.moment if last >= promised.last else None
+    table.cold.publish(segments, files, last, complete, examine)
     reach("seal.7")
     for file, one in named:
         table.file_ids.remember(file.name, one.hashes)

@@ -126,6 +126,7 @@ class Upkeep:
                 except ConflictError:  # another process does it: what is left is for us
                     if table.state().version == state.version:
                         raise
+            seal.say_so(table, asked=True)
         self._on_seal(table)
         self.publish()
         return rows
@@ -210,25 +211,28 @@ class Upkeep:
             self._show_flushed()
 
     def _seal_round(self, report: Report) -> None:
-        """Seal what is due."""
+        """Seal what is due, and look, now and then, at what other sites and engines did."""
+        follows = self._follows()
         for table in self._tables():
             before = report.sealed
             with self._noting(table, report), table.sealing:
                 if self._seal_is_due(table) and self._lease(table):
                     report.sealed += len(seal.seal(table))
+                elif follows:
+                    seal.say_so(table, asked=False)
             if report.sealed > before:
                 self._on_seal(table)
-        if report.sealed or self._follow():
+        if report.sealed or (follows and self._cold_versions() != self._shown):
             self.publish()
 
-    def _follow(self) -> bool:
-        """Look, now and then, at what other sites and engines did; whether shells lag behind it."""
+    def _follows(self) -> bool:
+        """Whether it is time to look at other sites; sees which tables they made and dropped."""
         now = self._site.clock.monotonic()
         if 0 <= now - self._followed_at < _FOLLOW_S:
             return False
         self._followed_at = now
         self._adopt()
-        return self._cold_versions() != self._shown
+        return True
 
     def _cold_versions(self) -> dict[int, int]:
         """Which version of each cold tier is the newest: others seal into it too."""

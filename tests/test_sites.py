@@ -215,12 +215,12 @@ def test_a_name_that_a_site_has_itself_is_left_alone(site: Open, root):
 
 
 def test_a_checkpoint_is_made_though_another_has_its_version(site: Open, root, monkeypatch):
-    """A seal commits version 4, and the other commits 5 before it looks."""
+    """A seal commits version 4, and the other commits 5 before it looks; 1 is its joining."""
     monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 4)
     one, two = site("one"), site("two")
     first = one.create_table("events", SCHEMA, cold="delta")
     second = two["events"]
-    for start in range(0, 30, 10):
+    for start in range(0, 20, 10):
         first.append(events(start, start + 10))
         first.seal()
     first.append(events(30, 40))

@@ -66,7 +66,8 @@ LEVELS: list[list[str]] = [
         "catalog",
     ],
     ["siting", "cold", "cold.parquet", "cold.delta", "context"],
-    ["append", "recover", "duplicates", "flush", "seal", "retain", "adopt", "shell", "status"],
+    ["append", "recover", "duplicates", "flush", "watermark", "seal"],
+    ["retain", "adopt", "shell", "status"],
     [
         "query",
         "query.failures",
@@ -215,7 +216,7 @@ def test_public_methods_are_the_promised_ones():
 
     assert public(ls.Lake) == {
         "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
-        "seal", "maintain", "status", "open_report", "verify", "repair", "close",
+        "seal", "maintain", "status", "watermark", "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
         "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow",

@@ -163,6 +163,13 @@ class Catalog:
                 con.execute(query.where(mine, t.tables.c.dropped_at.is_not(None))).scalars()
             )
 
+    def marks(self, table_id: int) -> dict[str, int]:
+        """Before which moment all is cold that each site accepted (microseconds since 1970)."""
+        h = t.holdings.c
+        query = sa.select(h.site, h.complete_before)
+        with self.database.begin("read") as con:
+            return _pairs(con, query.where(h.table_id == table_id, h.dropped.is_(False)))
+
     def version(self) -> int:
         """Counts commits; whoever knows this version knows everything the catalog says."""
         with self.database.begin("read") as con:

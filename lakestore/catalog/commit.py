@@ -10,6 +10,7 @@ from sqlalchemy.engine import Connection
 import lakestore.catalog.tables as t
 from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry, TableRecord
 from lakestore.catalog.rows import info_text
+from lakestore.clock import micros
 from lakestore.errors import ConflictError, InvalidInputError
 from lakestore.snapshot import ColdFile, GenerationId, Segment
 
@@ -224,6 +225,14 @@ class Commit:
         if moved.rowcount != 1:
             raise ConflictError("another process sealed meanwhile; its result stands")
 
+    def join(self, table_id: int) -> None:
+        """Have something of a table, be it nothing yet: before its first row is accepted."""
+        self._held(table_id)
+
+    def promise(self, table_id: int, complete_before: int) -> None:
+        """Say that what was accepted before a moment is cold (microseconds since 1970)."""
+        self._mark(table_id, complete_before=complete_before)
+
     def claim(self, table_id: int, segments: Sequence[Segment], through: int) -> None:
         """Keep segments from being merged: they are about to be sealed into a log.
 
@@ -342,6 +351,7 @@ class Commit:
         known = self._holdings.get(table_id) or holding_of(self._con, self._site, table_id)
         if known is None:
             marks = dict.fromkeys(("sealed_through", "last_segment", "sealing_through"), 0)
+            marks["complete_before"] = micros(self.now)  # for it had nothing
             values = {"table_id": table_id, "site": self._site, "dropped": False}
             known = _key(self._con.execute(t.holdings.insert(), values | marks))
         self._holdings[table_id] = known

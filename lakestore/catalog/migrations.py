@@ -43,13 +43,14 @@ def _to_holdings() -> Iterator[str]:
     yield (
         "CREATE TABLE holdings (id INTEGER NOT NULL, table_id INTEGER NOT NULL,"
         " site TEXT NOT NULL, sealed_through BIGINT NOT NULL, last_segment BIGINT NOT NULL,"
-        " sealing_through BIGINT NOT NULL, dropped BOOLEAN NOT NULL, PRIMARY KEY (id),"
+        " sealing_through BIGINT NOT NULL, complete_before BIGINT NOT NULL,"
+        " dropped BOOLEAN NOT NULL, PRIMARY KEY (id),"
         " UNIQUE (table_id, site), FOREIGN KEY(table_id) REFERENCES tables (id),"
         " FOREIGN KEY(site) REFERENCES sites (name))"
     )
     yield (
         "INSERT INTO holdings SELECT t.id, t.id, s.name, t.sealed_through, t.last_segment,"
-        " t.sealing_through, t.dropped_at IS NOT NULL FROM tables t, sites s"
+        " t.sealing_through, 0, t.dropped_at IS NOT NULL FROM tables t, sites s"
     )
     for mark in ("sealed_through", "last_segment", "sealing_through"):
         yield f"ALTER TABLE tables DROP COLUMN {mark}"

@@ -3,7 +3,6 @@
 A transaction that writes takes the lake's advisory lock first: what it reads then is the newest,
 and nobody else commits meanwhile, as with SQLite. A connection lost during COMMIT leaves it open
 whether it was done: each commit leaves a token, which is looked for once the server answers.
-Failpoints: postgres.1 about to commit    .2 committed
 """
 
 import hashlib
@@ -27,7 +26,6 @@ from lakestore.errors import (
     NotFoundError,
     StorageError,
 )
-from lakestore.failpoint import reach
 
 log = logging.getLogger("lakestore")
 
@@ -191,9 +189,7 @@ class Postgres:
             f"DELETE FROM commits WHERE committed_at < now() - interval '{_TOKENS_KEPT}'"
         )
         try:
-            reach("postgres.1")
             _commit(con)
-            reach("postgres.2")
         except sa.exc.DBAPIError as error:
             if not error.connection_invalidated:
                 raise

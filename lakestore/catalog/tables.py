@@ -72,6 +72,8 @@ holdings = Table(
     Column("last_segment", BigNumber(), nullable=False),
     # Segments up to here are being sealed into a log: they may be cold before this catalog knows.
     Column("sealing_through", BigNumber(), nullable=False),
+    # All that was accepted before is cold, in microseconds since 1970; 0 when nobody has said.
+    Column("complete_before", BigNumber(), nullable=False),
     Column("dropped", Boolean, nullable=False),  # the table is, and the site's files are garbage
     UniqueConstraint("table_id", "site"),
 )

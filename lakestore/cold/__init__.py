@@ -1,6 +1,6 @@
 """Who lists the sealed files: the seam between the verbs and a cold format."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
 from lakestore.snapshot import ColdFile, Segment, TableState
@@ -50,8 +50,33 @@ class ColdTable(Protocol):
         """
         ...
 
+    def join(self) -> None:
+        """Before a site's first row is accepted: from now on the watermark waits for it.
+
+        Raises:
+            StorageError: it was not said.
+        """
+        ...
+
+    def marks(self) -> Mapping[str, int]:
+        """Before which moment all is cold that each site accepted (microseconds since 1970).
+
+        Raises:
+            StorageError, CorruptionError: as `current`.
+        """
+        ...
+
+    def promise(self, complete_before: int) -> None:
+        """Say so of this site, which has nothing to seal; raises as `publish`."""
+        ...
+
     def publish(
-        self, sealed: Sequence[Segment], files: Sequence[ColdFile], through: int, examine: Examine
+        self,
+        sealed: Sequence[Segment],
+        files: Sequence[ColdFile],
+        through: int,
+        complete_before: int | None,
+        examine: Examine,
     ) -> None:
         """Commit files in the place of segments: the commit point of a seal.
 
@@ -59,6 +84,8 @@ class ColdTable(Protocol):
             sealed: the segments, in order, first of them `sealed_through + 1`.
             files: published under their names already; none when there were no rows.
             through: the last segment number that is cold from now on.
+            complete_before: what this site accepted before that moment is cold then; None when it
+                cannot be said.
             examine: shown the cold files that the commit is made beside.
 
         Raises:

@@ -8,14 +8,14 @@ Other sites and other engines commit to the same log; what they add and remove i
 import json
 import random
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
 from lakestore.catalog import Catalog
-from lakestore.clock import Clock
+from lakestore.clock import Clock, micros
 from lakestore.cold import Examine
 from lakestore.delta import types
 from lakestore.delta.actions import (
@@ -28,7 +28,7 @@ from lakestore.delta.actions import (
     metadata_line,
     protocol_line,
 )
-from lakestore.delta.log import APP, LAKE_PROPERTY, DeltaLog, LogState, logger
+from lakestore.delta.log import APP, LAKE_PROPERTY, MARK, DeltaLog, LogState, logger
 from lakestore.delta.statistics import Ranges, rows_of, statistics_text, times_of
 from lakestore.errors import (
     CommitUncertainError,
@@ -73,6 +73,8 @@ class DeltaCold:
         self._clock = clock
         self._timeout_s = timeout_s
         self._app = f"{APP}{catalog.lake}/{catalog.site}"
+        self._marks = f"{MARK}{catalog.lake}/"
+        self._mark = f"{self._marks}{catalog.site}"
         self.partition = types.partition_column(table.schema)
         self._listed: tuple[int, tuple[ColdFile, ...]] = (-1, ())
 
@@ -91,7 +93,8 @@ class DeltaCold:
         )
         features = (types.NO_ZONE,) if types.has_times_of_no_zone(schema) else ()
         protocol = Protocol(3, 7, features, features) if features else Protocol(1, 2)
-        lines = [protocol_line(protocol), metadata_line(metadata)]
+        joined = Transaction(self._mark, micros(self._clock.now()))
+        lines = [protocol_line(protocol), metadata_line(metadata), joined.line(now)]
         write = uuid4().hex
         told = self._told("CREATE TABLE", {"mode": "ErrorIfExists"})
         if not self._log.commit(0, encode(lines, told, self._summary(write)), write):
@@ -135,8 +138,48 @@ class DeltaCold:
             with self._catalog.commit() as commit:
                 commit.claim(self._table.id, segments, through)
 
+    def join(self) -> None:
+        """One version of the log that says that this site has sealed all it accepted: nothing."""
+        if self._mark not in self._log.refresh().transactions:
+            self.promise(micros(self._clock.now()))
+
+    def marks(self) -> Mapping[str, int]:
+        """What each site has said; 0 for one that seals and never did."""
+        transactions = self._log.refresh().transactions
+        apps = f"{APP}{self._catalog.lake}/"
+        marks = {app.removeprefix(apps): 0 for app in transactions if app.startswith(apps)}
+        for app, moment in transactions.items():
+            if app.startswith(self._marks):
+                marks[app.removeprefix(self._marks)] = moment
+        return marks
+
+    def promise(self, complete_before: int) -> None:
+        """One version of the log, with no file."""
+        for _ in self._pauses():
+            write, state = uuid4().hex, self._log.refresh()
+            self._check_writable(state)
+            lines = self._promised(state, complete_before)
+            if not lines:
+                return
+            data = encode(lines, self._told("WRITE", {"mode": "Append"}), self._summary(write))
+            if self._commit(state.version + 1, data, write):
+                self._checkpoint(state.version)
+                return
+        raise self._crowded_out()
+
+    def _promised(self, state: LogState, complete_before: int | None) -> list[str]:
+        """What says so in a version, unless more was said before."""
+        if complete_before is None or complete_before <= state.transactions.get(self._mark, 0):
+            return []
+        return [Transaction(self._mark, complete_before).line(self._now_ms())]
+
     def publish(
-        self, sealed: Sequence[Segment], files: Sequence[ColdFile], through: int, examine: Examine
+        self,
+        sealed: Sequence[Segment],
+        files: Sequence[ColdFile],
+        through: int,
+        complete_before: int | None,
+        examine: Examine,
     ) -> None:
         """Commit files in the place of segments: one version of the log."""
         write = uuid4().hex
@@ -148,13 +191,12 @@ class DeltaCold:
                 self.settle()
                 raise ConflictError("another process sealed meanwhile; its result stands")
             examine(self._cold(state))
-            if self._commit(state.version + 1, self._version(files, through, write), write):
+            promised = self._promised(state, complete_before)
+            data = self._version(files, through, promised, write)
+            if self._commit(state.version + 1, data, write):
                 break
         else:
-            raise StorageError(
-                f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "
-                "sealed, and the next seal tries again"
-            )
+            raise self._crowded_out()
         self.settle()
         self._checkpoint(state.version)
 
@@ -198,9 +240,17 @@ class DeltaCold:
             pause = min(_PAUSE_MAX_S, pause * 2)
             yield
 
-    def _version(self, files: Sequence[ColdFile], through: int, write: str) -> bytes:
+    def _crowded_out(self) -> StorageError:
+        return StorageError(
+            f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "
+            "sealed, and the next seal tries again"
+        )
+
+    def _version(
+        self, files: Sequence[ColdFile], through: int, promised: Sequence[str], write: str
+    ) -> bytes:
         now = self._now_ms()
-        lines = [Transaction(self._app, through).line(now)]
+        lines = [Transaction(self._app, through).line(now), *promised]
         lines += [self._add_of(file, now).line() for file in files]
         mode = {"mode": "Append", "partitionBy": json.dumps([self.partition])}
         return encode(lines, self._told("WRITE", mode), self._summary(write))

@@ -1,6 +1,6 @@
 """A cold tier of plain Parquet files: the catalog lists them, with their statistics."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from lakestore.catalog import Catalog
 from lakestore.cold import Examine
@@ -27,8 +27,28 @@ class ParquetCold:
     def claim(self, segments: Sequence[Segment], through: int) -> None:
         """Nothing: the commit itself finds out."""
 
+    def join(self) -> None:
+        """List the site with the table."""
+        if self._catalog.site not in self.marks():
+            with self._catalog.commit() as commit:
+                commit.join(self._table_id)
+
+    def marks(self) -> Mapping[str, int]:
+        """What each site has said."""
+        return self._catalog.marks(self._table_id)
+
+    def promise(self, complete_before: int) -> None:
+        """One catalog transaction."""
+        with self._catalog.commit() as commit:
+            commit.promise(self._table_id, complete_before)
+
     def publish(
-        self, sealed: Sequence[Segment], files: Sequence[ColdFile], through: int, examine: Examine
+        self,
+        sealed: Sequence[Segment],
+        files: Sequence[ColdFile],
+        through: int,
+        complete_before: int | None,
+        examine: Examine,
     ) -> None:
         """Commit files in the place of segments, beside no cold file that was not examined.
 
@@ -41,6 +61,8 @@ class ParquetCold:
             with self._catalog.commit() as commit:
                 if commit.shared_version() == listed.cold_version:
                     commit.seal(self._table_id, sealed, files, through)
+                    if complete_before is not None:
+                        commit.promise(self._table_id, complete_before)
                     reach("seal.6")
                     return
 

@@ -35,6 +35,8 @@ from lakestore.storage.local import refusals
 logger = logging.getLogger("lakestore")
 APP = "lakestore/"
 """How the names of lakestore's own applications begin: lake and site follow."""
+MARK = "lakestore-watermark/"
+"""How the names begin under which sites say up to when all that they accepted is sealed."""
 LAKE_PROPERTY = "lakestore.lake"
 _KEEP_REMOVED_MS = 7 * 86_400_000
 """How long a checkpoint remembers what was removed: Delta's `deletedFileRetentionDuration`."""

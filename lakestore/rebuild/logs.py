@@ -52,7 +52,9 @@ def sealed(
     """
     assert state.metadata is not None
     lake = state.metadata.configuration[LAKE_PROPERTY]
-    apps = {a.removeprefix(f"{APP}{lake}/"): n for a, n in state.transactions.items()}
+    prefix = f"{APP}{lake}/"
+    named = {a: n for a, n in state.transactions.items() if a.startswith(prefix)}
+    apps = {app.removeprefix(prefix): through for app, through in named.items()}
     ours: dict[str, list[str]] = {}
     sites = set(hot_sites)
     for path in sorted(state.adds):

@@ -1,0 +1,211 @@
+"""The watermark: who reads the cold tier alone knows up to when it has everything."""
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from conftest import SCHEMA, FixedClock, events
+from deltalake import DeltaTable
+
+import lakestore as ls
+from lakestore import seal as sealing
+from lakestore.clock import micros
+from lakestore.watermark import is_behind
+
+Open = Callable[..., ls.Lake]
+
+
+@pytest.fixture
+def site(root: Path, tmp_path: Path, clock: FixedClock) -> Iterator[Open]:
+    """Opens the test's lake as the site of that name."""
+    opened: list[ls.Lake] = []
+
+    def open_it(name: str, **options: object) -> ls.Lake:
+        defaults = {"upkeep": "manual", "clock": clock, "local": tmp_path / "sites" / name}
+        lake = ls.open(root, **(defaults | options))
+        opened.append(lake)
+        return lake
+
+    yield open_it
+    for lake in opened:
+        lake.close()
+
+
+@pytest.mark.parametrize("cold", ["parquet", "delta"])
+def test_one_site(lake, clock, cold):
+    table = lake.create_table("events", SCHEMA, cold=cold)
+    made = clock.now()
+    assert lake.watermark() == {"events": made}
+    clock.move(60)
+    table.append(events(0, 10))
+    accepted = clock.now()
+    clock.move(60)
+    assert lake.watermark() == {"events": made}  # what was said last
+    table.flush()
+    assert lake.watermark() == {"events": made}
+    clock.move(60)
+    table.seal()
+    sealed = clock.now()
+    assert lake.watermark() == {"events": sealed}
+    clock.move(60)
+    table.append(events(10, 20))
+    assert accepted < sealed < clock.now()
+    assert lake.watermark() == {"events": sealed}
+    table.seal()
+    clock.move(59)
+    table.seal()  # nothing to seal, and what is known is fresh enough to be left
+    assert lake.watermark() == {"events": sealed + timedelta(seconds=60)}
+    clock.move(600)
+    lake.seal()
+    assert lake.watermark() == {"events": clock.now()}
+    assert list(table._context.cold.marks().values()) == [micros(clock.now())]
+
+
+def test_two_sites_and_who_reads_the_log(site, clock, root):
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA, cold="delta")
+    clock.move(10)
+    two["events"].append(events(10, 20))  # it joined before it accepted a row
+    joined = clock.now()
+    clock.move(10)
+    one["events"].append(events(0, 10))
+    one.seal()
+    assert one.watermark() == two.watermark() == {"events": joined}
+    clock.move(10)
+    two.seal()
+    first = clock.now() - timedelta(seconds=10)
+    assert one.watermark() == two.watermark() == {"events": first}
+    log = DeltaTable(str(root / "tables/events/data"))
+    marks = [
+        log.transaction_version(
+            f"lakestore-watermark/{one.status().lake}/{lake._site.catalog.site}"
+        )
+        for lake in (one, two)
+    ]
+    assert marks == [micros(first), micros(clock.now())]
+
+
+def test_an_idle_site_holds_nobody_back_for_long(site, clock):
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA, cold="delta")
+    assert two["events"].name == "events"
+    clock.move(3_600)
+    one["events"].append(events(0, 10))
+    one.seal()
+    said = clock.now()
+    two.maintain()
+    assert min(two["events"]._context.cold.marks().values()) == micros(said)
+    version = two["events"]._context.state(newest=True).cold_version
+    for _ in range(3):  # and then both are silent
+        clock.move(3_600)
+        one.maintain()
+        two.maintain()
+    assert two["events"]._context.state(newest=True).cold_version == version
+
+
+def test_what_holds_a_site_back():
+    assert is_behind({"me": 5_000_000}, "me", 1.0, None) is None
+    assert is_behind({"me": 5_000_000, "a": 5_900_000}, "me", 1.0, None) is None
+    assert is_behind({"me": 5_000_000, "a": 7_000_000, "b": 1}, "me", 1.0, None) == 7_000_000
+    assert is_behind({"me": 5_000_000, "a": 7_000_000}, "me", 1.0, 9_000_000) == 9_000_000
+
+
+def test_a_seal_promises_nothing_of_what_another_process_holds(lake, root, clock):
+    """Rows of another process are in its journal: the watermark stays before it was begun."""
+    table = lake.create_table("events", SCHEMA, cold="delta")
+    made = clock.now()
+    clock.move(100)
+    other = ls.open(root, upkeep="manual", clock=clock)
+    other["events"].append(events(0, 10))
+    begun = clock.now()
+    clock.move(100)
+    table.append(events(10, 20))
+    table.seal()
+    assert made < begun < clock.now()
+    assert lake.watermark() == {"events": begun}
+    other.flush()
+    clock.move(100)
+    table.seal()
+    assert lake.watermark() == {"events": clock.now()}
+    other.close()
+
+
+def test_a_seal_in_two_parts_promises_with_the_last(lake, clock, monkeypatch):
+    table = lake.create_table("events", SCHEMA, cold="delta")
+    for start in (0, 10):
+        clock.move(10)
+        table.append(events(start, start + 10))
+        table.flush()
+    marks = []
+    publish = type(table._context.cold).publish
+
+    def noting(cold, sealed, files, through, complete_before, examine):
+        marks.append((through, complete_before))
+        publish(cold, sealed, files, through, complete_before, examine)
+
+    monkeypatch.setattr(type(table._context.cold), "publish", noting)
+    monkeypatch.setattr(sealing, "choose", lambda hot: hot[:1])
+    table.seal()
+    assert marks == [(1, None), (2, micros(clock.now()))]
+
+
+WRITER = """
+import sys, time
+sys.path.insert(0, sys.argv[1])
+from conftest import events
+import lakestore as ls
+
+lake = ls.open(sys.argv[2], local=sys.argv[3], upkeep="manual")
+table, n = lake["events"], int(sys.argv[4])
+print("ready", flush=True)
+sys.stdin.readline()
+for k in range(20):
+    table.append([{"id": f"{n}-{k}", "time": "2025-01-01"}])
+    print(f"{n}-{k}", time.time(), flush=True)
+    if k % 3 == n:
+        table.seal()
+table.seal()
+lake.close()
+"""
+
+
+def test_no_row_is_accepted_before_the_watermark_and_cold_after(root, tmp_path):
+    """Two sites on real clocks: at each watermark, no older row becomes cold any more."""
+    eager = {"seal_age_s": 0.01}
+    with ls.open(root, local=tmp_path / "reader", upkeep="manual", settings=eager) as lake:
+        lake.create_table("events", SCHEMA, cold="delta")
+        here = str(Path(__file__).parent)
+        running = [
+            subprocess.Popen(
+                [sys.executable, "-c", WRITER, here, str(root), str(tmp_path / f"{n}"), str(n)],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+            for n in range(2)
+        ]
+        for process in running:
+            assert process.stdout.readline() == "ready\n"
+        for process in running:
+            process.stdin.write("\n")
+            process.stdin.flush()
+        seen = []
+        while any(process.poll() is None for process in running):
+            lake.seal()
+            mark = lake.watermark()["events"].timestamp()
+            data = root / "tables/events/data"
+            files = DeltaTable(str(data)).file_uris()
+            cold = {i for f in files for i in pq.read_table(f, columns=["id"])["id"].to_pylist()}
+            seen.append((mark, cold))
+        assert [process.returncode for process in running] == [0, 0]
+        lines = [line for process in running for line in process.communicate()[0].splitlines()]
+        accepted = {id: float(time) for id, time in map(str.split, lines)}
+        assert len(accepted) == 40
+        for mark, cold in seen:
+            assert {id for id, time in accepted.items() if time < mark} <= cold
+        assert lake.sql("SELECT count(*) FROM events").fetchall() == [(40,)]
+        assert len({mark for mark, _ in seen}) > 1
