@@ -186,9 +186,15 @@ class OpenTables:
 
 @contextmanager
 def _unless_silent(site: SiteContext) -> Iterator[None]:
-    """Leave for later what a store that does not answer keeps from being done."""
+    """Leave for later what a store that does not answer keeps from being done.
+
+    So with a log that another engine has made one that we cannot write to: rows are accepted, and
+    wait until it is changed back.
+    """
     try:
         yield
+    except SchemaError as error:
+        log.warning("nothing can be sealed: %s", error)
     except StorageError as error:
         if not site.storage.remote:
             raise

@@ -38,7 +38,7 @@ from lakestore.schema import TableSchema
 from lakestore.settings import GIB, MIB, Settings
 from lakestore.snapshot import ColdFile, FileInfo, Segment
 from lakestore.storage.local import refusals, storage_error
-from lakestore.watermark import Promise, is_behind, promise
+from lakestore.watermark import UNKNOWN, Promise, is_behind, promise
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * MIB
@@ -99,9 +99,13 @@ def say_so(table: TableContext, *, asked: bool) -> None:
 
     Raises: as `seal`.
     """
-    site = table.site
+    site, marks = table.site, table.cold.marks()
+    if site.catalog.site not in marks:  # it could not join when it was opened
+        promised = promise(table)
+        table.cold.promise(promised.moment if promised.is_kept else UNKNOWN)
+        return
     now = micros(site.clock.now()) if asked else None
-    known = is_behind(table.cold.marks(), site.catalog.site, site.settings.seal_age_s, now)
+    known = is_behind(marks, site.catalog.site, site.settings.seal_age_s, now)
     if known is not None and (promised := promise(table)).is_kept:
         table.cold.promise(min(promised.moment, known))
 

@@ -41,7 +41,8 @@ def read_site(layout: SiteLayout) -> SiteId | None:
         version, found = int(facts["format"]), SiteId(str(facts["lake"]), str(facts["site"]))
     except (ValueError, KeyError, TypeError) as error:
         raise CorruptionError(
-            f"{str(path)!r} is damaged: {error!r}; `lakestore rebuild` makes it again"
+            f"{str(path)!r} is damaged: {error!r}; restore it: the footers of segments beside it "
+            "name lake and site"
         ) from error
     if version > FORMAT:
         raise FormatTooNewError(

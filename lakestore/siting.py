@@ -76,8 +76,8 @@ def _site(layout: SiteLayout, lake: str | None, *, write: bool) -> SiteId:
     found = read_site(layout)
     if found is None and holds_rows(layout):
         raise CorruptionError(
-            f"{str(layout.local / SITE_FILE)!r} is lost, and there are rows beside it; "
-            "`lakestore rebuild` makes it again"
+            f"{str(layout.local / SITE_FILE)!r} is lost, and there are rows beside it: restore the "
+            "file; the footers of the segments there name the site"
         )
     if found is None:
         assert lake is not None  # a store that does not answer is only done without by who has one

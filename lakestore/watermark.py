@@ -16,6 +16,9 @@ from lakestore.layout import journal_name
 from lakestore.snapshot import GenerationId
 from lakestore.storage.local import open_to_read, refusals
 
+UNKNOWN = 1
+"""The mark of a site that has rows which it cannot tell the time of."""
+
 
 @dataclass(frozen=True)
 class Promise:
@@ -65,7 +68,7 @@ def watermark(table: TableContext) -> datetime | None:
         StorageError, CorruptionError: the catalog or the log cannot be read.
     """
     least = min(table.cold.marks().values(), default=0)
-    return EPOCH + timedelta(microseconds=least) if least else None
+    return EPOCH + timedelta(microseconds=least) if least > UNKNOWN else None
 
 
 def is_behind(marks: Mapping[str, int], site: str, most_s: float, now: int | None) -> int | None:

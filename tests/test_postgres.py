@@ -349,7 +349,7 @@ def test_where_the_catalog_is_cannot_be_mistaken(root, site, server, tmp_path):
     (local / "aside").rename(local / "site.json")
     with psycopg.connect(server.url, autocommit=True) as con:
         con.execute("CREATE DATABASE empty")
-    with pytest.raises(ls.CorruptionError, match="is lost, and the lake is not empty"):
+    with pytest.raises(ls.CorruptionError, match="lake is not empty; correct catalog= if it"):
         site("one", catalog=server.url.replace("/postgres?", "/empty?"))
     own = ls.open(tmp_path / "own")
     own.close()

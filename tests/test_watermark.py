@@ -107,6 +107,29 @@ def test_an_idle_site_holds_nobody_back_for_long(site, clock):
     assert two["events"]._context.state(newest=True).cold_version == version
 
 
+def test_a_site_that_cannot_join_yet_is_waited_for(site, clock, root, caplog):
+    """Another engine has changed the schema: the lake opens, and rows wait."""
+    one = site("one")
+    one.create_table("events", SCHEMA, cold="delta")
+    log = root / "tables/events/data/_delta_log"
+    metadata = (log / f"{0:020d}.json").read_text().splitlines()[2]
+    told = metadata.replace(
+        r"\"name\": \"n\", \"type\": \"long\"", r"\"name\": \"n\", \"type\": \"string\""
+    )
+    assert told != metadata
+    (log / f"{1:020d}.json").write_text(told + "\n")
+    two = site("two")
+    assert two["events"].append(events(0, 10)).rows == 10
+    assert "nothing can be sealed" in caplog.text
+    two.flush()
+    (log / f"{2:020d}.json").write_text(metadata + "\n")
+    clock.move(20)
+    two.maintain()
+    assert one.watermark() == {"events": None}
+    two.seal()
+    assert one.watermark() == {"events": clock.now() - timedelta(seconds=20)}
+
+
 def test_what_holds_a_site_back():
     assert is_behind({"me": 5_000_000}, "me", 1.0, None) is None
     assert is_behind({"me": 5_000_000, "a": 5_900_000}, "me", 1.0, None) is None

@@ -70,13 +70,13 @@ class Catalog:
 
     def _make(self, creation: Creation, *, write: bool) -> None:
         if not write:
-            refuse_lost(self.database.name, creation.needs_catalog)
+            refuse_lost(self.database, creation.needs_catalog)
             raise NotFoundError(f"the catalog at {self.database.name!r} is empty")
         with self.database.begin("write") as con:
             self.database.prepare(con)
             t.metadata.create_all(con)
             if con.execute(sa.select(t.lake.c.one)).first() is None:  # else it was made just now
-                refuse_lost(self.database.name, creation.needs_catalog)
+                refuse_lost(self.database, creation.needs_catalog)
                 if creation.lake is None:
                     raise NotFoundError(f"the catalog at {self.database.name!r} is empty")
                 row = {"one": 1, "format": t.FORMAT, "version": 0, "uuid": creation.lake}
@@ -88,7 +88,7 @@ class Catalog:
         with self.database.begin("write") as con:
             name = t.sites.c.name
             if con.execute(sa.select(name).where(name == self.site)).first() is None:
-                refuse_lost(self.database.name, creation.needs_site)
+                refuse_lost(self.database, creation.needs_site)
                 self._add_site(con, self.site)
 
     def _add_site(self, con: Connection, name: str) -> None:

@@ -7,7 +7,6 @@ from typing import Literal, Protocol
 
 from sqlalchemy.engine import Connection
 
-from lakestore.catalog.strict import REBUILD
 from lakestore.errors import CorruptionError
 
 Kind = Literal["read", "write"]
@@ -39,6 +38,8 @@ class Database(Protocol):
 
     name: str
     """What messages call it; without secrets."""
+    remedy: str
+    """What helps when it is lost."""
     site: str | None
     """Which site asks; None where the database knows but one."""
 
@@ -88,7 +89,9 @@ class Database(Protocol):
         ...
 
 
-def refuse_lost(name: str, is_filled: Callable[[], bool]) -> None:
+def refuse_lost(database: Database, is_filled: Callable[[], bool]) -> None:
     """Never make an empty catalog beside files that one has to name."""
     if is_filled():
-        raise CorruptionError(f"the catalog {name!r} is lost, and the lake is not empty; {REBUILD}")
+        raise CorruptionError(
+            f"the catalog {database.name!r} is lost, and the lake is not empty; {database.remedy}"
+        )

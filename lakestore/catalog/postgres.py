@@ -20,6 +20,7 @@ from lakestore.catalog.database import Database, Kind, refuse_lost
 from lakestore.catalog.strict import damage
 from lakestore.errors import (
     CommitUncertainError,
+    CorruptionError,
     InvalidInputError,
     LakestoreError,
     LockedError,
@@ -50,6 +51,8 @@ _LOCK_TIMEOUT, _NO_DATABASE, _NO_RELATION, _NO_COLUMN = "55P03", "3D000", "42P01
 
 class Postgres:
     """`Database` on a server that several hosts reach."""
+
+    remedy = "correct catalog= if it names another database, or restore the server's backup"
 
     def __init__(self, url: str, lake: str, site: str) -> None:
         """The catalog of a lake; nothing is asked of the server yet.
@@ -102,7 +105,7 @@ class Postgres:
         with self.begin("read") as con:
             there = con.execute(query, {"name": f'"{self._schema}".commits'}).scalar_one()
         if not there:
-            refuse_lost(self.name, is_filled)
+            refuse_lost(self, is_filled)
             if not write:
                 raise NotFoundError(f"no catalog of lake {self._lake} at {self.name!r}")
             with self._transaction(self._begin["write"], _commit) as con:
@@ -227,7 +230,7 @@ class Postgres:
         if state == _LOCK_TIMEOUT:
             return LockedError(f"the catalog {self.name!r} stayed busy for {_WAIT_S} s: {told}")
         if state in (_NO_RELATION, _NO_COLUMN):
-            return damage(f"{self.name!r}: {told}")
+            return CorruptionError(f"the catalog {self.name!r} is damaged: {told}; {self.remedy}")
         if state == _NO_DATABASE:
             return StorageError(f"{told}: make it with `createdb`, or correct catalog=")
         return StorageError(f"the catalog {self.name!r} cannot be used: {told}")

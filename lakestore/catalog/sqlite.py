@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 import lakestore.catalog.frozen as frozen
 import lakestore.catalog.integrity as integrity
 from lakestore.catalog.database import Database, Kind, refuse_lost
-from lakestore.catalog.strict import damage
+from lakestore.catalog.strict import REBUILD, damage
 from lakestore.errors import LakestoreError, LockedError, NotFoundError, StorageError
 from lakestore.storage.local import refusals, require_file, storage_error, why_refused
 
@@ -24,6 +24,7 @@ _BEGIN = {"read": "BEGIN DEFERRED", "write": "BEGIN IMMEDIATE"}
 class SQLite:
     """`Database` in a file: readers beside a writer, and commits that last."""
 
+    remedy = REBUILD
     site: str | None = None
 
     def __init__(self, path: Path) -> None:
@@ -42,7 +43,7 @@ class SQLite:
                 'folder belongs to another user; open with mode="r"'
             )
         if not path.exists():
-            refuse_lost(self.name, is_filled)
+            refuse_lost(self, is_filled)
             if not write:
                 raise NotFoundError(f"no catalog at {str(path)!r}")
         with refusals(f"cannot read the catalog {str(path)!r}"):
