@@ -306,9 +306,10 @@ class Upkeep:
             failures = failures + 1 if report.problems else 0
             damaged = (damaged and name in self._problems) or report.damaged
             if report.problems:
-                if report.problems[0] != self._problems.get(name):
-                    log.error("upkeep: %s", report.problems[0])
-                self._problems[name] = report.problems[0]
+                known, problem = self._problems.get(name), report.problems[0]
+                self._problems[name] = problem  # first: who is told looks at the status
+                if problem != known:
+                    log.error("upkeep: %s", problem)
                 most = _PAUSE_MAX_S if self._site.storage.remote else pause
                 self._stopping.wait(min(most, pause * 2 ** min(failures, 9)))
             elif not damaged:

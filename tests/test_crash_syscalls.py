@@ -114,7 +114,7 @@ def test_killed_at_a_system_call(zygote, points, tmp_path, figure, soak, chunk):
     figure("killed at a system call", "struck", hit)
     figure("killed at a system call", "broken", len(wrong))
     assert wrong == []
-    assert hit >= 0.95 * len(chosen)
+    assert hit >= len(chosen) - max(1, len(chosen) // 20)  # DuckDB's threads vary from run to run
     if chunk == 0:
         figure("killed at a system call", "points there are", len(points))
 
@@ -130,7 +130,7 @@ def test_an_error_at_a_system_call(zygote, points, tmp_path, figure, soak, chunk
     figure("an error at a system call", "struck", hit)
     figure("an error at a system call", "broken", len(wrong))
     assert wrong == []
-    assert hit >= 0.95 * len(chosen)
+    assert hit >= len(chosen) - max(1, len(chosen) // 20)  # DuckDB's threads vary from run to run
     if chunk == 0:
         figure("an error at a system call", "points there are", len(faults))
 
