@@ -67,7 +67,7 @@ class Lake:
     ) -> None:
         self.root = storage.root
         self.mode = mode
-        # A reader keeps a list of its own only of a lake in a store, and of one without Postgres.
+        # Who reads a folder or Postgres reads the list that writers keep, and adds nothing to it.
         self._sees_others = mode == "rw" or (storage.remote and catalog is None)
         self._auto = upkeep == "auto" and mode == "rw"
         self._site = SiteContext.open(storage, layout, catalog, settings, clock, write=mode == "rw")

@@ -14,6 +14,7 @@ from lakestore.lake import Lake
 from lakestore.layout import SiteLayout
 from lakestore.quoting import UNSPEAKABLE
 from lakestore.settings import Settings
+from lakestore.siting import may_share
 from lakestore.storage import Storage
 from lakestore.storage.local import LocalStorage
 from lakestore.storage.probe import probe_once
@@ -89,7 +90,7 @@ def place(
             is no URL of Postgres.
     """
     storage, layout = _files(root, storage_options, local)
-    if catalog is None and not layout.catalog.exists():
+    if catalog is None and may_share(layout):
         catalog = os.environ.get("LAKESTORE_CATALOG") or None
     if catalog is not None:
         postgres.parse(catalog)

@@ -80,15 +80,16 @@ def seal(table: TableContext) -> list[ColdFile]:
     files: list[ColdFile] = []
     if table.site.storage.remote:  # before hours of work: does it answer?
         table.site.storage.size(LAKE_FILE)
-    promised = promise(table)
-    while segments := choose(table.state().hot):
+    while True:
+        promised = promise(table)
+        segments = choose(table.state().hot)
+        if not segments:
+            return files
         try:
             files += _seal_some(table, segments, promised, SORT_BYTES)
         except duckdb.OutOfMemoryException:  # rows so wide that one segment is work enough
             filled = next(i for i, segment in enumerate(segments) if segment.info.rows)
             files += _seal_one(table, segments[: filled + 1], promised)
-        promised = promise(table)
-    return files
 
 
 def say_so(table: TableContext, *, asked: bool) -> None:

@@ -51,7 +51,7 @@ def read_site(layout: SiteLayout) -> SiteId | None:
     return found
 
 
-def make_site(layout: SiteLayout, lake: str, site: str | None = None) -> SiteId:
+def make_site(layout: SiteLayout, lake: str) -> SiteId:
     """Make a folder a site of a lake, or say which one it has become meanwhile.
 
     Raises:
@@ -59,7 +59,7 @@ def make_site(layout: SiteLayout, lake: str, site: str | None = None) -> SiteId:
     """
     path = layout.local / SITE_FILE
     staged = make_folder(layout.local) / f".{uuid4().hex}.tmp"
-    facts = {"format": FORMAT, "lake": lake, "site": site or token_hex(4)}
+    facts = {"format": FORMAT, "lake": lake, "site": token_hex(4)}
     try:
         with refusals(f"cannot write {str(path)!r}"):
             staged.write_text(json.dumps(facts) + "\n")

@@ -71,6 +71,12 @@ def open_catalog(
     return catalog
 
 
+def may_share(layout: SiteLayout) -> bool:
+    """Whether a site's catalog is in a database, or could be: it has none here, nor lost one."""
+    has_own = layout.catalog.exists() or holds_rows(layout)
+    return not has_own or (layout.local / SITE_FILE).exists()
+
+
 def _site(layout: SiteLayout, lake: str | None, *, write: bool) -> SiteId:
     """Which site a folder is; a reader that has none is nobody."""
     found = read_site(layout)

@@ -28,7 +28,7 @@ class Promise:
     """Microseconds since 1970."""
     last: int
     is_kept: bool
-    """Whether segment `last` is cold already."""
+    """Whether there is no row left to seal."""
 
 
 def promise(table: TableContext) -> Promise:
@@ -46,7 +46,7 @@ def promise(table: TableContext) -> Promise:
         moment = min(moment, _began(table, id, moment))
     state = table.state()
     last = max((segment.last for segment in state.hot), default=state.sealed_through)
-    return Promise(moment, last, not state.hot)
+    return Promise(moment, last, not any(s.info.rows for s in state.hot))
 
 
 def _began(table: TableContext, id: GenerationId, otherwise: int) -> int:

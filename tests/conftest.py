@@ -143,6 +143,22 @@ def open_lake(root: Path, clock: FixedClock) -> Iterator[Callable[..., ls.Lake]]
 
 
 @pytest.fixture
+def site(root: Path, tmp_path: Path, clock: FixedClock) -> Iterator[Callable[..., ls.Lake]]:
+    """Opens the test's lake as the site of that name."""
+    opened: list[ls.Lake] = []
+
+    def open_it(name: str, **options: object) -> ls.Lake:
+        defaults = {"upkeep": "manual", "clock": clock, "local": tmp_path / "sites" / name}
+        lake = ls.open(root, **(defaults | options))
+        opened.append(lake)
+        return lake
+
+    yield open_it
+    for lake in reversed(opened):
+        lake.close()
+
+
+@pytest.fixture
 def lake(open_lake: Callable[..., ls.Lake]) -> ls.Lake:
     return open_lake()
 

@@ -15,6 +15,9 @@ from conftest import SCHEMA, events
 
 import lakestore as ls
 from lakestore import failpoint
+from lakestore.catalog import Catalog
+from lakestore.catalog.database import Creation
+from lakestore.catalog.sqlite import SQLite
 
 
 def total(lake: ls.Lake) -> tuple[int, int]:
@@ -530,3 +533,19 @@ def test_a_dropped_table_can_be_made_again(open_lake, clock, root):
     assert total(lake) == (7, 7)
     lake.close()
     assert total(open_lake()) == (7, 7)
+
+
+def test_two_that_make_the_catalog_at_once_both_have_it(tmp_path, clock):
+    """One looked before the other made the file: it is no stranger's for that."""
+
+    class Late(SQLite):
+        def open(self, **options: object) -> None:
+            super().open(**options)
+            creation = Creation("lake", "first")
+            Catalog(SQLite(tmp_path / "c"), clock, write=True, creation=creation).close()
+
+    creation = Creation("lake", "second")
+    catalog = Catalog(Late(tmp_path / "c"), clock, write=True, creation=creation)
+    assert catalog.site == "first"
+    assert catalog.database.is_in_place()
+    catalog.close()

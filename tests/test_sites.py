@@ -4,12 +4,12 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import polars as pl
 import pytest
-from conftest import SCHEMA, FixedClock, events
+from conftest import SCHEMA, events
 from deltalake import DeltaTable
 from support.faultproxy import proxied
 from support.sites import before_the_next_commit
@@ -41,22 +41,6 @@ with ls.open(root, local=local, storage_options=options, upkeep="manual") as lak
             assert seen[0] == seen[1], seen
 print("done", flush=True)
 """
-
-
-@pytest.fixture
-def site(root: Path, tmp_path: Path, clock: FixedClock) -> Iterator[Open]:
-    """Opens the test's lake as the site of that name."""
-    opened: list[ls.Lake] = []
-
-    def open_it(name: str, **options: object) -> ls.Lake:
-        defaults = {"upkeep": "manual", "clock": clock, "local": tmp_path / "sites" / name}
-        lake = ls.open(root, **(defaults | options))
-        opened.append(lake)
-        return lake
-
-    yield open_it
-    for lake in opened:
-        lake.close()
 
 
 def counted(lake: ls.Lake) -> tuple[int, int]:

@@ -2,13 +2,13 @@
 
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCHEMA, FixedClock, events
+from conftest import SCHEMA, events
 from deltalake import DeltaTable
 
 import lakestore as ls
@@ -17,22 +17,6 @@ from lakestore.clock import micros
 from lakestore.watermark import is_behind
 
 Open = Callable[..., ls.Lake]
-
-
-@pytest.fixture
-def site(root: Path, tmp_path: Path, clock: FixedClock) -> Iterator[Open]:
-    """Opens the test's lake as the site of that name."""
-    opened: list[ls.Lake] = []
-
-    def open_it(name: str, **options: object) -> ls.Lake:
-        defaults = {"upkeep": "manual", "clock": clock, "local": tmp_path / "sites" / name}
-        lake = ls.open(root, **(defaults | options))
-        opened.append(lake)
-        return lake
-
-    yield open_it
-    for lake in opened:
-        lake.close()
 
 
 @pytest.mark.parametrize("cold", ["parquet", "delta"])

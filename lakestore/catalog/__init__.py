@@ -49,6 +49,7 @@ class Catalog:
         self.database = database
         self._clock = clock
         self._states: dict[int, TableState] = {}
+        self._holdings: dict[int, int] = {}
         self._cold: dict[int, dict[str, ColdFile]] = {}
         creation = creation or Creation()
         try:
@@ -336,14 +337,19 @@ class Catalog:
             )
 
     def _held(self, con: Connection, table_id: int) -> int:
-        found = holding_of(con, self.site, table_id)
-        return _NOBODY if found is None else found
+        """What this site holds of a table, for reading; each append of a producer asks."""
+        known = self._holdings.get(table_id) or holding_of(con, self.site, table_id)
+        if known is None:
+            return _NOBODY
+        self._holdings[table_id] = known
+        return known
 
     def _versions(self, con: Connection) -> tuple[int, int]:
         """The lake's version, and with it that of what this site holds: both only grow."""
-        lake = con.execute(sa.select(t.lake.c.version)).scalar_one()
-        mine = sa.select(t.sites.c.version).where(t.sites.c.name == self.site)
-        return lake, lake + (con.execute(mine).scalar_one_or_none() or 0)
+        mine = sa.select(t.sites.c.version).where(t.sites.c.name == self.site).scalar_subquery()
+        held = sa.func.coalesce(mine, 0)  # a reader may be of no site
+        lake, site = con.execute(sa.select(t.lake.c.version, held)).one()
+        return lake, lake + site
 
 
 def _only(sites: Sequence[str]) -> str:

@@ -16,7 +16,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
-from lakestore.catalog.database import Database, Kind, refuse_lost
+from lakestore.catalog.database import Database, Kind
 from lakestore.catalog.strict import damage
 from lakestore.errors import (
     CommitUncertainError,
@@ -24,7 +24,6 @@ from lakestore.errors import (
     InvalidInputError,
     LakestoreError,
     LockedError,
-    NotFoundError,
     StorageError,
 )
 
@@ -36,7 +35,7 @@ _UNCERTAIN_S = 90.0
 """How long the answer to a lost COMMIT is looked for; the server gives up after `_IDLE_S`."""
 _IDLE_S = 60
 """A process that is stopped within a commit keeps the others waiting for this long at most."""
-_TOKENS_KEPT = "1 day"
+_TOKENS_KEPT = "1 hour"
 _CONNECT = {
     "connect_timeout": 10,
     "keepalives_idle": 15,
@@ -100,26 +99,19 @@ class Postgres:
         return f"<Postgres {self.name!r}>"  # the URL may have a password in it
 
     def open(self, *, write: bool, is_filled: Callable[[], bool]) -> None:
-        """Whether there is a catalog of this lake; raises as `Database.open`."""
-        query = sa.text("SELECT to_regclass(:name) IS NOT NULL")
-        with self.begin("read") as con:
-            there = con.execute(query, {"name": f'"{self._schema}".commits'}).scalar_one()
-        if not there:
-            refuse_lost(self, is_filled)
-            if not write:
-                raise NotFoundError(f"no catalog of lake {self._lake} at {self.name!r}")
-            with self._transaction(self._begin["write"], _commit) as con:
-                con.exec_driver_sql(f'CREATE SCHEMA IF NOT EXISTS "{self._schema}"')
-                con.exec_driver_sql(
-                    "CREATE TABLE IF NOT EXISTS commits (token TEXT PRIMARY KEY,"
-                    " committed_at TIMESTAMPTZ NOT NULL DEFAULT now())"
-                )
+        """Nothing: the first transaction connects."""
 
     def prepare(self, con: Connection) -> None:
-        """Nothing: `open` has made the schema."""
+        """Make the lake's schema, and in it what only Postgres needs."""
+        con.exec_driver_sql(f'CREATE SCHEMA IF NOT EXISTS "{self._schema}"')
+        con.exec_driver_sql(
+            "CREATE TABLE IF NOT EXISTS commits (token TEXT PRIMARY KEY,"
+            " committed_at TIMESTAMPTZ NOT NULL DEFAULT now())"
+        )
+        con.exec_driver_sql("CREATE INDEX IF NOT EXISTS commits_at ON commits (committed_at)")
 
     def is_in_place(self) -> bool:
-        """Always: a rebuild changes rows."""
+        """Always: no rebuild moves it away."""
         return True
 
     def check(self, con: Connection) -> list[str]:

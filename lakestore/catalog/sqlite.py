@@ -60,7 +60,6 @@ class SQLite:
 
     def prepare(self, con: Connection) -> None:
         """Nothing: the file is there by now."""
-        self._inode = self._inode or self._path.stat().st_ino
 
     def is_in_place(self) -> bool:
         """Whether the file that was opened is still the catalog: a rebuild moves it away."""
@@ -86,6 +85,7 @@ class SQLite:
         try:
             with self._engine.connect() as con:
                 con.exec_driver_sql(_BEGIN[kind])
+                self._inode = self._inode or self._path.stat().st_ino  # connecting has made it
                 try:
                     yield con
                 except BaseException:

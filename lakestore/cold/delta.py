@@ -8,7 +8,7 @@ Other sites and other engines commit to the same log; what they add and remove i
 import json
 import random
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any
@@ -76,6 +76,7 @@ class DeltaCold:
         self._marks = f"{MARK}{catalog.lake}/"
         self._mark = f"{self._marks}{catalog.site}"
         self.partition = types.partition_column(table.schema)
+        self._append = {"mode": "Append", "partitionBy": json.dumps([self.partition])}
         self._listed: tuple[int, tuple[ColdFile, ...]] = (-1, ())
 
     def create(self) -> None:
@@ -155,17 +156,9 @@ class DeltaCold:
 
     def promise(self, complete_before: int) -> None:
         """One version of the log, with no file."""
-        for _ in self._pauses():
-            write, state = uuid4().hex, self._log.refresh()
-            self._check_writable(state)
-            lines = self._promised(state, complete_before)
-            if not lines:
-                return
-            data = encode(lines, self._told("WRITE", {"mode": "Append"}), self._summary(write))
-            if self._commit(state.version + 1, data, write):
-                self._checkpoint(state.version)
-                return
-        raise self._crowded_out()
+        before = self._make_next(lambda state: self._promised(state, complete_before))
+        if before is not None:
+            self._checkpoint(before)
 
     def _promised(self, state: LogState, complete_before: int | None) -> list[str]:
         """What says so in a version, unless more was said before."""
@@ -182,23 +175,21 @@ class DeltaCold:
         examine: Examine,
     ) -> None:
         """Commit files in the place of segments: one version of the log."""
-        write = uuid4().hex
-        self._log.pass_by_cleaned()
-        for _ in self._pauses():
-            state = self._log.refresh()
-            self._check_writable(state)
+
+        def lines(state: LogState) -> list[str]:
             if self._through(state) != sealed[0].first - 1:
                 self.settle()
                 raise ConflictError("another process sealed meanwhile; its result stands")
             examine(self._cold(state))
+            now = self._now_ms()
+            claimed = Transaction(self._app, through).line(now)
             promised = self._promised(state, complete_before)
-            data = self._version(files, through, promised, write)
-            if self._commit(state.version + 1, data, write):
-                break
-        else:
-            raise self._crowded_out()
+            return [claimed, *promised, *(self._add_of(file, now).line() for file in files)]
+
+        before = self._make_next(lines)
+        assert before is not None  # there is a line
         self.settle()
-        self._checkpoint(state.version)
+        self._checkpoint(before)
 
     def settle(self) -> None:
         """Take segments off the catalog's list that the log says are sealed."""
@@ -210,6 +201,34 @@ class DeltaCold:
             self._log.make_durable(state.version)
             with self._catalog.commit() as commit:
                 commit.settle(self._table.id, through)
+
+    def _make_next(self, lines_of: Callable[[LogState], list[str]]) -> int | None:
+        """Make the next version of the log, whoever else makes some meanwhile.
+
+        Args:
+            lines_of: what the version says beside the one that it follows; nothing, and none is.
+
+        Returns:
+            The version that it follows; None when there was nothing to say.
+
+        Raises:
+            StorageError, CommitUncertainError, SchemaError: as `publish`.
+        """
+        write = uuid4().hex
+        self._log.pass_by_cleaned()
+        for _ in self._pauses():
+            state = self._log.refresh()
+            self._check_writable(state)
+            lines = lines_of(state)
+            if not lines:
+                return None
+            told = self._told("WRITE", self._append)
+            if self._commit(state.version + 1, encode(lines, told, self._summary(write)), write):
+                return state.version
+        raise StorageError(
+            f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "
+            "sealed, and the next seal tries again"
+        )
 
     def _commit(self, version: int, data: bytes, write: str) -> bool:
         """Make a version; False when another writer's is there.
@@ -239,21 +258,6 @@ class DeltaCold:
             time.sleep(pause * random.uniform(0.5, 1.5))  # or those who met would meet again
             pause = min(_PAUSE_MAX_S, pause * 2)
             yield
-
-    def _crowded_out(self) -> StorageError:
-        return StorageError(
-            f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "
-            "sealed, and the next seal tries again"
-        )
-
-    def _version(
-        self, files: Sequence[ColdFile], through: int, promised: Sequence[str], write: str
-    ) -> bytes:
-        now = self._now_ms()
-        lines = [Transaction(self._app, through).line(now), *promised]
-        lines += [self._add_of(file, now).line() for file in files]
-        mode = {"mode": "Append", "partitionBy": json.dumps([self.partition])}
-        return encode(lines, self._told("WRITE", mode), self._summary(write))
 
     def _add_of(self, file: ColdFile, now: int) -> Add:
         info = file.info

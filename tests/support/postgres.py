@@ -67,7 +67,7 @@ class Server:
 
 @contextmanager
 def postgres() -> Iterator[Server]:
-    """A new server, or the one that `LAKESTORE_TEST_POSTGRES` names."""
+    """A new server, which is gone at the end."""
     folder = Path(tempfile.mkdtemp(prefix="lakestore-pg-"))
     server = Server(folder)
     try:
