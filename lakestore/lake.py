@@ -11,10 +11,7 @@ An open only adds, and sweeps what nothing names: a crash leaves work for the ne
 
 from __future__ import annotations
 
-import atexit
-import os
 import sys
-import weakref
 from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
@@ -25,7 +22,7 @@ from typing import Any, Literal, Self
 import duckdb
 import pyarrow as pa
 
-from lakestore import coerce, schema
+from lakestore import coerce, exits, schema
 from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
 from lakestore.clock import Clock
@@ -43,6 +40,7 @@ from lakestore.repair import Repaired, repair
 from lakestore.schema import TableSchema
 from lakestore.session import Session
 from lakestore.settings import Settings
+from lakestore.sites import Site, retire, sites
 from lakestore.status import Status, table_status
 from lakestore.storage import Storage
 from lakestore.table import Table
@@ -95,7 +93,7 @@ class Lake:
             raise
         if self._auto:
             self._upkeep.start()
-        _open_lakes.add(self)
+        exits.remember(self, self._site.abandon)
 
     @troubles("cannot create a table")
     def create_table(
@@ -274,13 +272,39 @@ class Lake:
 
         Who reads sealed files alone misses nothing that was accepted before. It goes by the time
         of acceptance, on the clocks of the sites, and not by that of events. A site says it with
-        each seal; one that is gone with unsealed rows holds it back. None while a site that seals
-        never said.
+        each seal; one that is gone holds it back until it is retired. None while a site that
+        seals never said.
 
         Raises:
             StorageError: the store or a journal cannot be read.
         """
         return {context.entry.name: watermark(context) for context in self._current()}
+
+    @troubles("cannot look at the sites")
+    def sites(self) -> list[Site]:
+        """The hosts that have a part of the lake, this one first; raises as `watermark`."""
+        return sites(self._site, self._current())
+
+    @troubles("cannot retire the site")
+    def retire(self, site: str) -> None:
+        """No longer have the watermark wait for a host that is gone for good.
+
+        What it accepted and never sealed is not waited for. Nothing is deleted: should it come
+        back, it joins anew where the watermark is, which stays there until those rows are sealed.
+        Who has read up to that watermark finds them in files that were sealed later.
+
+        Args:
+            site: its name, as `sites` tells.
+
+        Raises:
+            NotFoundError: there is no such site.
+            InvalidInputError: it is this one.
+            ConflictError: it was seen to do something not long ago, or no other site is left.
+            StorageError: not every table was told; try again.
+        """
+        self._session.check_open(write=True)
+        self._tables.adopt()
+        retire(self._site, self._known_tables(), site)
 
     @troubles("cannot verify the lake")
     def verify(self) -> VerifyReport:
@@ -309,19 +333,11 @@ class Lake:
         if self._session.closed:
             return
         self._session.closed = True
-        _open_lakes.discard(self)
+        exits.forget(self)
         if self._session.forked:
             return
         self._upkeep.stop()
-        failures: list[Exception] = []
-        for context in self._tables.contexts():
-            try:
-                if context.buffer is not None and self._auto:
-                    self._upkeep.flush(context)  # first: it also saves what no fsync can
-                elif context.buffer is not None:
-                    context.buffer.sync_all()
-            except Exception as error:  # one table must not cost another its rows
-                failures.append(error)
+        failures = self._tables.save(self._upkeep.flush if self._auto else None)
         try:
             if self._auto and not failures:
                 self._upkeep.vacuum(dry_run=False)
@@ -371,25 +387,6 @@ class Lake:
             buffer.rows >= settings.flush_rows or buffer.bytes >= settings.flush_bytes_now
         ):
             self._upkeep.wake()
-
-
-_open_lakes: weakref.WeakSet[Lake] = weakref.WeakSet()
-
-
-def _let_locks_go() -> None:
-    for lake in list(_open_lakes):
-        lake._site.abandon()
-        _open_lakes.discard(lake)  # or a grandchild would close the same numbers again
-
-
-os.register_at_fork(after_in_child=_let_locks_go)
-
-
-@atexit.register
-def _close_all() -> None:
-    """Close what the caller did not, before DuckDB and the threads go."""
-    for lake in list(_open_lakes):
-        lake.close()
 
 
 def _schema_of(source: Any, roles: dict[str, Any]) -> TableSchema:

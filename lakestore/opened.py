@@ -151,6 +151,19 @@ class OpenTables:
             if table._appender is not None:
                 take_over(table._context, table._appender, writers)
 
+    def save(self, flush: Callable[[TableContext], object] | None) -> list[Exception]:
+        """Flush what is buffered, or have it on the disk; returns what failed."""
+        failures: list[Exception] = []
+        for context in self.contexts():
+            try:
+                if context.buffer is not None and flush is not None:
+                    flush(context)  # first: it also saves what no fsync can
+                elif context.buffer is not None:
+                    context.buffer.sync_all()
+            except Exception as error:  # one table must not cost another its rows
+                failures.append(error)
+        return failures
+
     def close(self) -> None:
         """Let every buffer go; what is in none but them is lost."""
         for context in self.contexts():

@@ -34,11 +34,12 @@ from lakestore.failpoint import reach
 from lakestore.fileids import read_hashes
 from lakestore.idhash import Hashes, days, hash_batch, id_sum
 from lakestore.layout import LAKE_FILE, ColdName
+from lakestore.marks import RETIRED, UNKNOWN
 from lakestore.schema import TableSchema
 from lakestore.settings import GIB, MIB, Settings
 from lakestore.snapshot import ColdFile, FileInfo, Segment
 from lakestore.storage.local import refusals, storage_error
-from lakestore.watermark import UNKNOWN, Promise, is_behind, promise
+from lakestore.watermark import Promise, is_behind, promise
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * MIB
@@ -101,6 +102,9 @@ def say_so(table: TableContext, *, asked: bool) -> None:
     Raises: as `seal`.
     """
     site, marks = table.site, table.cold.marks()
+    if marks.get(site.catalog.site) == RETIRED:  # by another site, which took it to be gone
+        table.cold.join()
+        marks = table.cold.marks()
     if site.catalog.site not in marks:  # it could not join when it was opened
         promised = promise(table)
         table.cold.promise(promised.moment if promised.is_kept else UNKNOWN)

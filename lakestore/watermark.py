@@ -13,11 +13,9 @@ from lakestore.clock import EPOCH, micros
 from lakestore.context import TableContext
 from lakestore.frames import HEADER_MAX, parse_header
 from lakestore.layout import journal_name
+from lakestore.marks import UNKNOWN, least, living
 from lakestore.snapshot import GenerationId
 from lakestore.storage.local import open_to_read, refusals
-
-UNKNOWN = 1
-"""The mark of a site that has rows which it cannot tell the time of."""
 
 
 @dataclass(frozen=True)
@@ -64,11 +62,17 @@ def _began(table: TableContext, id: GenerationId, otherwise: int) -> int:
 def watermark(table: TableContext) -> datetime | None:
     """Up to when a table's cold tier has all that any site accepted; None while one never said.
 
+    Sites that were retired are not waited for.
+
     Raises:
         StorageError, CorruptionError: the catalog or the log cannot be read.
     """
-    least = min(table.cold.marks().values(), default=0)
-    return EPOCH + timedelta(microseconds=least) if least > UNKNOWN else None
+    return moment_of(least(table.cold.marks()))
+
+
+def moment_of(mark: int) -> datetime | None:
+    """The moment of a living site's mark, or of the least; None when it tells none."""
+    return EPOCH + timedelta(microseconds=mark) if mark > UNKNOWN else None
 
 
 def is_behind(marks: Mapping[str, int], site: str, most_s: float, now: int | None) -> int | None:
@@ -77,6 +81,6 @@ def is_behind(marks: Mapping[str, int], site: str, most_s: float, now: int | Non
     It holds no other back, and says no more than another did: two that have nothing to seal would
     go on for ever. Only who is asked (`now`, microseconds) says what time it is.
     """
-    others = [mark for name, mark in marks.items() if name != site]
+    others = [mark for name, mark in living(marks).items() if name != site]
     known = now if now is not None else max(others, default=0)
     return known if known - marks.get(site, 0) >= most_s * 1_000_000 else None

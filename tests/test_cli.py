@@ -20,9 +20,9 @@ file = commands.file
 
 def test_version_and_help():
     assert ok("--version") == f"lakestore {ls.__version__}\n"
-    verbs = "init create ingest sql shell tail status flush seal maintain verify rebuild doctor"
+    verbs = "init create ingest sql shell tail status flush seal sites retire maintain verify"
     listed = ok("--help").partition("Commands:")[2]
-    assert all(f"  {verb} " in listed for verb in [*verbs.split(), "demo"])
+    assert all(f"  {verb} " in listed for verb in [*verbs.split(), "rebuild", "doctor", "demo"])
     assert "..." not in listed  # each is explained in its line
 
 

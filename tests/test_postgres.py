@@ -10,12 +10,13 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from datetime import timedelta
 from pathlib import Path
 from threading import Thread
 
 import psycopg
 import pytest
-from conftest import SCHEMA, events
+from conftest import SCHEMA, die, events
 from support.commands import rebuild
 from support.postgres import Server, Wire, postgres
 
@@ -23,7 +24,7 @@ import lakestore as ls
 from lakestore.catalog import Catalog, migrations, tables
 from lakestore.catalog.commit import Commit
 from lakestore.catalog.postgres import Postgres
-from lakestore.clock import SystemClock
+from lakestore.clock import SystemClock, micros
 from lakestore.cold.parquet import ParquetCold
 from lakestore.doctor import diagnose
 from lakestore.flush import flush
@@ -257,6 +258,75 @@ def test_a_connection_lost_during_commit(site, wire, clock, how, verb):
     assert counted(lake) == (30, 30)
     assert {p.kind for p in lake.verify().problems} <= {"orphan"}
     assert lake.tables() == (["events", "other"] if verb == "create" else ["events"])
+
+
+@pytest.mark.parametrize("cold", ["parquet", "delta"])
+def test_a_site_that_is_gone_is_retired_and_comes_back(site, clock, cold):
+    """The catalog says what it had, and until when it was there."""
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA, cold=cold)
+    table, name = two["events"], two._site.catalog.site
+    table.append(events(0, 10))
+    table.seal()
+    clock.move(10)
+    table.append(events(10, 25))
+    said = clock.now()
+    table.seal()
+    clock.move(3_600)
+    table.append(events(25, 30))
+    table.flush()
+    flushed = clock.now()
+    table.append(events(30, 40))
+    one["events"].append(events(100, 110))
+    one.seal()
+    for moved, writes in ((1_199, False), (1_000, True)):
+        clock.move(moved)
+        if writes:  # it merges, or seals into a store, and has said nothing yet
+            assert two._upkeep._lease(table._context)
+        with pytest.raises(ls.ConflictError, match=f"site '{name}' was there at"):
+            one.retire(name)
+    die(two)
+    assert one.watermark() == {"events": said}
+    (gone,) = [s for s in one.sites() if not s.is_this]
+    assert gone.seen == clock.now() + timedelta(seconds=30)  # for so long it had the lease
+    (part,) = gone.tables
+    assert (part.sealed_through, part.hot_rows, part.complete_before) == (2, 5, said)
+    clock.move(3_600)
+    one["events"].append(events(110, 120))
+    one.seal()
+    one.retire(name)
+    retired = clock.now()
+    assert flushed < retired
+    assert one.watermark() == {"events": retired}
+    with pytest.raises(ls.ConflictError, match="is the last one"):
+        one["events"]._context.cold.retire(one._site.catalog.site, micros(retired))
+    clock.move(60)
+    two = site("two")
+    clock.move(60)
+    one["events"].append(events(120, 130))
+    one.seal()
+    assert one.watermark() == {"events": retired}
+    assert not any(s.retired for s in one.sites())
+    two.seal()
+    assert one.watermark() == {"events": clock.now()}
+    assert (counted(one), counted(two)) == ((70, 70), (70, 70))
+    assert one.verify().problems == two.verify().problems == ()
+
+
+def test_a_site_that_was_retired_while_it_lives_joins_with_its_next_seal(site, clock):
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA)
+    two["events"].append(events(0, 10))
+    clock.move(3_600)
+    one.seal()
+    one.retire(two._site.catalog.site)
+    retired = clock.now()
+    clock.move(60)
+    other = site("one")  # which has rows that are not sealed
+    other["events"].append(events(10, 20))
+    two.seal()
+    assert two["events"]._context.cold.marks()[two._site.catalog.site] == micros(clock.now())
+    assert one.watermark() == {"events": retired}
 
 
 @pytest.mark.parametrize("how", ["request", "reply"])

@@ -21,6 +21,8 @@ LEVELS: list[list[str]] = [
         "schema",
         "layout",
         "snapshot",
+        "marks",
+        "exits",
     ],
     [
         "storage",
@@ -57,6 +59,7 @@ LEVELS: list[list[str]] = [
         "catalog.rows",
         "catalog.migrations",
         "catalog.records",
+        "catalog.holdings",
         "catalog.commit",
         "catalog.frozen",
         "catalog.integrity",
@@ -66,7 +69,7 @@ LEVELS: list[list[str]] = [
         "catalog",
     ],
     ["siting", "cold", "cold.parquet", "cold.delta", "context"],
-    ["append", "recover", "duplicates", "flush", "watermark", "seal"],
+    ["append", "recover", "duplicates", "flush", "watermark", "sites", "seal"],
     ["retain", "adopt", "shell", "status"],
     [
         "query",
@@ -216,7 +219,8 @@ def test_public_methods_are_the_promised_ones():
 
     assert public(ls.Lake) == {
         "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
-        "seal", "maintain", "status", "watermark", "open_report", "verify", "repair", "close",
+        "seal", "maintain", "status", "watermark", "sites", "retire", "open_report", "verify",
+        "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
         "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow",

@@ -1,5 +1,6 @@
 """The watermark: who reads the cold tier alone knows up to when it has everything."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -8,12 +9,15 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCHEMA, events
+from conftest import SCHEMA, FixedClock, die, events
 from deltalake import DeltaTable
+from support.commands import fails, ok, run
+from support.sites import before_the_next_commit
 
 import lakestore as ls
 from lakestore import seal as sealing
 from lakestore.clock import micros
+from lakestore.marks import RETIRED, least, next_mark
 from lakestore.watermark import is_behind
 
 Open = Callable[..., ls.Lake]
@@ -216,3 +220,212 @@ def test_no_row_is_accepted_before_the_watermark_and_cold_after(root, tmp_path):
             assert {id for id, time in accepted.items() if time < mark} <= cold
         assert lake.sql("SELECT count(*) FROM events").fetchall() == [(40,)]
         assert len({mark for mark, _ in seen}) > 1
+
+
+def gone(site: Open, clock: FixedClock, cold: str = "delta") -> tuple[ls.Lake, str]:
+    """A lake of two sites, one of which is gone with ten rows sealed, ten flushed, ten buffered."""
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA, cold=cold)
+    table = two["events"]
+    table.append(events(0, 10))
+    table.seal()
+    clock.move(10)
+    table.append(events(10, 20))
+    table.flush()
+    table.append(events(20, 30))
+    name = two._site.catalog.site
+    die(two)
+    clock.move(3_600)
+    one["events"].append(events(100, 110))
+    one.seal()
+    return one, name
+
+
+def test_a_site_that_is_gone_is_retired_and_comes_back(site, clock, root):
+    made = clock.now()
+    one, name = gone(site, clock)
+    assert one.watermark() == {"events": made}
+    mine, other = one.sites()
+    assert (mine.is_this, other.is_this, other.name, other.seen) == (True, False, name, made)
+    (part,) = other.tables
+    assert (part.sealed_through, part.hot_rows, part.complete_before) == (1, None, made)
+    assert (mine.tables[0].hot_rows, mine.tables[0].complete_before) == (0, clock.now())
+
+    one.retire(name)
+    retired = clock.now()
+    assert one.watermark() == {"events": retired}
+    assert [(s.retired, s.tables[0].complete_before) for s in one.sites()] == [
+        (False, retired),
+        (True, None),
+    ]
+    one.retire(name)  # again: nothing happens
+    log = DeltaTable(str(root / "tables/events/data"))
+    mark = f"lakestore-watermark/{one.status().lake}/{name}"
+    assert log.transaction_version(mark) == RETIRED
+    clock.move(60)
+    one["events"].append(events(110, 120))
+    one.seal()
+    gone_on = clock.now()
+    assert one.watermark() == {"events": gone_on}
+
+    clock.move(3_600)
+    two = site("two")  # it joins anew, where the watermark is
+    assert one.watermark() == {"events": gone_on}
+    log.update_incremental()
+    assert log.transaction_version(mark) == micros(gone_on)
+    one["events"].append(events(120, 130))
+    one.seal()
+    assert one.watermark() == {"events": gone_on}  # it waits for what the other one has
+    two.seal()
+    assert one.watermark() == {"events": clock.now()}
+    assert one.sql("SELECT count(*), count(DISTINCT id) FROM events").fetchall() == [(60, 60)]
+    assert not any(s.retired for s in one.sites())
+
+
+def test_a_site_that_was_retired_while_it_lives_joins_with_its_next_seal(site, clock):
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA, cold="delta")
+    two["events"].append(events(0, 10))
+    begun = clock.now()
+    other = ls.open(two.root, local=two._site.layout.local, upkeep="manual", clock=clock)
+    clock.move(3_600)
+    one.seal()
+    one.retire(two._site.catalog.site)
+    assert one.watermark() == {"events": clock.now()}
+    one.seal()  # and is not kept awake by a mark at the end of time
+    version = one["events"]._context.state(newest=True).cold_version
+    clock.move(5)
+    one.maintain()
+    assert one["events"]._context.state(newest=True).cold_version == version
+    retired = clock.now() - timedelta(seconds=5)
+    other["events"].append(events(10, 20))
+    other.seal()  # not all: the other process holds rows that are older than the watermark
+    assert begun < retired
+    assert one.watermark() == {"events": retired}
+    assert min(one["events"]._context.cold.marks().values()) == micros(retired)
+    two.flush()
+    clock.move(20)
+    other.seal()
+    one["events"].append(events(20, 30))
+    one.seal()
+    assert one.watermark() == {"events": clock.now()}
+    assert one.sql("SELECT count(*) FROM events").fetchall() == [(30,)]
+    other.close()
+
+
+def test_an_idle_site_that_was_retired_joins_in_a_round_of_upkeep(site, clock):
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA, cold="delta")
+    assert two["events"].name == "events"
+    clock.move(3_600)
+    one.seal()
+    one.retire(two._site.catalog.site)
+    clock.move(20)
+    two.maintain()
+    assert not any(s.retired for s in two.sites())
+    assert one.watermark() == {"events": clock.now() - timedelta(seconds=20)}
+
+
+def test_who_cannot_be_retired(site, clock):
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA, cold="delta")
+    assert two["events"].name == "events"
+    mine, other = (lake._site.catalog.site for lake in (one, two))
+    with pytest.raises(ls.InvalidInputError, match="is this one: retire it from another host"):
+        one.retire(mine)
+    with pytest.raises(ls.NotFoundError, match=f"no site 'nobody'; those of this lake: {mine}"):
+        one.retire("nobody")
+    clock.move(1_199)
+    with pytest.raises(ls.ConflictError, match=r"was there at 2025-06-01T00:00:00\+00:00: end"):
+        one.retire(other)
+    assert not any(s.retired for s in one.sites())
+    clock.move(1)
+    reader = site("one", mode="r")
+    with pytest.raises(ls.InvalidInputError, match="open with mode"):
+        reader.retire(other)
+    one.retire(other)
+    with pytest.raises(ls.ConflictError, match="is the last one"):
+        two.retire(mine)
+    assert [s.retired for s in two.sites()] == [True, False]
+
+
+def test_who_speaks_up_while_it_is_retired_is_not(site, clock):
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA, cold="delta")
+    two["events"].append(events(0, 10))
+    clock.move(3_600)
+    with pytest.MonkeyPatch.context() as patch:
+        before_the_next_commit(patch, two.seal)
+        with pytest.raises(ls.ConflictError, match="said something meanwhile"):
+            one.retire(two._site.catalog.site)
+    assert not any(s.retired for s in one.sites())
+
+
+def test_marks():
+    marks = {"me": 5, "a": 7, "b": RETIRED}
+    assert (least(marks), least({"b": RETIRED}), least({})) == (5, 0, 0)
+    assert [next_mark(marks, "me", said) for said in (None, 4, 5, 6)] == [None, None, None, 6]
+    assert [next_mark(marks, "b", said) for said in (None, 4, 6)] == [5, 5, 6]
+    assert [next_mark(marks, "new", said) for said in (None, 4)] == [None, 4]
+    assert is_behind({"me": 5_000_000, "b": RETIRED}, "me", 1.0, None) is None
+
+
+def test_a_site_is_retired_in_a_store(store, prefix, tmp_path, clock):
+    def at(name: str) -> ls.Lake:
+        return ls.open(
+            prefix,
+            local=tmp_path / name,
+            storage_options=store.options,
+            upkeep="manual",
+            clock=clock,
+        )
+
+    with at("one") as one:
+        one.create_table("events", SCHEMA, cold="delta")
+        made = clock.now()
+        with at("two") as two:
+            two["events"].append(events(0, 10))
+            name = two._site.catalog.site
+        clock.move(3_600)
+        one.seal()
+        assert one.watermark() == {"events": made}
+        one.retire(name)
+        assert one.watermark() == {"events": clock.now()}
+        clock.move(60)
+        with at("two") as two:
+            two.seal()
+            assert two.watermark() == {"events": clock.now() - timedelta(seconds=60)}
+            assert two.sql("SELECT count(*) FROM events").fetchall() == [(10,)]
+
+
+def test_the_commands(site, clock, root, tmp_path):
+    one, name = gone(site, clock)
+    mine = one._site.catalog.site
+    place = (root, "--local", tmp_path / "sites" / "one")
+    told = json.loads(ok("sites", *place, "--json"))
+    assert [(s["name"], s["is_this"], s["retired"]) for s in told["sites"]] == [
+        (mine, True, False),
+        (name, False, False),
+    ]
+    assert told["sites"][1]["tables"] == [
+        {
+            "table": "events",
+            "sealed_through": 1,
+            "hot_rows": None,
+            "complete_before": "2025-06-01T00:00:00+00:00",
+            "retired": False,
+        }
+    ]
+    listed = ok("sites", *place)
+    for cell in (f"{mine} (this)", name, "unknown", "2025-06-01 00:00:00Z"):
+        assert cell in listed
+    no = run("retire", root, name, *place[1:], stdin="n\n")
+    assert (no.exit_code, "will not be waited for" in no.stderr) == (1, True)
+    assert not any(s.retired for s in one.sites())
+    said = ok("retire", root, name, *place[1:], "--json", stdin="y\n")
+    yes = json.loads(said.splitlines()[-1])  # after the answer, which a terminal shows too
+    assert yes["retired"] == name
+    assert yes["watermark"]["events"] == one.watermark()["events"].isoformat()
+    assert f"retired site {name}" in ok("retire", root, name, *place[1:], "--yes")
+    assert "retired" in ok("sites", *place)
+    assert "is this one" in fails("retire", root, mine, *place[1:], "--yes")

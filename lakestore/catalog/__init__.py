@@ -14,10 +14,18 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from lakestore.catalog import tables as t
-from lakestore.catalog.commit import Commit, holding_of, sent_of
+from lakestore.catalog.commit import Commit
 from lakestore.catalog.database import Creation, Database, refuse_lost
+from lakestore.catalog.holdings import holding_of, holdings_of, marks_of, seen, sent_of
 from lakestore.catalog.migrations import migrate
-from lakestore.catalog.records import Garbage, Inventory, Sent, TableEntry, TableRecord
+from lakestore.catalog.records import (
+    Garbage,
+    Holding,
+    Inventory,
+    Sent,
+    TableEntry,
+    TableRecord,
+)
 from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
 from lakestore.catalog.strict import damage
 from lakestore.clock import Clock
@@ -165,11 +173,22 @@ class Catalog:
             )
 
     def marks(self, table_id: int) -> dict[str, int]:
-        """Before which moment all is cold that each site accepted (microseconds since 1970)."""
-        h = t.holdings.c
-        query = sa.select(h.site, h.complete_before)
+        """What each site has said of a table, as `marks.py` tells."""
         with self.database.begin("read") as con:
-            return _pairs(con, query.where(h.table_id == table_id, h.dropped.is_(False)))
+            return marks_of(con, table_id)
+
+    def holdings(self, table_id: int) -> dict[str, Holding]:
+        """What each site has of a table; a catalog of SQLite knows of its own alone."""
+        with self.database.begin("read") as con:
+            try:
+                return holdings_of(con, table_id)
+            except DAMAGED as error:
+                raise damage(repr(error)) from error
+
+    def seen(self) -> dict[str, float]:
+        """When each site was last seen to do something (Unix seconds)."""
+        with self.database.begin("read") as con:
+            return seen(con)
 
     def version(self) -> int:
         """Counts commits; whoever knows this version knows everything the catalog says."""

@@ -8,10 +8,12 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
+from lakestore.catalog.holdings import holding_of, marks_of, sent_of
 from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry, TableRecord
 from lakestore.catalog.rows import info_text
 from lakestore.clock import micros
 from lakestore.errors import ConflictError, InvalidInputError
+from lakestore.marks import RETIRED, check_retirable, next_mark
 from lakestore.snapshot import ColdFile, GenerationId, Segment
 
 _LEASE_MAX_S = 600.0
@@ -227,11 +229,21 @@ class Commit:
 
     def join(self, table_id: int) -> None:
         """Have something of a table, be it nothing yet: before its first row is accepted."""
-        self._held(table_id)
+        self.promise(table_id, None)
 
-    def promise(self, table_id: int, complete_before: int) -> None:
-        """Say that what was accepted before a moment is cold (microseconds since 1970)."""
-        self._mark(table_id, complete_before=complete_before)
+    def promise(self, table_id: int, complete_before: int | None) -> None:
+        """Say that what was accepted before a moment is cold, or that this site is there."""
+        held = self._held(table_id)
+        mark = next_mark(marks_of(self._con, table_id), self._site, complete_before)
+        if mark is not None:
+            mine = t.holdings.update().where(t.holdings.c.id == held)
+            self._con.execute(mine.values(complete_before=mark))
+
+    def retire(self, table_id: int, site: str, said: int) -> None:
+        """Do not wait for another site any more; raises as `check_retirable`."""
+        check_retirable(marks_of(self._con, table_id), site, said)
+        its = (t.holdings.c.table_id == table_id) & (t.holdings.c.site == site)
+        self._con.execute(t.holdings.update().where(its).values(complete_before=RETIRED))
 
     def claim(self, table_id: int, segments: Sequence[Segment], through: int) -> None:
         """Keep segments from being merged: they are about to be sealed into a log.
@@ -366,23 +378,6 @@ class Commit:
             )
         if dropped:
             self._con.execute(t.holdings.update().where(c.id == held).values(dropped=True))
-
-
-def holding_of(con: Connection, site: str, table_id: int) -> int | None:
-    """What a site holds of a table, by its number in the catalog."""
-    c = t.holdings.c
-    query = sa.select(c.id).where(c.table_id == table_id, c.site == site)
-    found = con.execute(query).scalar_one_or_none()
-    return None if found is None else int(found)
-
-
-def sent_of(con: Connection, holding: int, pairs: Collection[Sent]) -> set[Sent]:
-    """Those of the (producer, seq) that a segment of a holding has, as far as it is remembered."""
-    b = t.batches.c
-    query = sa.select(b.producer, b.seq).where(
-        b.holding_id == holding, b.producer.in_({producer for producer, _ in pairs})
-    )
-    return {(producer, seq) for producer, seq in con.execute(query)} & set(pairs)
 
 
 def _key(result: sa.CursorResult[Any]) -> int:

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from lakestore.snapshot import TableState
+from lakestore.snapshot import Segment, TableState
 
 Sent = tuple[str, int]
 """What a producer sent: its name, and the number of the batch."""
@@ -34,6 +34,14 @@ class Garbage:
     kind: GarbageKind
     name: str
     since: float
+
+
+@dataclass(frozen=True)
+class Holding:
+    """What a site has of a table, as far as the catalog knows."""
+
+    sealed_through: int
+    segments: tuple[Segment, ...]
 
 
 @dataclass(frozen=True)

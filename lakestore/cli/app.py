@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import lakestore
-from lakestore.cli import check, demo, ingest, query, tables
+from lakestore.cli import check, demo, hosts, ingest, query, tables
 from lakestore.cli.place import placed
 from lakestore.errors import LakestoreError
 
@@ -60,6 +60,8 @@ for _verb in (
     tables.status,
     tables.flush,
     tables.seal,
+    hosts.sites,
+    hosts.retire,
     check.maintain,
     check.verify,
     check.rebuild,

@@ -53,16 +53,34 @@ class ColdTable(Protocol):
     def join(self) -> None:
         """Before a site's first row is accepted: from now on the watermark waits for it.
 
+        A site that was retired joins anew, where the watermark is.
+
         Raises:
             StorageError: it was not said.
         """
         ...
 
     def marks(self) -> Mapping[str, int]:
-        """Before which moment all is cold that each site accepted (microseconds since 1970).
+        """What each site has said, as `marks.py` tells; 0 for one that seals and never did.
 
         Raises:
             StorageError, CorruptionError: as `current`.
+        """
+        ...
+
+    def sealed(self) -> Mapping[str, int]:
+        """Up to which segment each site has sealed; raises as `marks`."""
+        ...
+
+    def retire(self, site: str, said: int) -> None:
+        """From now on the watermark does not wait for another site.
+
+        Args:
+            said: its mark when it was taken to be gone.
+
+        Raises:
+            ConflictError: it said something else meanwhile, or no other site is left.
+            Others: as `publish`.
         """
         ...
 
@@ -85,7 +103,7 @@ class ColdTable(Protocol):
             files: published under their names already; none when there were no rows.
             through: the last segment number that is cold from now on.
             complete_before: what this site accepted before that moment is cold then; None when it
-                cannot be said.
+                cannot be said. With either, a site that was retired joins anew.
             examine: shown the cold files that the commit is made beside.
 
         Raises:

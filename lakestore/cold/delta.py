@@ -38,6 +38,7 @@ from lakestore.errors import (
     StorageError,
 )
 from lakestore.layout import ColdName
+from lakestore.marks import RETIRED, check_retirable, next_mark
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, FileInfo, Segment, TableState
 
@@ -72,7 +73,8 @@ class DeltaCold:
         self._catalog = catalog
         self._clock = clock
         self._timeout_s = timeout_s
-        self._app = f"{APP}{catalog.lake}/{catalog.site}"
+        self._apps = f"{APP}{catalog.lake}/"
+        self._app = f"{self._apps}{catalog.site}"
         self._marks = f"{MARK}{catalog.lake}/"
         self._mark = f"{self._marks}{catalog.site}"
         self.partition = types.partition_column(table.schema)
@@ -141,30 +143,46 @@ class DeltaCold:
 
     def join(self) -> None:
         """One version of the log that says that this site has sealed all it accepted: nothing."""
-        if self._mark not in self._log.refresh().transactions:
+        said = self._log.refresh().transactions.get(self._mark)
+        if said is None:
             self.promise(micros(self._clock.now()))
+        elif said == RETIRED:
+            self._say(lambda state: self._promised(state, None))
 
     def marks(self) -> Mapping[str, int]:
         """What each site has said; 0 for one that seals and never did."""
-        transactions = self._log.refresh().transactions
-        apps = f"{APP}{self._catalog.lake}/"
-        marks = {app.removeprefix(apps): 0 for app in transactions if app.startswith(apps)}
-        for app, moment in transactions.items():
-            if app.startswith(self._marks):
-                marks[app.removeprefix(self._marks)] = moment
-        return marks
+        return self._marks_in(self._log.refresh())
+
+    def _marks_in(self, state: LogState) -> dict[str, int]:
+        seals = dict.fromkeys(_named(state, self._apps), 0)
+        return seals | _named(state, self._marks)
+
+    def sealed(self) -> Mapping[str, int]:
+        """Up to which segment each site has sealed."""
+        return _named(self._log.refresh(), self._apps)
+
+    def retire(self, site: str, said: int) -> None:
+        """One version of the log, with no file: a `txn` cannot be removed, and this one ends it."""
+
+        def lines(state: LogState) -> list[str]:
+            check_retirable(self._marks_in(state), site, said)
+            return [Transaction(f"{self._marks}{site}", RETIRED).line(self._now_ms())]
+
+        self._say(lines)
 
     def promise(self, complete_before: int) -> None:
         """One version of the log, with no file."""
-        before = self._make_next(lambda state: self._promised(state, complete_before))
+        self._say(lambda state: self._promised(state, complete_before))
+
+    def _say(self, lines_of: Callable[[LogState], list[str]]) -> None:
+        before = self._make_next(lines_of)
         if before is not None:
             self._checkpoint(before)
 
     def _promised(self, state: LogState, complete_before: int | None) -> list[str]:
         """What says so in a version, unless more was said before."""
-        if complete_before is None or complete_before <= state.transactions.get(self._mark, 0):
-            return []
-        return [Transaction(self._mark, complete_before).line(self._now_ms())]
+        mark = next_mark(self._marks_in(state), self._catalog.site, complete_before)
+        return [] if mark is None else [Transaction(self._mark, mark).line(self._now_ms())]
 
     def publish(
         self,
@@ -326,6 +344,12 @@ class DeltaCold:
 
     def _now_ms(self) -> int:
         return int(self._clock.now().timestamp() * 1000)
+
+
+def _named(state: LogState, prefix: str) -> dict[str, int]:
+    """What the applications say whose names begin so, by the rest of their names."""
+    said = state.transactions.items()
+    return {app.removeprefix(prefix): n for app, n in said if app.startswith(prefix)}
 
 
 def cold_file(add: Add, schema: TableSchema) -> ColdFile:

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from lakestore.catalog import Catalog
 from lakestore.cold import Examine
 from lakestore.failpoint import reach
+from lakestore.marks import RETIRED
 from lakestore.snapshot import ColdFile, Segment, TableState
 
 
@@ -29,13 +30,23 @@ class ParquetCold:
 
     def join(self) -> None:
         """List the site with the table."""
-        if self._catalog.site not in self.marks():
+        if self.marks().get(self._catalog.site, RETIRED) == RETIRED:
             with self._catalog.commit() as commit:
                 commit.join(self._table_id)
 
     def marks(self) -> Mapping[str, int]:
         """What each site has said."""
         return self._catalog.marks(self._table_id)
+
+    def sealed(self) -> Mapping[str, int]:
+        """Up to which segment each site has sealed."""
+        holdings = self._catalog.holdings(self._table_id)
+        return {site: holding.sealed_through for site, holding in holdings.items()}
+
+    def retire(self, site: str, said: int) -> None:
+        """One catalog transaction."""
+        with self._catalog.commit() as commit:
+            commit.retire(self._table_id, site, said)
 
     def promise(self, complete_before: int) -> None:
         """One catalog transaction."""
@@ -61,8 +72,7 @@ class ParquetCold:
             with self._catalog.commit() as commit:
                 if commit.shared_version() == listed.cold_version:
                     commit.seal(self._table_id, sealed, files, through)
-                    if complete_before is not None:
-                        commit.promise(self._table_id, complete_before)
+                    commit.promise(self._table_id, complete_before)
                     reach("seal.6")
                     return
 
