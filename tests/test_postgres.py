@@ -129,11 +129,13 @@ def test_a_row_that_two_hosts_have_is_there_once(site, monkeypatch):
     assert unlisted <= {"orphan"}  # what was staged before the other site was seen
 
 
-def test_a_dropped_table_is_gone_for_all(site, clock, root, tmp_path):
-    one, two = site("one"), site("two")
-    one.create_table("events", SCHEMA).append(events(0, 10))
+@pytest.mark.parametrize("cold", ["parquet", "delta"])
+def test_a_dropped_table_is_gone_for_all(site, clock, root, tmp_path, cold):
+    one, two, three = site("one"), site("two"), site("three")
+    one.create_table("events", SCHEMA, cold=cold).append(events(0, 10))
     two["events"].append(events(10, 20))
     two.flush()
+    three["events"].append(events(20, 30))
     one.seal()
     one.drop_table("events")
     assert two.tables() == []
@@ -141,10 +143,12 @@ def test_a_dropped_table_is_gone_for_all(site, clock, root, tmp_path):
         clock.move(10_000)
         one.maintain()
         two.maintain()
-    for lake in (one, two):
+        three.maintain()
+    for lake in (one, two, three):
         assert lake._site.catalog.garbage() == []
         assert lake.verify().problems == ()
     assert not list((tmp_path / "sites").rglob("*.parquet"))
+    assert not list((tmp_path / "sites").rglob("*.journal"))
     assert not list(root.rglob("data/**/*.parquet"))
     again = two.create_table("events", SCHEMA)
     again.append(events(0, 3))

@@ -142,7 +142,14 @@ class DeltaCold:
                 commit.claim(self._table.id, segments, through)
 
     def join(self) -> None:
-        """One version of the log that says that this site has sealed all it accepted: nothing."""
+        """One version of the log that says that this site has sealed all it accepted: nothing.
+
+        Where sites share a catalog it is listed there too: when another one drops the table, this
+        one's journals are garbage.
+        """
+        if self._catalog.site not in self._catalog.marks(self._table.id):
+            with self._catalog.commit() as commit:
+                commit.join(self._table.id)
         said = self._log.refresh().transactions.get(self._mark)
         if said is None:
             self.promise(micros(self._clock.now()))
