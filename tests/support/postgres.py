@@ -145,7 +145,8 @@ class Wire:
                 client.sendall(data)
         if "told" in state:
             state["told"].set()
-        _end(client, server)
+        if not state["mute"]:  # else once `on_cut` is done, though it may have ended the server
+            _end(client, server)
 
 
 def _end(*sockets: socket.socket) -> None:
