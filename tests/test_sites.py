@@ -180,8 +180,8 @@ def test_two_processes_of_a_site_hear_of_a_drop_at_once(site: Open, monkeypatch)
     one, two, again = site("one"), site("two"), site("two")
     one.create_table("events", SCHEMA, cold="delta")
     assert two["events"].name == again["events"].name == "events"
-    one.drop_table("events")
     entries = again._site.catalog.tables()
+    one.drop_table("events")
     drop_buried(two._site)
     monkeypatch.setattr(again._site.catalog, "tables", lambda: entries)
     drop_buried(again._site)
@@ -228,6 +228,7 @@ def test_a_checkpoint_is_made_though_another_has_its_version(site: Open, root, m
     assert json.loads(hint.read_text())["version"] == 5
 
 
+@pytest.mark.sqlite
 def test_a_parquet_table_is_its_catalogs_alone(site: Open):
     """Its files are listed by one catalog: another site is not shown an empty table."""
     one = site("one")

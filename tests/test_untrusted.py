@@ -595,8 +595,11 @@ def test_symlinks_are_followed_by_nothing_that_deletes(filled, open_lake, clock,
 @pytest.mark.parametrize(
     ("what", "kind"),
     [
-        *itertools.product(FILES, ("folder", "loop", "noise", "fifo")),
-        *itertools.product(FILES[:-1], ("empty",)),  # a journal begins so
+        pytest.param(what, kind, marks=[pytest.mark.sqlite] if "sqlite" in what else [])
+        for what, kind in (
+            *itertools.product(FILES, ("folder", "loop", "noise", "fifo")),
+            *itertools.product(FILES[:-1], ("empty",)),  # a journal begins so
+        )
     ],
 )
 def test_something_else_in_the_place_of_a_file_is_an_error_that_says_so(
