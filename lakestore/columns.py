@@ -90,6 +90,20 @@ def is_positive_interval(text: str) -> bool:
             return False
 
 
+def interval_micros(text: str) -> int | None:
+    """Microseconds of what DuckDB reads as a positive interval; None when it is none.
+
+    A month counts as 30 days, as in DuckDB's comparisons.
+    """
+    with _resolver() as con:
+        try:
+            query = "SELECT epoch_us(CAST(? AS INTERVAL))"
+            micros = int(con.execute(query, [text]).fetchall()[0][0])
+        except (duckdb.Error, TypeError):
+            return None
+    return micros if micros > 0 else None
+
+
 def plain_type(arrow: pa.DataType) -> pa.DataType:
     """The type without its encoding: no dictionary, view or large variant; times in µs, UTC."""
     types = pa.types

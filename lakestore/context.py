@@ -38,6 +38,8 @@ from lakestore.frames import JournalHeader
 from lakestore.journal import JournalWriter
 from lakestore.layout import SiteLayout, data_prefix, log_prefix
 from lakestore.locks import ProcessLock
+from lakestore.partialfiles import PartialFiles
+from lakestore.partials import Partials
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
 from lakestore.siting import known_lake, open_catalog
@@ -141,6 +143,21 @@ class SiteContext:
             undo.pop_all()
         return site
 
+    def partials_of(self, entry: TableEntry, schema: TableSchema) -> Partials:
+        """The rollups of a table; nothing of them was read yet."""
+        files = PartialFiles(
+            schema,
+            entry.folder,
+            self.layout.rollups(entry.folder),
+            self.layout.hot(entry.folder),
+            self.storage,
+            self.files,
+            self.engine,
+            reads_store=self.reads_store,
+            writes=self.lock is not None,
+        )
+        return Partials(files, self.engine, self.settings.memory_bytes // 2)
+
     def put_new(self, key: str, data: bytes) -> bool:
         """Publish bytes as `key`; False when there is one. Raises `StorageError`."""
         with self._staged(data) as staged:
@@ -229,6 +246,7 @@ class TableContext:
     buffer: Buffer | None  # None: opened for reading only
     tails: JournalTails
     file_ids: FileIds
+    partials: Partials
     flushing: threading.Lock = field(default_factory=threading.Lock)
     """Held by the one thread of this process that flushes the table."""
     sealing: threading.Lock = field(default_factory=threading.Lock)
@@ -262,6 +280,7 @@ class TableContext:
             buffer=buffer,
             tails=JournalTails(site.layout, entry.folder),
             file_ids=FileIds(site.layout.ids(entry.folder), schema),
+            partials=site.partials_of(entry, schema),
         )
 
     @property

@@ -194,6 +194,28 @@ def write(
     return writer.close()
 
 
+def write_partial(path: Path, partial: pa.Table, footer: Mapping[str, Any]) -> None:
+    """Write the partial of a rollup, which is small; not fsynced."""
+    told = {FOOTER_KEY: json.dumps(footer)}
+    pq.write_table(
+        partial.replace_schema_metadata(told), path, compression="zstd", write_page_checksum=True
+    )
+
+
+def read_partial(path: Path, schema: pa.Schema, footer: Mapping[str, Any]) -> pa.Table | None:
+    """A partial; None when it is missing, damaged, or says something else of itself."""
+    try:
+        require_file(path)
+        partial = pq.read_table(
+            path, page_checksum_verification=True, use_threads=False, partitioning=None
+        )
+        told = json.loads((partial.schema.metadata or {})[FOOTER_KEY])
+        same = told == footer and partial.schema.equals(schema)
+        return partial.replace_schema_metadata(None) if same else None
+    except UNREADABLE:
+        return None
+
+
 def check(path: Path, schema: TableSchema, rows: int, expected_id_sum: int | None) -> None:
     """Read a whole file back, page checksums and all.
 

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import duckdb
+import pyarrow as pa
 
 from lakestore import quoting, spill
 from lakestore.errors import ClosedError, StorageError
@@ -24,7 +25,8 @@ from lakestore.storage.local import descriptors, refusal, require_file, storage_
 STORAGE_VERSION = "v1.2.0"
 """Files that DuckDB 1.4, 1.5 and 2.0 all read; 2.0's own default is refused by older shells."""
 
-
+ROLLUPS = "lakestore_rollups"
+"""A database of tables in memory, for partials; no statement of a caller reaches it."""
 _IDLE_MAX = 64
 _DUCKDB_2 = int(duckdb.__version__.split(".")[0]) >= 2
 SORT_BYTES = 128 * MIB
@@ -56,11 +58,14 @@ class Engine:
         self._serial = 0
         self._memory_bytes = memory_bytes
         self._stores: dict[str, Storage] = {}
+        self.started = 0
+        """How many instances there were: what was in the memory of an older one is lost."""
         self._queries = Instance(self._start, self._lock)
         self._builder = Instance(_start_builder, self._lock)
 
     def _start(self) -> duckdb.DuckDBPyConnection:
         self._attached.clear()
+        self.started += 1
         con = start(
             autoinstall_known_extensions=False,
             autoload_known_extensions=False,  # a caller's statement must load nothing
@@ -73,6 +78,7 @@ class Engine:
         if not _DUCKDB_2:  # pyarrow cannot take the filters that 1.5 makes of joins, and raises
             con.execute("SET GLOBAL disabled_optimizers = 'join_filter_pushdown'")
         con.execute(f"SET GLOBAL memory_limit = '{self._memory_bytes}B'")
+        con.execute(f"ATTACH ':memory:' AS {ROLLUPS}")
         for storage in self._stores.values():
             give_access(con, storage)
         return con
@@ -168,6 +174,20 @@ class Engine:
             cursor.execute(statement)
         finally:
             cursor.close()
+
+    def aggregated(self, query: str, rows: pa.Table | None = None) -> pa.Table:
+        """The answer of a query, by the one thread that builds files.
+
+        Args:
+            rows: what the query calls `rows`.
+
+        Raises:
+            duckdb.Error: such as too little memory.
+        """
+        with self._builder.cursor() as cursor:
+            if rows is not None:
+                cursor.register("rows", rows)
+            return cursor.sql(query).to_arrow_table()
 
     def build(self, path: Path, fill: Callable[[duckdb.DuckDBPyConnection, str], None]) -> None:
         """Write a new DuckDB file: `fill(cursor, alias)` creates what it holds.

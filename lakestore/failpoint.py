@@ -26,6 +26,7 @@ STEPS = {
     "flush": 8,
     "merge": 5,
     "segment": 6,
+    "rollup": 3,
     "seal": 8,
     "vacuum": 5,
     "publish": 5,

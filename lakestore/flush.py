@@ -7,6 +7,8 @@ Order of effects, numbered as their failpoints are:
     .7 committed    .8 generations let go by the buffer
     merge.1 neighbours read    .2 staged    .3 linked    .4 listed    .5 committed
 
+Partials of rollups follow the commit; without them, whoever asks makes them.
+
 The catalog transaction is the commit point, and it gives the segment its number, so segments are
 numbered in the order they become visible. A crash before it leaves staged files, which are swept,
 and journals, which are flushed again. Rows that are all known give a segment of no rows: its
@@ -109,6 +111,7 @@ def _flush_group(table: TableContext, group: Sequence[ClosedGeneration]) -> Segm
             # The appender knows the ids of what it accepted itself; recovered rows may repeat.
             if not taken.recovered:
                 table.file_ids.checked.add(segment.name)
+            table.partials.files.keep(segment, taken.rows)
             return segment
 
 
@@ -264,6 +267,7 @@ def merge(table: TableContext) -> Segment | None:
     finally:
         staged.discard()
     reach("merge.5")
+    table.partials.files.keep(segment, rows)
     if all(s.name in table.file_ids.checked for s in chosen):
         table.file_ids.checked.add(name)
     for old in chosen:

@@ -5,11 +5,13 @@
     <root>/tables/<table>/dropped.json
     <root>/tables/<table>/data/day=2026-11-22/<site>-<first>-<last>-<part>-<sha12>.parquet
     <root>/tables/<table>/data/_delta_log/00000000000000000017.json
+    <root>/tables/<table>/_rollups/<name of a cold file>.<rollup>-<definition>.parquet
     <local>/catalog.sqlite               or site.json, when sites share a catalog in Postgres
     <local>/writers/<writer>
     <local>/journal/<table>/<writer>/000017.journal
     <local>/hot/<table>/<first>-<last>-<sha12>.parquet  .duckdb
     <local>/ids/<table>/<cold file>.ids
+    <local>/rollups/<table>/<segment or cold file>.<rollup>-<definition>.parquet
     <local>/files/                       copies of objects in a store
     <local>/staging/<writer>/
     <local>/quarantine/<time>-<number>/<where it was>
@@ -36,6 +38,7 @@ _LOG_VERSION = re.compile(r"(\d{20})\.json")
 PARTITIONS = ("day", "event_day", "event_day_utc", "lakestore_day")
 """What a partition column may be called: the first that is no column of the table."""
 _DAY = re.compile(rf"({'|'.join(PARTITIONS)})=(\d{{4}}-\d{{2}}-\d{{2}})")
+_PARTIAL = re.compile(r"(.+)\.([a-z][a-z0-9_]{0,62})-([0-9a-f]{8})\.parquet")
 _COLD = re.compile(r"([0-9a-f]{8})-(\d{6,})-(\d{6,})-(\d{4,})-([0-9a-f]{12})\.parquet")
 
 
@@ -114,6 +117,32 @@ class ColdName:
         return cls(parsed, site, int(first), int(last), int(part), sha12, day[1])
 
 
+@dataclass(frozen=True)
+class PartialName:
+    """Name of a data file's partial; one of another definition has another name."""
+
+    file: str
+    """Name of the segment or cold file."""
+    rollup: str
+    definition: str
+
+    def __str__(self) -> str:
+        return f"{self.file.removesuffix('.parquet')}.{self.rollup}-{self.definition}.parquet"
+
+    @property
+    def flat(self) -> str:
+        """The same as the name of a file that is in no folder."""
+        return str(self).replace("/", "-")
+
+    @classmethod
+    def parse(cls, name: str) -> "PartialName":
+        """The inverse of `str`; raises `CorruptionError`."""
+        match = _PARTIAL.fullmatch(name)
+        if match is None:
+            raise CorruptionError(f"{name!r} is not the name of a partial")
+        return cls(f"{match[1]}.parquet", match[2], match[3])
+
+
 def journal_name(generation: int) -> str:
     """File name of a journal generation."""
     return f"{generation:06d}.journal"
@@ -147,7 +176,7 @@ class SiteLayout:
         Dropping a table would delete the one, and a sweep the other. Links are followed.
         """
         lake, site = root.resolve(), self.local.resolve()
-        names = ("hot", "journal", "ids", "staging", "writers", "quarantine")
+        names = ("hot", "journal", "ids", "rollups", "staging", "writers", "quarantine")
         inside = any(lake.is_relative_to(site / name) for name in names)
         return not inside and not site.is_relative_to(lake / "tables")
 
@@ -181,6 +210,10 @@ class SiteLayout:
         """Folder of cached id hashes of cold files."""
         return self.local / "ids" / table
 
+    def rollups(self, table: str) -> Path:
+        """Folder of partials that only this site needs: of its segments, and copies."""
+        return self.local / "rollups" / table
+
 
 def schema_key(table: str, version: int, suffix: str = "toml") -> str:
     """Key of a schema version's document, or (suffix `parquet`) of its zero-row file."""
@@ -206,6 +239,11 @@ def ids_name(cold_file: str) -> str:
 def data_prefix(table: str) -> str:
     """Key prefix of a table's cold files."""
     return f"tables/{table}/data/"
+
+
+def rollups_prefix(table: str) -> str:
+    """Key prefix of the partials of a table's cold files."""
+    return f"tables/{table}/_rollups/"
 
 
 def log_prefix(table: str) -> str:

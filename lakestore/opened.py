@@ -169,6 +169,7 @@ class OpenTables:
         for context in self.contexts():
             if context.buffer is not None:
                 context.buffer.close()
+            context.partials.close()
 
     def _is_taken(self, folder: str) -> bool:
         """Whether a table, or a create that was cut short, left a schema in that folder."""

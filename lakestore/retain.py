@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 
-from lakestore import hot
+from lakestore import hot, partialfiles
 from lakestore.catalog.records import Garbage
 from lakestore.context import SiteContext
 from lakestore.failpoint import reach
@@ -92,6 +92,7 @@ def _delete(item: Garbage, site: SiteContext) -> None:
         path = layout.writer(item.folder, writer) / journal_name(int(number))
         path.unlink(missing_ok=True)
     elif item.kind == "segment":
+        partialfiles.forget(layout.rollups(item.folder), item.name)
         hot.delete(layout.hot(item.folder), item.name)
         site.engine.forget(hot.duckdb_path(layout.hot(item.folder), item.name))
     elif item.kind == "table":
@@ -102,7 +103,8 @@ def _delete_table(name: str, site: SiteContext) -> None:
     """Delete all of a dropped table; last what says that it was dropped."""
     bury(site, name)
     layout, tombstone = site.layout, tombstone_key(name)
-    for folder in (layout.hot(name), layout.ids(name), layout.journals(name)):
+    kept = (layout.hot(name), layout.ids(name), layout.rollups(name), layout.journals(name))
+    for folder in kept:
         if folder.is_dir():
             shutil.rmtree(folder)
             fsync_folder(folder.parent)

@@ -17,8 +17,10 @@ import pyarrow as pa
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from lakestore import columns as column_types
+from lakestore import rollup as rollup_types
 from lakestore.columns import Column
 from lakestore.errors import InvalidInputError, NotFoundError, SchemaError
+from lakestore.rollup import Rollup
 
 MADE_ID = "event_id"
 """Name of the id column that is added when a table has no natural id."""
@@ -26,19 +28,6 @@ MADE_ID = "event_id"
 _TIME_TYPES = (pa.timestamp("us", "UTC"), pa.timestamp("us"))
 Dedup = Literal["day", "table", "none"]
 Policy = Literal["full", "preview", "hash", "none"]
-
-
-class Rollup(BaseModel):
-    """Partial aggregates kept per file: one `[[rollups]]` of a schema document."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
-    every: str = Field("1h", description="bucket width, a DuckDB interval such as '1h'")
-    by: tuple[str, ...] = ()
-    sums: tuple[str, ...] = ()
-    max: tuple[str, ...] = ()
-    histograms: tuple[str, ...] = ()
 
 
 class TableDocument(BaseModel):
@@ -288,9 +277,7 @@ def _check_roles(schema: TableSchema, source: str) -> None:
         "payload": tuple(document.payload),
     }
     for rollup in document.rollups:
-        where = f"rollups.{rollup.name}"
-        roles[where] = (*rollup.by, *rollup.sums, *rollup.max, *rollup.histograms)
-        _check_interval(rollup.every, f"{source}: {where}.every")
+        roles[f"rollups.{rollup.name}"] = rollup.sources
     for role, columns in roles.items():
         for name in columns:
             if name not in names:
@@ -298,6 +285,7 @@ def _check_roles(schema: TableSchema, source: str) -> None:
                     f"{source}: {role} names {name!r}, which is no column; "
                     f"columns are {', '.join(names)}"
                 )
+    rollup_types.check(document.rollups, {c.name: c for c in schema.columns}, source)
     if schema.column(schema.event_time).arrow_type not in _TIME_TYPES:
         raise SchemaError(
             f"{source}: event_time {schema.event_time!r} is "

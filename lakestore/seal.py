@@ -178,6 +178,7 @@ def _seal_in(
     examine(table.state().cold)
     for file, one in named:
         table.site.files.put(table.wanted(file), one.path)
+        table.partials.files.put(file, one.path, folder)
         _publish(table, file, one.path)
     reach("seal.5")
     files = [file for file, _ in named]

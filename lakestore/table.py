@@ -130,6 +130,7 @@ class Table:
         self._dropped = True
         if self._context.buffer is not None:
             self._context.buffer.close()
+        self._context.partials.close()
 
     def _writable(self) -> Appender:
         self._session.check_open(write=True)

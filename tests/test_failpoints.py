@@ -34,8 +34,8 @@ pytestmark = pytest.mark.faults
 VERBS = {
     "birth": "create publish catalog",
     "append": "append journal",
-    "flush": "flush merge segment publish catalog replace views",
-    "seal": "seal publish catalog",
+    "flush": "flush merge segment rollup publish catalog replace views",
+    "seal": "seal rollup publish catalog",
     "vacuum": "vacuum catalog",
     "drop": "drop create catalog",
     "reopen": "open recover replace views",

@@ -18,6 +18,7 @@ LEVELS: list[list[str]] = [
         "nesting",
         "instances",
         "columns",
+        "rollup",
         "schema",
         "layout",
         "snapshot",
@@ -51,6 +52,8 @@ LEVELS: list[list[str]] = [
         "hot",
         "fileids",
         "filecache",
+        "partialfiles",
+        "partials",
     ],
     ["delta", "delta.types", "delta.statistics", "delta.actions", "delta.checkpoint", "delta.log"],
     [

@@ -1,0 +1,255 @@
+"""Files of partials: made from a data file's rows, kept beside it, read back.
+
+All of them are caches: one that is missing, damaged, or of another definition is made again. Those
+of cold files are siblings in the lake's root, for every site and shell; those of segments are
+this site's, and so are copies, and partials of files whose makers made none.
+Failpoints: rollup.1 rows aggregated    .2 file written    .3 put in its place
+"""
+
+import functools
+import logging
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import duckdb
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from lakestore import datafile, quoting, rollup
+from lakestore.engine import Engine
+from lakestore.errors import CorruptionError, LakestoreError
+from lakestore.failpoint import reach
+from lakestore.filecache import FileCache, Wanted
+from lakestore.layout import PartialName, data_prefix, rollups_prefix
+from lakestore.rollup import Rollup
+from lakestore.schema import TableSchema
+from lakestore.snapshot import ColdFile, Segment
+from lakestore.storage import Storage
+from lakestore.storage.local import discard, make_folder
+from lakestore.storage.s3 import S3Storage
+
+log = logging.getLogger("lakestore")
+DataFile = Segment | ColdFile
+FAILURES = (LakestoreError, duckdb.Error, pa.ArrowException, OSError, ValueError)
+"""What may go wrong with a cache."""
+
+
+class PartialFiles:
+    """The partials of one table's files."""
+
+    def __init__(
+        self,
+        schema: TableSchema,
+        folder: str,
+        local: Path,
+        hot: Path,
+        storage: Storage,
+        files: FileCache,
+        engine: Engine,
+        *,
+        reads_store: bool,
+        writes: bool,
+    ) -> None:
+        """The partials of the table in `folder`.
+
+        Args:
+            local: where this site keeps partials.
+            hot: where its segments are.
+            reads_store: whether DuckDB opens the store's objects by their URLs.
+            writes: whether partials are kept.
+        """
+        self.schema = schema
+        self.rollups = schema.document.rollups
+        self._folder = folder
+        self._local = local
+        self._hot = hot
+        self._storage = storage
+        self._files = files
+        self._engine = engine
+        self._reads_store = reads_store
+        self._writes = writes
+        self._seen: dict[str, bool] = {}  # of a store's siblings: whether they are there
+
+    def keep(self, segment: Segment, rows: pa.Table) -> None:
+        """Make the partials of a segment just published, of its rows; a failure leaves none."""
+        for one in self.rollups:
+            with _expendable(one, segment):
+                made = self._engine.aggregated(self._query(one, "rows"), rows)
+                self._keep(one, segment, self._settled(one, segment, made))
+
+    def put(self, file: ColdFile, path: Path, staging: Path) -> None:
+        """Make the partials of a cold file about to be listed; a failure leaves none.
+
+        Args:
+            path: where the file is staged.
+            staging: a folder for theirs.
+        """
+        for one in self.rollups:
+            with _expendable(one, file):
+                made = self._engine.aggregated(self._query(one, _parquet(path)))
+                made, key = self._settled(one, file, made), self.key(one, file)
+                staged = staging / f"{uuid4().hex}.parquet"
+                place = functools.partial(self._storage.put_new, key, staged)
+                self._write(one, file, made, staged, place)
+                if self._storage.remote:
+                    self._seen[key] = True
+                    self._keep(one, file, made)
+
+    def read(self, one: Rollup, file: DataFile) -> pa.Table | None:
+        """A file's partial, if it has one that is its own."""
+        local = self._local / self.name(one, file).flat
+        sibling = None
+        if isinstance(file, ColdFile) and not isinstance(self._storage, S3Storage):
+            sibling = Path(self._storage.url(self.key(one, file)))
+        for path in (sibling, local):
+            partial = self._checked(one, file, path) if path is not None else None
+            if partial is not None:
+                return partial
+        if isinstance(file, ColdFile) and isinstance(self._storage, S3Storage):
+            return self._fetched(one, file, local)
+        return None
+
+    def read_all(self, one: Rollup, files: Sequence[DataFile]) -> list[pa.Table | None]:
+        """As `read`; of a store, several at a time."""
+        if not isinstance(self._storage, S3Storage):
+            return [self.read(one, file) for file in files]
+        by_name = {file.name: file for file in files}
+        return list(self._storage.each(lambda name: self.read(one, by_name[name]), list(by_name)))
+
+    def make(self, one: Rollup, file: DataFile) -> pa.Table | None:
+        """A file's partial, made from its rows and kept; None when its rows cannot be had."""
+        partial = None
+        with _expendable(one, file):
+            query = self._query(one, _parquet(self._source(file)))
+            with self._engine.cursor() as cursor:
+                made = cursor.sql(query).to_arrow_table()
+            partial = self._settled(one, file, made)
+            if self._writes:
+                self._keep(one, file, partial)
+        return partial
+
+    def name(self, one: Rollup, file: DataFile) -> PartialName:
+        """What a file's partial is called."""
+        return PartialName(file.name, one.name, rollup.fingerprint(one, self.schema))
+
+    def key(self, one: Rollup, file: ColdFile) -> str:
+        """The key of a cold file's sibling."""
+        return rollups_prefix(self._folder) + str(self.name(one, file))
+
+    def url(self, one: Rollup, file: DataFile) -> str | None:
+        """What a shell opens for a file's partial; None when there is none for it."""
+        if isinstance(file, Segment) or not self._storage.remote:
+            paths = [self._local / self.name(one, file).flat]
+            if isinstance(file, ColdFile):
+                paths.insert(0, Path(self._storage.url(self.key(one, file))))
+            return next((str(path.absolute()) for path in paths if path.is_file()), None)
+        key = self.key(one, file)
+        if not self._seen:
+            self._seen = dict.fromkeys(self._storage.list(rollups_prefix(self._folder)), True)
+        if key not in self._seen:
+            self._seen[key] = self._storage.size(key) is not None
+        return self._storage.url(key) if self._seen[key] else None
+
+    def footer(self, one: Rollup, file: DataFile) -> Mapping[str, Any]:
+        """What a file's partial says of itself."""
+        return {
+            "format": 1,
+            "tier": "rollup",
+            "rollup": one.name,
+            "definition": rollup.fingerprint(one, self.schema),
+            "of": file.info.sha256 or f"{file.name} {file.info.bytes}",
+        }
+
+    def _query(self, one: Rollup, source: str) -> str:
+        keys = ", ".join(str(i + 1) for i in range(1 + len(one.by)))
+        return f"{rollup.partial_sql(one, self.schema, source)} ORDER BY {keys}"
+
+    def _settled(self, one: Rollup, file: DataFile, partial: pa.Table) -> pa.Table:
+        """What DuckDB gave, in the partial's types; refused when a sum is beyond them."""
+        partial = partial.cast(rollup.arrow_schema(one, self.schema)).combine_chunks()
+        partial.validate(full=True)
+        if not self._counts(file, partial):
+            raise CorruptionError(f"{file.name!r} does not hold {file.info.rows:,} rows")
+        reach("rollup.1")
+        return partial
+
+    def _counts(self, file: DataFile, partial: pa.Table) -> bool:
+        known = bool(file.info.sha256)  # other engines need not say how many rows there are
+        total = pc.sum(partial.column(rollup.COUNT)).as_py() or 0
+        return total == file.info.rows or not known
+
+    def _keep(self, one: Rollup, file: DataFile, partial: pa.Table) -> None:
+        """Without an fsync, because a damaged one is noticed when it is read."""
+        make_folder(self._local)
+        path = self._local / self.name(one, file).flat
+        staged = path.with_name(f".{uuid4().hex}")
+        self._write(one, file, partial, staged, lambda: staged.replace(path))
+
+    def _write(
+        self,
+        one: Rollup,
+        file: DataFile,
+        partial: pa.Table,
+        staged: Path,
+        place: Callable[[], object],
+    ) -> None:
+        try:
+            datafile.write_partial(staged, partial, self.footer(one, file))
+            reach("rollup.2")
+            place()
+            reach("rollup.3")
+        finally:
+            discard(staged)
+
+    def _fetched(self, one: Rollup, file: ColdFile, local: Path) -> pa.Table | None:
+        """A sibling in a store; it is kept here as it is."""
+        staged = local.with_name(f".{uuid4().hex}")
+        try:
+            data = self._storage.read(self.key(one, file))
+            make_folder(self._local)
+            staged.write_bytes(data)
+            partial = self._checked(one, file, staged)
+            if partial is not None and self._writes:
+                staged.replace(local)
+            return partial
+        except FAILURES:
+            return None
+        finally:
+            discard(staged)
+
+    def _checked(self, one: Rollup, file: DataFile, path: Path) -> pa.Table | None:
+        expected = rollup.arrow_schema(one, self.schema)
+        partial = datafile.read_partial(path, expected, self.footer(one, file))
+        return partial if partial is not None and self._counts(file, partial) else None
+
+    def _source(self, file: DataFile) -> str:
+        """What DuckDB opens for a data file."""
+        if isinstance(file, Segment):
+            return str(self._hot / file.name)
+        key = data_prefix(self._folder) + file.name
+        if self._reads_store:
+            return self._storage.url(key)
+        return str(self._files.path(Wanted(key, file.info.bytes, file.info.sha256)))
+
+
+@contextmanager
+def _expendable(one: Rollup, file: DataFile) -> Iterator[None]:
+    """Do without a partial, when it cannot be made."""
+    try:
+        yield
+    except FAILURES as error:
+        log.warning("no partial %r of %r: %s", one.name, file.name, error)
+
+
+def _parquet(path: str | Path) -> str:
+    return f"read_parquet({quoting.literals([str(path)])}, hive_partitioning = false)"
+
+
+def forget(folder: Path, file: str) -> None:
+    """Delete the partials that a site keeps of a file that is gone."""
+    for path in folder.glob(f"{file.removesuffix('.parquet').replace('/', '-')}.*.parquet"):
+        with suppress(FileNotFoundError):
+            path.unlink()

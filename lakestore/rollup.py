@@ -1,0 +1,258 @@
+"""Rollups: what a partial of a file's rows is, as SQL; pure.
+
+A rollup groups events by a bucket of time and by columns. Its partial of a file has one row a group
+and only what can be merged exactly: counts, exact sums, greatest values, and histograms of bins
+whose width grows with the value. Partials of several files are merged by adding them up:
+
+    bucket, <by …>, n, sum_<c>, n_<c> (values that are not null), max_<c>, hist_<c>
+
+A percentile is the middle of its bin, whether it comes from partials or from rows: it is wrong by
+at most 1 % of the value, and does not depend on how rows lie in files.
+"""
+
+import hashlib
+import json
+import math
+import sys
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import pyarrow as pa
+from pydantic import BaseModel, ConfigDict, Field
+
+from lakestore import quoting
+from lakestore.columns import Column, check_unique, interval_micros
+from lakestore.errors import NotFoundError, SchemaError
+
+if TYPE_CHECKING:
+    from lakestore.schema import TableSchema
+
+BUCKET = "bucket"
+COUNT = "n"
+FILE = "file"
+"""What a loaded partial also has: the number of its file."""
+GAMMA = 1.02
+"""Each bin is so many times as wide as the one before it."""
+RELATIVE_ERROR = (GAMMA - 1) / (GAMMA + 1)
+"""How far a percentile is from the value it stands for, at most: 0.99 % of it."""
+_DAY_US = 86_400_000_000
+_MIDDLE = 40_000  # the bin of 1.0; those of all doubles are between 2,000 and 76,000
+_INFINITE, _NAN = 100_000, 100_001
+_LN_GAMMA = f"{math.log(GAMMA)!r}::DOUBLE"
+_LN_CENTRE = f"{math.log(2 / (1 + GAMMA))!r}::DOUBLE"  # of a bin, below its upper end
+_LN_MAX = f"({math.log(sys.float_info.max) - 1e-12!r}::DOUBLE)"
+_FORMAT = 1
+_HISTOGRAM = pa.list_(
+    pa.field("element", pa.struct([pa.field("bin", pa.int32()), pa.field("n", pa.int64())]))
+)
+
+
+class Rollup(BaseModel):
+    """Partial aggregates kept per file: one `[[rollups]]` of a schema document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
+    every: str = Field(
+        "1h", description="bucket width, a DuckDB interval that divides a day, such as '1h'"
+    )
+    by: tuple[str, ...] = ()
+    sums: tuple[str, ...] = Field((), description="integer or decimal columns: sum and average")
+    max: tuple[str, ...] = ()
+    histograms: tuple[str, ...] = Field((), description="numeric columns: percentiles, to 1 %")
+
+    @cached_property
+    def every_us(self) -> int:
+        """Bucket width in microseconds; raises `SchemaError` when it does not divide a day."""
+        micros = interval_micros(self.every)
+        if micros is None or _DAY_US % micros:
+            raise SchemaError(f"{self.every!r} does not divide a day, as '1h' or '5m' do")
+        return micros
+
+    @property
+    def sources(self) -> tuple[str, ...]:
+        """The columns of the table that it reads, beside the event time."""
+        return tuple(dict.fromkeys((*self.by, *self.sums, *self.max, *self.histograms)))
+
+    def fields(self, columns: Mapping[str, Column]) -> list[pa.Field]:
+        """The columns of a partial, in order, twins and all."""
+        found = [pa.field(BUCKET, pa.timestamp("us", "UTC"))]
+        found += [pa.field(name, columns[name].arrow_type) for name in self.by]
+        found.append(pa.field(COUNT, pa.int64()))
+        for name in self.sums:
+            scale = getattr(columns[name].arrow_type, "scale", 0)
+            found.append(pa.field(f"sum_{name}", pa.decimal128(38, scale)))
+            found.append(pa.field(f"n_{name}", pa.int64()))
+        found += [pa.field(f"max_{name}", columns[name].arrow_type) for name in self.max]
+        found += [pa.field(f"hist_{name}", _HISTOGRAM) for name in self.histograms]
+        return found
+
+
+def check(rollups: Sequence[Rollup], columns: Mapping[str, Column], source: str) -> None:
+    """Refuse rollups whose partials could not be merged exactly; all columns are known.
+
+    Raises:
+        SchemaError: says which rollup, which column, and why.
+    """
+    names = [rollup.name for rollup in rollups]
+    if len(set(names)) < len(names):
+        raise SchemaError(f"{source}: two rollups have one name: {', '.join(names)}")
+    for rollup in rollups:
+        where = f"{source}: rollups.{rollup.name}"
+        try:
+            assert rollup.every_us
+        except SchemaError as error:
+            raise SchemaError(f"{where}.every: {error}") from error
+        for role, refused, why in (
+            ("by", _cannot_group, "cannot be grouped by exactly"),
+            ("sums", _cannot_add, "has no exact sum; declare it an integer or a DECIMAL"),
+            ("max", pa.types.is_nested, "has no greatest value"),
+            ("histograms", _cannot_bin, "is no number"),
+        ):
+            for name in getattr(rollup, role):
+                if refused(columns[name].arrow_type):
+                    kind = columns[name].sql_type
+                    raise SchemaError(f"{where}.{role}: {name!r} is {kind}, which {why}")
+        made = [field.name for field in rollup.fields(columns)]
+        check_unique([FILE, *made], f"{where}, in its partials")
+
+
+def _cannot_group(arrow: pa.DataType) -> bool:
+    return bool(pa.types.is_nested(arrow) or pa.types.is_floating(arrow))
+
+
+def _cannot_add(arrow: pa.DataType) -> bool:
+    return not bool(pa.types.is_integer(arrow) or pa.types.is_decimal(arrow))
+
+
+def _cannot_bin(arrow: pa.DataType) -> bool:
+    return _cannot_add(arrow) and not bool(pa.types.is_floating(arrow))
+
+
+def find(schema: "TableSchema", name: str) -> Rollup:
+    """The rollup of that name; raises `NotFoundError`."""
+    for rollup in schema.document.rollups:
+        if rollup.name == name:
+            return rollup
+    raise NotFoundError(f"no rollup {name!r}")
+
+
+def arrow_schema(rollup: Rollup, schema: "TableSchema") -> pa.Schema:
+    """Names and types of a partial's columns."""
+    return pa.schema(rollup.fields({c.name: c for c in schema.columns}))
+
+
+def fingerprint(rollup: Rollup, schema: "TableSchema") -> str:
+    """Eight hex digits that change whenever a partial of the same rows would."""
+    told = [_FORMAT, GAMMA, rollup.every_us, schema.event_time, str(arrow_schema(rollup, schema))]
+    told.append(rollup.model_dump(exclude={"name", "every"}))
+    return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
+
+
+def partial_sql(rollup: Rollup, schema: "TableSchema", source: str) -> str:
+    """A SELECT that gives the partial of a relation, in no order.
+
+    Args:
+        source: what stands after FROM: a table function, a name, a subquery in parentheses. It
+            has the table's columns that the rollup reads.
+    """
+    named = {name: quoting.identifier(name) for name in rollup.sources}
+    scales = {c.name: getattr(c.arrow_type, "scale", 0) for c in schema.columns}
+    kept = [f"{bucket_sql(rollup, quoting.identifier(schema.event_time))} AS {BUCKET}"]
+    kept += [named[name] for name in rollup.by]
+    kept.append(f"count(*) AS {COUNT}")
+    for name in rollup.sums:
+        total = f"CAST(sum({named[name]}) AS DECIMAL(38, {scales[name]}))"
+        kept.append(f"{total} AS {quoting.identifier(f'sum_{name}')}")
+        kept.append(f"count({named[name]}) AS {quoting.identifier(f'n_{name}')}")
+    for name in rollup.max:
+        kept.append(f"max({named[name]}) AS {quoting.identifier(f'max_{name}')}")
+    for name in rollup.histograms:
+        counts = f"map_entries(histogram({bin_sql(named[name])}))"
+        bins = f"[{{'bin': e.key, 'n': CAST(e.value AS BIGINT)}} FOR e IN {counts}]"
+        kept.append(f"{bins} AS {quoting.identifier(f'hist_{name}')}")
+    keys = ", ".join(str(i + 1) for i in range(1 + len(rollup.by)))
+    return f"SELECT {', '.join(kept)} FROM {source} GROUP BY {keys}"
+
+
+def bucket_sql(rollup: Rollup, event_time: str) -> str:
+    """The start of the bucket of a time, whatever the zone of the session: TIMESTAMPTZ."""
+    micros, every = f"epoch_us({event_time})", rollup.every_us
+    return f"make_timestamptz({micros} - (({micros} % {every} + {every}) % {every}))"
+
+
+def bin_sql(number: str) -> str:
+    """The bin of a number (INTEGER); bins have the order of their numbers, and nulls have none.
+
+    Positive numbers up to GAMMA ^ k, from where the bin before it ends, are in bin 40,000 + k;
+    negative ones are mirrored, 0 is alone, NaN is the greatest.
+    """
+    d = f"CAST({number} AS DOUBLE)"
+    # DuckDB raises for the logarithm of 0, wherever an optimizer may put it.
+    size = f"ceil(ln(nullif(abs({d}), 0)) / {math.log(GAMMA)!r})"
+    return (
+        f"CASE WHEN {d} = 0 THEN 0 "
+        f"WHEN isfinite({d}) THEN CAST(sign({d}) * ({_MIDDLE} + {size}) AS INTEGER) "
+        f"WHEN isnan({d}) THEN {_NAN} WHEN {d} > 0 THEN {_INFINITE} "
+        f"WHEN {d} < 0 THEN -{_INFINITE} END"
+    )
+
+
+def bin_value_sql(bin: str) -> str:
+    """The number that stands for a bin (DOUBLE): off by `RELATIVE_ERROR` of any in it, at most."""
+    size = f"exp(least((abs({bin}) - {_MIDDLE}) * {_LN_GAMMA} + {_LN_CENTRE}, {_LN_MAX}))"
+    return (
+        f"CASE WHEN {bin} = 0 THEN 0::DOUBLE WHEN {bin} = {_NAN} THEN 'NaN'::DOUBLE "
+        f"WHEN abs({bin}) = {_INFINITE} THEN sign({bin}) * 'Infinity'::DOUBLE "
+        f"ELSE sign({bin}) * {size} END"
+    )
+
+
+def bins_of_partials(column: str, source: str, keys: Sequence[str] = ()) -> str:
+    """A SELECT of (keys, bin, n): the histograms of partials, merged.
+
+    Args:
+        column: one of the rollup's `histograms`.
+        source: the partials, as in `partial_sql`; a subquery where some are left out.
+        keys: quoted names of its columns.
+    """
+    hist = quoting.identifier(f"hist_{column}")
+    flat = f"SELECT {''.join(f'{key}, ' for key in keys)}unnest({hist}) AS h FROM {source}"
+    return (
+        f"SELECT {''.join(f'{key}, ' for key in keys)}h.bin AS bin, "
+        f"CAST(sum(h.n) AS BIGINT) AS n FROM ({flat}) GROUP BY ALL"
+    )
+
+
+def bins_of_rows(column: str, source: str, keys: Sequence[str] = ()) -> str:
+    """A SELECT of (keys, bin, n): the histograms of rows; as `bins_of_partials`."""
+    name = quoting.identifier(column)
+    return (
+        f"SELECT {''.join(f'{key}, ' for key in keys)}{bin_sql(name)} AS bin, count(*) AS n "
+        f"FROM {source} WHERE {name} IS NOT NULL GROUP BY ALL"
+    )
+
+
+def quantiles_sql(bins: str, at: Mapping[str, float], keys: Sequence[str] = ()) -> str:
+    """A SELECT of (keys, a DOUBLE per quantile), by nearest rank, as `quantile_disc` of bins.
+
+    Args:
+        bins: rows of (keys, bin, n), as in `partial_sql`; a bin may come several times.
+        at: 0 to 1, by the name of the column that it gives.
+        keys: quoted names of columns of `bins`.
+    """
+    head = "".join(f"{key}, " for key in keys)
+    whole = f"PARTITION BY {', '.join(keys)}" if keys else ""
+    merged = f"SELECT {head}bin, sum(n) AS n FROM {bins} GROUP BY ALL"
+    ranked = (
+        f"SELECT {head}bin, sum(n) OVER ({whole} ORDER BY bin) AS upto, sum(n) OVER ({whole}) AS "
+        f"total FROM ({merged})"
+    )
+    values = []
+    for name, q in at.items():
+        rank = f"greatest(1, total - floor(total - {q!r}::DOUBLE * total))"
+        least = f"min(bin) FILTER (upto >= {rank})"
+        values.append(f"{bin_value_sql(f'({least})')} AS {quoting.identifier(name)}")
+    group = f" GROUP BY {', '.join(keys)}" if keys else ""
+    return f"SELECT {head}{', '.join(values)} FROM ({ranked}){group}"
