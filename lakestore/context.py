@@ -143,13 +143,13 @@ class SiteContext:
             undo.pop_all()
         return site
 
-    def partials_of(self, entry: TableEntry, schema: TableSchema) -> Partials:
-        """The rollups of a table; nothing of them was read yet."""
+    def partials_of(self, folder: str, schema: TableSchema) -> Partials:
+        """The partials of the table in a folder; nothing of them was read yet."""
         files = PartialFiles(
             schema,
-            entry.folder,
-            self.layout.rollups(entry.folder),
-            self.layout.hot(entry.folder),
+            folder,
+            self.layout.rollups(folder),
+            self.layout.hot(folder),
             self.storage,
             self.files,
             self.engine,
@@ -280,7 +280,7 @@ class TableContext:
             buffer=buffer,
             tails=JournalTails(site.layout, entry.folder),
             file_ids=FileIds(site.layout.ids(entry.folder), schema),
-            partials=site.partials_of(entry, schema),
+            partials=site.partials_of(entry.folder, schema),
         )
 
     @property

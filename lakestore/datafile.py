@@ -197,8 +197,14 @@ def write(
 def write_partial(path: Path, partial: pa.Table, footer: Mapping[str, Any]) -> None:
     """Write the partial of a rollup, which is small; not fsynced."""
     told = {FOOTER_KEY: json.dumps(footer)}
+    repeated = _leaves(partial.schema, pa.types.is_decimal, wanted=False)  # sums are not
     pq.write_table(
-        partial.replace_schema_metadata(told), path, compression="zstd", write_page_checksum=True
+        partial.replace_schema_metadata(told),
+        path,
+        compression="zstd",
+        use_dictionary=repeated,
+        write_statistics=[partial.schema.names[0]],
+        write_page_checksum=True,
     )
 
 

@@ -63,6 +63,8 @@ class PartialFiles:
         """
         self.schema = schema
         self.rollups = schema.document.rollups
+        self._definitions = {one.name: rollup.fingerprint(one, schema) for one in self.rollups}
+        self._types = {one.name: rollup.arrow_schema(one, schema) for one in self.rollups}
         self._folder = folder
         self._local = local
         self._hot = hot
@@ -77,8 +79,7 @@ class PartialFiles:
         """Make the partials of a segment just published, of its rows; a failure leaves none."""
         for one in self.rollups:
             with _expendable(one, segment):
-                made = self._engine.aggregated(self._query(one, "rows"), rows)
-                self._keep(one, segment, self._settled(one, segment, made))
+                self._keep(one, segment, self._made(one, segment, "rows", rows))
 
     def put(self, file: ColdFile, path: Path, staging: Path) -> None:
         """Make the partials of a cold file about to be listed; a failure leaves none.
@@ -89,8 +90,7 @@ class PartialFiles:
         """
         for one in self.rollups:
             with _expendable(one, file):
-                made = self._engine.aggregated(self._query(one, _parquet(path)))
-                made, key = self._settled(one, file, made), self.key(one, file)
+                made, key = self._made(one, file, _parquet(path)), self.key(one, file)
                 staged = staging / f"{uuid4().hex}.parquet"
                 place = functools.partial(self._storage.put_new, key, staged)
                 self._write(one, file, made, staged, place)
@@ -105,7 +105,7 @@ class PartialFiles:
         if isinstance(file, ColdFile) and not isinstance(self._storage, S3Storage):
             sibling = Path(self._storage.url(self.key(one, file)))
         for path in (sibling, local):
-            partial = self._checked(one, file, path) if path is not None else None
+            partial = self.checked(one, file, path) if path is not None else None
             if partial is not None:
                 return partial
         if isinstance(file, ColdFile) and isinstance(self._storage, S3Storage):
@@ -119,21 +119,23 @@ class PartialFiles:
         by_name = {file.name: file for file in files}
         return list(self._storage.each(lambda name: self.read(one, by_name[name]), list(by_name)))
 
+    def checked(self, one: Rollup, file: DataFile, path: Path) -> pa.Table | None:
+        """What a file holds, when it is that partial."""
+        partial = datafile.read_partial(path, self._types[one.name], self.footer(one, file))
+        return partial if partial is not None and self._counts(file, partial) else None
+
     def make(self, one: Rollup, file: DataFile) -> pa.Table | None:
         """A file's partial, made from its rows and kept; None when its rows cannot be had."""
         partial = None
         with _expendable(one, file):
-            query = self._query(one, _parquet(self._source(file)))
-            with self._engine.cursor() as cursor:
-                made = cursor.sql(query).to_arrow_table()
-            partial = self._settled(one, file, made)
+            partial = self._scanned(one, file, _parquet(self._source(file)))
             if self._writes:
                 self._keep(one, file, partial)
         return partial
 
     def name(self, one: Rollup, file: DataFile) -> PartialName:
         """What a file's partial is called."""
-        return PartialName(file.name, one.name, rollup.fingerprint(one, self.schema))
+        return PartialName(file.name, one.name, self._definitions[one.name])
 
     def key(self, one: Rollup, file: ColdFile) -> str:
         """The key of a cold file's sibling."""
@@ -159,17 +161,42 @@ class PartialFiles:
             "format": 1,
             "tier": "rollup",
             "rollup": one.name,
-            "definition": rollup.fingerprint(one, self.schema),
+            "definition": self._definitions[one.name],
             "of": file.info.sha256 or f"{file.name} {file.info.bytes}",
         }
 
-    def _query(self, one: Rollup, source: str) -> str:
+    def _made(
+        self, one: Rollup, file: DataFile, source: str, rows: pa.Table | None = None
+    ) -> pa.Table:
+        """The partial of a file that is written, beside appends and queries."""
+        try:
+            query = self._query(one, source, listed=True)
+            return self._settled(one, file, self._engine.aggregated(query, rows))
+        except duckdb.OutOfMemoryException:
+            if rows is not None:
+                raise
+            return self._scanned(one, file, source)
+
+    def _scanned(self, one: Rollup, file: DataFile, source: str) -> pa.Table:
+        """The partial of a file, with all the memory that queries have."""
+        with self._engine.cursor() as cursor:
+            query = self._query(one, source, listed=False)
+            return self._settled(one, file, cursor.sql(query).to_arrow_table())
+
+    def _query(self, one: Rollup, source: str, *, listed: bool) -> str:
         keys = ", ".join(str(i + 1) for i in range(1 + len(one.by)))
-        return f"{rollup.partial_sql(one, self.schema, source)} ORDER BY {keys}"
+        partial = rollup.partial_sql(one, self.schema, source, listed=listed)
+        return f"{partial} ORDER BY {keys}"
 
     def _settled(self, one: Rollup, file: DataFile, partial: pa.Table) -> pa.Table:
         """What DuckDB gave, in the partial's types; refused when a sum is beyond them."""
-        partial = partial.cast(rollup.arrow_schema(one, self.schema)).combine_chunks()
+        partial = partial.combine_chunks()
+        for name in (f"hist_{column}" for column in one.histograms):
+            index, bins = partial.schema.get_field_index(name), partial.column(name)
+            if pa.types.is_integer(bins.type.value_type):
+                whole = pa.chunked_array([rollup.counted(chunk) for chunk in bins.chunks])
+                partial = partial.set_column(index, name, whole)
+        partial = partial.cast(self._types[one.name])
         partial.validate(full=True)
         if not self._counts(file, partial):
             raise CorruptionError(f"{file.name!r} does not hold {file.info.rows:,} rows")
@@ -211,7 +238,7 @@ class PartialFiles:
             data = self._storage.read(self.key(one, file))
             make_folder(self._local)
             staged.write_bytes(data)
-            partial = self._checked(one, file, staged)
+            partial = self.checked(one, file, staged)
             if partial is not None and self._writes:
                 staged.replace(local)
             return partial
@@ -219,11 +246,6 @@ class PartialFiles:
             return None
         finally:
             discard(staged)
-
-    def _checked(self, one: Rollup, file: DataFile, path: Path) -> pa.Table | None:
-        expected = rollup.arrow_schema(one, self.schema)
-        partial = datafile.read_partial(path, expected, self.footer(one, file))
-        return partial if partial is not None and self._counts(file, partial) else None
 
     def _source(self, file: DataFile) -> str:
         """What DuckDB opens for a data file."""

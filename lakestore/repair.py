@@ -34,6 +34,7 @@ class Action:
         verb = {
             "quarantine": "move to quarantine",
             "ids": "move to quarantine; it is made again when needed",
+            "rollup": "move to quarantine; it is made again when needed",
             "twin": "make again from its Parquet file",
             "views": "make again from the catalog",
             "empty": "make again from the schema",
@@ -81,6 +82,8 @@ def repair(site: SiteContext, tables: Sequence[TableContext], *, dry_run: bool) 
         aside = _Aside(staged)
         for action in actions:
             _do(action, staged, [replace(t, site=staged) for t in tables], aside)
+        if any(action.do == "rollup" for action in actions):  # views list what is gone
+            shell.publish(staged, lambda: [replace(t, site=staged) for t in tables])
     return Repaired(tuple(actions), verify(site, tables), dry_run)
 
 

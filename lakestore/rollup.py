@@ -15,10 +15,12 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cached_property
+from functools import cache
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from pydantic import BaseModel, ConfigDict, Field
 
 from lakestore import quoting
@@ -39,6 +41,7 @@ RELATIVE_ERROR = (GAMMA - 1) / (GAMMA + 1)
 _DAY_US = 86_400_000_000
 _MIDDLE = 40_000  # the bin of 1.0; those of all doubles are between 2,000 and 76,000
 _INFINITE, _NAN = 100_000, 100_001
+_BIN_BITS = 18  # hold a bin, from the greatest down to its mirror image
 _LN_GAMMA = f"{math.log(GAMMA)!r}::DOUBLE"
 _LN_CENTRE = f"{math.log(2 / (1 + GAMMA))!r}::DOUBLE"  # of a bin, below its upper end
 _LN_MAX = f"({math.log(sys.float_info.max) - 1e-12!r}::DOUBLE)"
@@ -62,10 +65,10 @@ class Rollup(BaseModel):
     max: tuple[str, ...] = ()
     histograms: tuple[str, ...] = Field((), description="numeric columns: percentiles, to 1 %")
 
-    @cached_property
+    @property
     def every_us(self) -> int:
         """Bucket width in microseconds; raises `SchemaError` when it does not divide a day."""
-        micros = interval_micros(self.every)
+        micros = _micros(self.every)
         if micros is None or _DAY_US % micros:
             raise SchemaError(f"{self.every!r} does not divide a day, as '1h' or '5m' do")
         return micros
@@ -87,6 +90,9 @@ class Rollup(BaseModel):
         found += [pa.field(f"max_{name}", columns[name].arrow_type) for name in self.max]
         found += [pa.field(f"hist_{name}", _HISTOGRAM) for name in self.histograms]
         return found
+
+
+_micros = cache(interval_micros)
 
 
 def check(rollups: Sequence[Rollup], columns: Mapping[str, Column], source: str) -> None:
@@ -150,12 +156,14 @@ def fingerprint(rollup: Rollup, schema: "TableSchema") -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 
-def partial_sql(rollup: Rollup, schema: "TableSchema", source: str) -> str:
+def partial_sql(rollup: Rollup, schema: "TableSchema", source: str, *, listed: bool = False) -> str:
     """A SELECT that gives the partial of a relation, in no order.
 
     Args:
         source: what stands after FROM: a table function, a name, a subquery in parentheses. It
             has the table's columns that the rollup reads.
+        listed: leave each histogram a list of bins, one a value, for `counted` to count: several
+            times as fast as DuckDB, and in memory that grows with the rows.
     """
     named = {name: quoting.identifier(name) for name in rollup.sources}
     scales = {c.name: getattr(c.arrow_type, "scale", 0) for c in schema.columns}
@@ -169,11 +177,33 @@ def partial_sql(rollup: Rollup, schema: "TableSchema", source: str) -> str:
     for name in rollup.max:
         kept.append(f"max({named[name]}) AS {quoting.identifier(f'max_{name}')}")
     for name in rollup.histograms:
-        counts = f"map_entries(histogram({bin_sql(named[name])}))"
-        bins = f"[{{'bin': e.key, 'n': CAST(e.value AS BIGINT)}} FOR e IN {counts}]"
-        kept.append(f"{bins} AS {quoting.identifier(f'hist_{name}')}")
+        bins = bin_sql(named[name])
+        if listed:
+            made = f"list({bins}) FILTER ({named[name]} IS NOT NULL)"
+        else:
+            counts = f"map_entries(histogram({bins}))"
+            made = f"[{{'bin': e.key, 'n': CAST(e.value AS BIGINT)}} FOR e IN {counts}]"
+        kept.append(f"{made} AS {quoting.identifier(f'hist_{name}')}")
     keys = ", ".join(str(i + 1) for i in range(1 + len(rollup.by)))
     return f"SELECT {', '.join(kept)} FROM {source} GROUP BY {keys}"
+
+
+def counted(bins: pa.ListArray) -> pa.ListArray:
+    """Histograms of lists of bins, as `partial_sql` gives them when they are not `listed`."""
+    sizes = pc.fill_null(pc.list_value_length(bins), 0).to_numpy()
+    groups = np.repeat(np.arange(len(bins), dtype=np.int64), sizes)
+    keys = np.sort((groups << _BIN_BITS) + bins.flatten().to_numpy() + _NAN)
+    starts = np.flatnonzero(np.diff(keys, prepend=-1))
+    counts = np.diff(starts, append=len(keys))
+    groups, found = keys[starts] >> _BIN_BITS, (keys[starts] & ((1 << _BIN_BITS) - 1)) - _NAN
+    offsets = np.searchsorted(groups, np.arange(len(bins) + 1)).astype(np.int32)
+    entries = [pa.array(found.astype(np.int32)), pa.array(counts.astype(np.int64))]
+    return pa.ListArray.from_arrays(
+        pa.array(offsets),
+        pa.StructArray.from_arrays(entries, fields=list(_HISTOGRAM.value_type)),
+        type=_HISTOGRAM,
+        mask=bins.is_null(),
+    )
 
 
 def bucket_sql(rollup: Rollup, event_time: str) -> str:

@@ -3,7 +3,8 @@
 It is made anew after each publish and put in place by a rename, so a shell sees exactly one
 snapshot: two globs over a changing lake doubled rows in every read that was tried. Only Parquet
 is listed, hot and cold: `read_duckdb()` gave NULL for the fields of structs (DuckDB 1.5). Of a lake
-in a store the cold tier alone is listed, for the hot one is on this host.
+in a store the cold tier alone is listed, for the hot one is on this host. Beside each table are
+views of its rollups, `<table>_rollup_<name>`: of partials where there are some, else of rows.
 Failpoints: views.1 lock taken    .2 file staged    .3 put in place
 """
 
@@ -17,14 +18,16 @@ from datetime import UTC
 from uuid import uuid4
 
 import duckdb
+import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lakestore import datafile, quoting
+from lakestore import datafile, quoting, rollup
 from lakestore.context import SiteContext, TableContext, states
 from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.layout import VIEWS_FILE, schema_key
-from lakestore.snapshot import TableState
+from lakestore.rollup import Rollup
+from lakestore.snapshot import ColdFile, Segment, TableState
 from lakestore.storage.local import discard, refusals, storage_error
 
 _PATIENCE_S = 2.0
@@ -83,12 +86,16 @@ def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]
         for table in tables:
             view = f"{alias}.{quoting.identifier(table.entry.name)}"
             cursor.execute(f"CREATE VIEW {view} AS {_view(table, published[table.entry.id])}")
+        for name, (table, one) in _rollup_views(tables).items():
+            _create_rollup_view(
+                cursor, f"{alias}.{quoting.identifier(name)}", table, published[table.entry.id], one
+            )
         cursor.execute(f"CREATE VIEW {alias}._lake AS {_facts(site, published)}")
 
     try:
         try:
             if site.storage.remote:
-                site.engine.build_over(_empty_files(tables), staged, fill)
+                site.engine.build_over(_empty_files(tables, published), staged, fill)
             else:
                 site.engine.build(staged, fill)
         except duckdb.Error as error:
@@ -102,13 +109,62 @@ def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]
 
 
 def _view(table: TableContext, state: TableState) -> str:
-    paths = [_empty_url(table), *(table.cold_url(file) for file in state.cold)]
+    paths = [_empty_url(table), *_listed(table, state)]
+    return f"SELECT {quoting.identifiers(table.schema.names)} FROM {_parquet(paths)}"
+
+
+def _listed(table: TableContext, state: TableState) -> dict[str, Segment | ColdFile]:
+    """The files that a view lists, by what a shell opens."""
+    files: dict[str, Segment | ColdFile] = {table.cold_url(file): file for file in state.cold}
     if not table.site.storage.remote:  # else nobody but this host could open them
-        paths += [str(table.segment_path(segment).absolute()) for segment in state.hot]
-    return (
-        f"SELECT {quoting.identifiers(table.schema.names)} "
-        f"FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false)"
-    )
+        files |= {str(table.segment_path(one).absolute()): one for one in state.hot}
+    return files
+
+
+def _rollup_views(tables: Sequence[TableContext]) -> dict[str, tuple[TableContext, Rollup]]:
+    """A view for each rollup, but where a table has its name."""
+    taken = {table.entry.name.casefold() for table in tables}
+    views = {}
+    for table in tables:
+        for one in table.schema.document.rollups:
+            name = f"{table.entry.name}_rollup_{one.name}"
+            if name.casefold() not in taken:
+                views[name] = (table, one)
+                taken.add(name.casefold())
+    return views
+
+
+def _create_rollup_view(
+    cursor: duckdb.DuckDBPyConnection,
+    view: str,
+    table: TableContext,
+    state: TableState,
+    one: Rollup,
+) -> None:
+    """A view of the partials of exactly the files that the table's view lists.
+
+    Of those without, and of all when a damaged one keeps the view from being made, of their rows.
+    """
+    files = _listed(table, state)
+    urls = {url: table.partials.files.url(one, file) for url, file in files.items()}
+    partials = [partial for partial in urls.values() if partial is not None]
+    without = [url for url, partial in urls.items() if partial is None]
+
+    def rows_of(paths: Sequence[str]) -> str:
+        source = _parquet([_empty_url(table), *paths])
+        return rollup.partial_sql(one, table.schema, source)
+
+    names = rollup.arrow_schema(one, table.schema).names
+    parts = [f"SELECT {quoting.identifiers(names)} FROM {_parquet(partials)}"] if partials else []
+    try:
+        query = " UNION ALL ".join([*parts, rows_of(without)])
+        cursor.execute(f"CREATE VIEW {view} AS {query}")
+    except duckdb.Error:
+        cursor.execute(f"CREATE VIEW {view} AS {rows_of(list(files))}")
+
+
+def _parquet(paths: Sequence[str]) -> str:
+    return f"read_parquet({quoting.literals(paths)}, hive_partitioning = false)"
 
 
 def _empty_url(table: TableContext) -> str:
@@ -116,14 +172,25 @@ def _empty_url(table: TableContext) -> str:
     return table.site.storage.url(schema_key(entry.folder, entry.schema_version, "parquet"))
 
 
-def _empty_files(tables: Sequence[TableContext]) -> dict[str, bytes]:
-    """What the first file of each view looks like, without asking the store."""
+def _empty_files(
+    tables: Sequence[TableContext], published: dict[int, TableState]
+) -> dict[str, bytes]:
+    """What the first file of each list looks like, without asking the store."""
     files = {}
     for table in tables:
-        sink = io.BytesIO()
-        pq.write_table(table.schema.arrow.empty_table(), sink)
-        files[_empty_url(table)] = sink.getvalue()
+        files[_empty_url(table)] = _empty(table.schema.arrow)
+        for one in table.schema.document.rollups:
+            schema = rollup.arrow_schema(one, table.schema)
+            urls = (table.partials.files.url(one, file) for file in published[table.entry.id].cold)
+            first = next(filter(None, urls), None)
+            files |= {first: _empty(schema)} if first is not None else {}
     return files
+
+
+def _empty(schema: pa.Schema) -> bytes:
+    sink = io.BytesIO()
+    pq.write_table(schema.empty_table(), sink)
+    return sink.getvalue()
 
 
 def _facts(site: SiteContext, published: dict[int, TableState]) -> str:

@@ -96,6 +96,7 @@ LEVELS: list[list[str]] = [
         "verify.tiers",
         "verify.journals",
         "verify.caches",
+        "verify.partials",
         "verify.logs",
         "verify.leftovers",
         "verify.run",

@@ -8,7 +8,7 @@ on it, which is no loss: published files are only ever read.
 import re
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -16,14 +16,16 @@ import numpy as np
 
 from lakestore import quoting
 from lakestore.engine import sorter
+from lakestore.errors import CorruptionError
 from lakestore.fileids import FileIds
 from lakestore.hot import EVENTS
 from lakestore.idhash import Hashes
-from lakestore.layout import ids_name
+from lakestore.layout import PartialName, ids_name
 from lakestore.schema import TableSchema
 from lakestore.storage.local import raise_refusal, require_file
 from lakestore.verify.report import REPAIR, Problem
 
+_FLAT_DAY = re.compile(r"^\w+=\d{4}-\d{2}-\d{2}-")
 _PARQUET = re.compile(r"'((?:[^']|'')*\.parquet)'")
 
 
@@ -116,12 +118,32 @@ def check_views(
         for name, sql in rows
         if name != "_lake"
     }
-    if listed == {name: set(files) for name, files in expected.items()}:
+    tables = {name: listed.pop(name) for name in expected.keys() & listed.keys()}
+    if tables == {name: set(files) for name, files in expected.items()} and all(
+        _is_of_rollup(name, files, expected) for name, files in listed.items()
+    ):
         return None
     if generation < version or follows:
         what = "it shows an older state of the lake; the next publish replaces it"
         return Problem("views", "leftover", None, path, what, REPAIR, "views")
     return _cache("views", None, path, "it does not list the files that are published", "views")
+
+
+def _is_of_rollup(view: str, listed: set[str], expected: Mapping[str, Sequence[str]]) -> bool:
+    """Whether a view lists, for each file of its table, its rows or their partial."""
+    shown = {_data_file(path) for path in listed}
+    return any(
+        view.startswith(f"{name}_rollup_") and shown == {_data_file(file) for file in files}
+        for name, files in expected.items()
+    )
+
+
+def _data_file(path: str) -> str:
+    """The name, without folders, of the data file that a path is, or is the partial of."""
+    name = Path(path).name
+    with suppress(CorruptionError):
+        name = PartialName.parse(name).file
+    return _FLAT_DAY.sub("", name)
 
 
 def _cache(kind: str, table: str | None, path: Path, what: str, repair: str) -> Problem:

@@ -10,12 +10,14 @@ from lakestore.catalog.records import Inventory, TableRecord
 from lakestore.errors import CorruptionError, NotFoundError
 from lakestore.layout import (
     ColdName,
+    PartialName,
     SegmentName,
     SiteLayout,
     data_prefix,
     ids_name,
     journal_name,
     parse_schema_name,
+    rollups_prefix,
     tombstone_key,
 )
 from lakestore.snapshot import GenerationId
@@ -35,6 +37,7 @@ class Disk:
         self.keys = list(objects.storage.list("tables/"))
         self.hot = _files(layout.local / "hot")
         self.ids = _files(layout.local / "ids")
+        self.rollups = _files(layout.local / "rollups")
         self.staging = _files(layout.local / "staging")
 
 
@@ -75,6 +78,12 @@ def check_leftovers(
         names = {ids_name(file.name) for file in record.state.cold} if record is not None else set()
         if path.name not in names and path.exists():
             yield _leftover("orphan", record, path, "it caches the ids of no listed file")
+    for path in disk.rollups:
+        record = records.get(path.parent.name)
+        if path.parent.name in unread or (record is not None and record.dropped):
+            continue
+        if not _is_kept(record, path.name, living) and path.exists():
+            yield _leftover("orphan", record, path, "it is the partial of no listed file")
     for path in disk.staging:
         writer = path.relative_to(disk.layout.local / "staging").parts[0]
         if writer not in living and path.exists():
@@ -84,10 +93,26 @@ def check_leftovers(
             )
 
 
-def _is_of_other(key: str, site: str) -> bool:
-    """Whether a key is that of another site's cold file."""
+def _is_kept(record: TableRecord | None, name: str, living: set[str]) -> bool:
+    """Whether a file among this site's partials is one of a listed file, or is being written."""
+    if record is None or name.startswith("."):
+        return record is not None and bool(living)
     try:
-        return ColdName.parse("/".join(key.split("/")[-2:])).site != site
+        file = PartialName.parse(name).file
+    except CorruptionError:
+        return False
+    listed = [s.name for s in record.state.segments] + [g.name for g in record.garbage]
+    listed += [cold.name.replace("/", "-") for cold in record.state.cold]
+    return file in listed
+
+
+def _is_of_other(key: str, site: str) -> bool:
+    """Whether a key is that of another site's cold file, or of its partial."""
+    name = "/".join(key.split("/")[-2:])
+    try:
+        if key.split("/")[2] == "_rollups":
+            name = PartialName.parse(name).file
+        return ColdName.parse(name).site != site
     except CorruptionError:
         return False
 
@@ -122,6 +147,10 @@ def _key_problem(
         if (parsed.first <= record.state.sealed_through or not living) and exists():
             yield _unlisted(record, path, "cold file")
         return
+    if record is not None and key.startswith(rollups_prefix(folder)):
+        if _is_stray(record, key.removeprefix(rollups_prefix(folder)), living) and exists():
+            yield _leftover("orphan", record, path, "it is the partial of no listed file")
+        return
     if record is None:
         if exists() and not living:  # else it may be a table that is being made
             yield _leftover("orphan", None, path, "no table has this folder")
@@ -133,6 +162,17 @@ def _key_problem(
     version = parse_schema_name(rest.removeprefix("schema/"))
     if version not in record.schemas and exists():
         yield _leftover("orphan", record, path, "nothing names it")
+
+
+def _is_stray(record: TableRecord, name: str, living: set[str]) -> bool:
+    """Whether a sibling is of no cold file, and of none that a seal is about to list."""
+    try:
+        file = PartialName.parse(name).file
+        if file in {cold.name for cold in record.state.cold}:
+            return False
+        return ColdName.parse(file).first <= record.state.sealed_through or not living
+    except CorruptionError:
+        return True
 
 
 def _dropped_problem(

@@ -13,7 +13,7 @@ Severity = Literal["damage", "doubt", "cache", "leftover"]
 - cache: something that can be made again is missing or wrong; answers stay right
 - leftover: what a crash leaves; nothing reads it
 """
-Repair = Literal["quarantine", "twin", "ids", "views", "empty"]
+Repair = Literal["quarantine", "twin", "ids", "rollup", "views", "empty"]
 """What `repair` may do: move the file away, or make a cache again (the old one is moved away)."""
 
 RESTORE = "restore the file from a copy"

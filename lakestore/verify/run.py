@@ -53,6 +53,7 @@ from lakestore.verify.logs import (
     with_log,
 )
 from lakestore.verify.objects import Objects, objects_of
+from lakestore.verify.partials import PartialCheck
 from lakestore.verify.report import REBUILD, RESTORE, Problem, Report, by_severity
 from lakestore.verify.tiers import check_tiers, covered
 from lakestore.writers import living
@@ -206,6 +207,7 @@ class _Verification:
         says = {"format": 1, "lake": site.catalog.lake, "table": record.name}
         ids_folder = site.layout.ids(record.folder)
         ids = FileIds(ids_folder, schema)
+        partials = PartialCheck(con, site, self.objects, record, schema)
         checked: dict[str, tuple[Checked, date | None]] = {}
         for segment in record.state.hot:
             path = folder / segment.name
@@ -216,6 +218,8 @@ class _Verification:
                 twin = hot.duckdb_path(folder, segment.name)
                 problem = check_twin(con, record.name, schema, path, twin)
                 one.problems += [problem] if problem is not None else []
+            if not one.problems:
+                one.problems += partials.check(segment, path)
         for file in record.state.cold:
             path = self.objects.fetch(data_prefix(record.folder) + file.name)
             cold_says = says | {
@@ -233,6 +237,7 @@ class _Verification:
             if not one.problems:
                 problem = check_ids(record.name, ids, ids_folder, file.name, one.hashes)
                 one.problems += [problem] if problem is not None else []
+                one.problems += partials.check(file, path)
             self.objects.let_go(path)
         for one, _ in checked.values():
             self.problems += one.problems

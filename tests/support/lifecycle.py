@@ -31,6 +31,11 @@ SCHEMA = ls.TableSchema.from_toml(
     at = "TIMESTAMPTZ not null"
     n = "BIGINT"
     note = "VARCHAR"
+    [[rollups]]
+    name = "hourly"
+    by = ["note"]
+    sums = ["n"]
+    histograms = ["n"]
     """
 )
 SETTINGS = {"segments_max": 2, "segment_duckdb_rows": 20, "vacuum_grace_s": 0}
@@ -352,6 +357,7 @@ def check(folder: Path) -> None:
     folder = life.lake["events"]._context.entry.folder
     facts = life.lake.sql("SELECT count(*), sum(n), count(DISTINCT id) FROM events").fetchone()
     assert facts == (len(expected), sum(n * n for n in expected), len(expected))
+    assert rolled_up(life.lake) == facts[:2]
     life.close()
     staged = [p for p in (life.site / "staging").rglob("*") if p.is_file()]
     assert staged == [], f"staged files are left: {staged}"
@@ -361,9 +367,22 @@ def check(folder: Path) -> None:
         return
     with duckdb.connect(f"{life.root}/lake.duckdb", read_only=True) as con:
         seen = con.sql("SELECT count(*), count(DISTINCT id) FROM events").fetchall()
+        added = con.sql("SELECT sum(n), sum(sum_n) FROM events_rollup_hourly").fetchall()
     assert seen == [(len(expected), len(expected))]
+    assert added == [facts[:2]]
     with life.opened(mode="r") as reader:
         assert life.ledger.problems(reader) == []
+
+
+def rolled_up(lake: ls.Lake) -> tuple[object, ...]:
+    """What the partials of all that is published add up to."""
+    context = lake["events"]._context
+    (one,), state = context.schema.document.rollups, context.state()
+    with context.partials.load(one, state.hot, state.cold) as loaded:
+        assert not loaded.missing
+        with lake._site.engine.cursor() as cursor:
+            query = f"SELECT sum(n), sum(sum_n) FROM {loaded.relation}"
+            return cursor.execute(query).fetchall()[0]
 
 
 def check_engines(life: Life, folder: str, expected: set[int]) -> None:
