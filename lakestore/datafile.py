@@ -14,6 +14,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
+import xxhash
 
 from lakestore.errors import CorruptionError
 from lakestore.idhash import hash_ids, id_sum
@@ -32,6 +33,7 @@ UNREADABLE = (
 )  # fmt: skip
 """What reading damaged bytes raises."""
 _NO_MIN, _NO_MAX = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
+_UNSIGNED = "0" * 16  # what a partial's digest is while the digest is taken
 _RANGE_CHARS = 256
 """Longer least or greatest strings are not kept: they would cost more than they prune."""
 
@@ -195,29 +197,34 @@ def write(
 
 
 def write_partial(path: Path, partial: pa.Table, footer: Mapping[str, Any]) -> None:
-    """Write the partial of a rollup, which is small; not fsynced."""
-    told = {FOOTER_KEY: json.dumps(footer)}
-    repeated = _leaves(partial.schema, pa.types.is_decimal, wanted=False)  # sums are not
+    """Write the partial of a rollup, which is small, with a digest of its bytes; not fsynced."""
+    told = {FOOTER_KEY: json.dumps({**footer, "digest": _UNSIGNED})}
+    sink = pa.BufferOutputStream()
     pq.write_table(
         partial.replace_schema_metadata(told),
-        path,
+        sink,
         compression="zstd",
-        use_dictionary=repeated,
+        use_dictionary=_leaves(partial.schema, pa.types.is_decimal, wanted=False),  # not for sums
         write_statistics=[partial.schema.names[0]],
         write_page_checksum=True,
     )
+    data = sink.getvalue().to_pybytes()
+    head, _, tail = data.rpartition(_UNSIGNED.encode())
+    path.write_bytes(head + xxhash.xxh3_64_hexdigest(data).encode() + tail)
 
 
 def read_partial(path: Path, schema: pa.Schema, footer: Mapping[str, Any]) -> pa.Table | None:
     """A partial; None when it is missing, damaged, or says something else of itself."""
     try:
-        require_file(path)
-        partial = pq.read_table(
-            path, page_checksum_verification=True, use_threads=False, partitioning=None
-        )
-        told = json.loads((partial.schema.metadata or {})[FOOTER_KEY])
-        same = told == footer and partial.schema.equals(schema)
-        return partial.replace_schema_metadata(None) if same else None
+        with open_to_read(path) as file:
+            data = file.read()
+        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+            told = json.loads((parquet.metadata.metadata or {})[FOOTER_KEY])
+            partial = parquet.read(use_threads=False).replace_schema_metadata(None)
+        digest = told.pop("digest")
+        head, _, tail = data.rpartition(digest.encode())
+        whole = xxhash.xxh3_64_hexdigest(head + _UNSIGNED.encode() + tail) == digest
+        return partial if whole and told == footer and partial.schema.equals(schema) else None
     except UNREADABLE:
         return None
 

@@ -29,6 +29,7 @@ from lakestore.journal import JournalReader
 from lakestore.retain import is_tombstone
 from lakestore.snapshot import FileInfo
 from lakestore.verify import run
+from lakestore.verify.partials import PartialCheck
 from lakestore.verify.report import Report
 
 pytestmark = pytest.mark.faults
@@ -36,7 +37,13 @@ pytestmark = pytest.mark.faults
 SEED = 20261126
 FLIPS = {"cold file": 10, "segment": 10, "catalog": 50, "catalog's log": 12}
 """Random flips in each file of a kind, where it is not two."""
-CACHES = {"views": "views", "zero-row file": "empty", "segment's twin": "twin", "ids": "ids"}
+CACHES = {
+    "views": "views",
+    "zero-row file": "empty",
+    "segment's twin": "twin",
+    "ids": "ids",
+    "partial": "rollup",
+}
 """What can be made again, and what `repair` calls that."""
 UNREAD = ("of a dropped table", "index of the catalog's log")
 """Nothing is read of them again: they wait for vacuum, and for SQLite to make it anew."""
@@ -306,6 +313,7 @@ BUGS: dict[str, tuple[str, object, str, Callable[..., object]]] = {
     "views unread": ("views", run, "check_views", lambda *_, **__: None),
     "documents unread": ("schema document", run, "check_documents", lambda *_: []),
     "twin unread": ("segment's twin", run, "check_twin", lambda *_: None),
+    "partials unchecked": ("partial", PartialCheck, "check", lambda *_: ()),
     "id hashes unchecked": ("ids", run, "check_ids", lambda *_: None),
     "journals end anywhere": ("finished journal", JournalReader, "_on_disk", lambda _: 0),
     "catalog's own check left out": ("catalog", integrity, "check", lambda _: []),

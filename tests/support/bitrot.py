@@ -23,13 +23,14 @@ KINDS = {
     "lake file": r"lakestore\.json",
     "views": r"lake\.duckdb",
     "tombstone": r"tables/gone/dropped\.json",
-    "of a dropped table": r"(tables|_site/hot)/gone/.*",
+    "of a dropped table": r"(tables|_site/hot|_site/rollups)/gone/.*",
     "schema document": r"tables/\w+/schema/\d+\.toml",
     "zero-row file": r"tables/\w+/schema/\d+\.parquet",
     "cold file": r"tables/events/data/day=.*\.parquet",
     "segment": r"_site/hot/events/.*\.parquet",
     "segment's twin": r"_site/hot/events/.*\.duckdb",
     "ids": r"_site/ids/events/.*\.ids",
+    "partial": r"(tables/events/_rollups|_site/rollups/events)/.*\.parquet",
     "finished journal": r"_site/journal/events/\w+/000004\.journal",
     "journal": r"_site/journal/events/\w+/000005\.journal",
     "catalog": r"_site/catalog\.sqlite",
@@ -37,6 +38,11 @@ KINDS = {
     "index of the catalog's log": r"_site/catalog\.sqlite-shm",
     "lock": r"_site/(writers/\w+|views\.lock)",
 }
+
+
+ROLLED_UP = ls.TableSchema.from_toml(
+    SCHEMA.text + '[[rollups]]\nname = "hourly"\nby = ["name"]\nsums = ["n"]\nhistograms = ["x"]\n'
+)
 
 
 def kind_of(name: str) -> str | None:
@@ -48,7 +54,7 @@ def fill(root: Path, killed: Path) -> None:
     """A lake with every kind of file, and a copy of it as a kill would have left it."""
     with ls.open(root, upkeep="manual", settings=SETTINGS) as lake:
         lake.create_table("empty", SCHEMA)
-        table = lake.create_table("events", SCHEMA)
+        table = lake.create_table("events", ROLLED_UP)
         table.append(events(0, 60), producer="job", seq=0)
         table.seal()
         table.append(events(60, 100), producer="job", seq=1)
