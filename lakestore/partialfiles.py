@@ -100,6 +100,11 @@ class PartialFiles:
 
     def read(self, one: Rollup, file: DataFile) -> pa.Table | None:
         """A file's partial, if it has one that is its own."""
+        with suppress(*FAILURES):  # such as a name by another engine that is no key of ours
+            return self._found(one, file)
+        return None
+
+    def _found(self, one: Rollup, file: DataFile) -> pa.Table | None:
         local = self._local / self.name(one, file).flat
         sibling = None
         if isinstance(file, ColdFile) and not isinstance(self._storage, S3Storage):
@@ -194,7 +199,8 @@ class PartialFiles:
         for name in (f"hist_{column}" for column in one.histograms):
             index, bins = partial.schema.get_field_index(name), partial.column(name)
             if pa.types.is_integer(bins.type.value_type):
-                whole = pa.chunked_array([rollup.counted(chunk) for chunk in bins.chunks])
+                counted = [rollup.counted(chunk) for chunk in bins.chunks]
+                whole = pa.chunked_array(counted, self._types[one.name].field(name).type)
                 partial = partial.set_column(index, name, whole)
         partial = partial.cast(self._types[one.name])
         partial.validate(full=True)

@@ -150,31 +150,31 @@ class Partials:
             for file in files:
                 if file.name in resident.files:
                     resident.files[file.name].asked = self._loads
-            resident = self._without_stale(cursor, one, key, resident)
-            new = [file for file in files if file.name not in resident.files]
-            if new:
-                resident = self._grown(cursor, one, key, resident, new)
+            with suppress(duckdb.OutOfMemoryException):  # then what there is has to do
+                self._without_stale(cursor, one, key, resident)
+                self._grow(cursor, one, key, files)
+            resident = self._residents[key]
         return resident, [file.name for file in files if file.name in resident.files]
 
     def _without_stale(
         self, cursor: duckdb.DuckDBPyConnection, one: Rollup, key: tuple[str, bool], old: _Resident
-    ) -> _Resident:
-        """The resident, or a copy of what was asked for of late, when the rest has become much."""
+    ) -> None:
+        """Copy what was asked for of late, when the rest has become much."""
         kept = [n for n, held in old.files.items() if self._loads - held.asked < _STALE_LOADS]
         rows = sum(old.files[name].rows for name in kept)
         if old.rows - rows > max(rows, _STALE_ROWS):
-            return self._renewed(cursor, one, key, kept, wide=old.wide)
-        return old
+            self._renewed(cursor, one, key, kept, wide=old.wide)
 
-    def _grown(
+    def _grow(
         self,
         cursor: duckdb.DuckDBPyConnection,
         one: Rollup,
         key: tuple[str, bool],
-        resident: _Resident,
-        new: Sequence[DataFile],
-    ) -> _Resident:
-        """The resident with more files, as far as there is room and their partials can be had."""
+        files: Sequence[DataFile],
+    ) -> None:
+        """Take in files, as far as there is room and their partials can be had."""
+        resident = self._residents[key]
+        new = [file for file in files if file.name not in resident.files]
         made: list[tuple[str, pa.Table]] = []
         for file, read in zip(new, self.files.read_all(one, new), strict=True):
             partial = read if read is not None else self.files.make(one, file)
@@ -185,20 +185,17 @@ class Partials:
         sizes = itertools.accumulate((p.nbytes for _, p in made), initial=resident.bytes)
         taken = [m for m, size in zip(made, [*sizes][1:], strict=True) if size <= self._bytes_max]
         if not taken:
-            return resident
+            return
         rows = _numbered([partial for _, partial in taken], len(resident.files))
         if not resident.wide and (narrow := _narrowed(rows)) is None:
             resident = self._renewed(cursor, one, key, list(resident.files), wide=True)
         elif not resident.wide:
             rows = narrow
         cursor.register("lakestore_partials", rows)
-        with suppress(duckdb.OutOfMemoryException):
-            cursor.execute(f"INSERT INTO {resident.name} FROM lakestore_partials")
-            for name, partial in taken:
-                resident.files[name] = _Held(
-                    len(resident.files), partial.num_rows, partial.nbytes, self._loads
-                )
-        return resident
+        cursor.execute(f"INSERT INTO {resident.name} FROM lakestore_partials")
+        for name, partial in taken:
+            number = len(resident.files)
+            resident.files[name] = _Held(number, partial.num_rows, partial.nbytes, self._loads)
 
     def _renewed(
         self,
@@ -215,19 +212,12 @@ class Partials:
         empty = _numbered([rollup.arrow_schema(one, self.files.schema).empty_table()], 0)
         cursor.register("lakestore_empty", empty if wide else _narrowed(empty))
         cursor.execute(f"CREATE TABLE {new.name} AS FROM lakestore_empty")
-        if old is not None and kept:
-            ids = {old.files[name].id: i for i, name in enumerate(kept)}
-            cursor.register(
-                "lakestore_ids", pa.table({"old": list(ids), "new": list(ids.values())})
-            )
-            cursor.execute(
-                f"INSERT INTO {new.name} SELECT ids.new, p.* EXCLUDE ({FILE}) FROM {old.name} AS p "
-                f"JOIN lakestore_ids AS ids ON p.{FILE} = ids.old ORDER BY ids.new, {rollup.BUCKET}"
-            )
-            for i, name in enumerate(kept):
-                held = old.files[name]
-                new.files[name] = _Held(i, held.rows, held.bytes, held.asked)
         if old is not None:
+            try:
+                _copy(cursor, old, new, kept)
+            except BaseException:
+                self._retired.append(new)
+                raise
             self._retire(key)
         self._residents[key] = new
         return new
@@ -243,6 +233,23 @@ class Partials:
             if resident.started == self._engine.started:
                 with suppress(duckdb.Error, LakestoreError), self._engine.cursor() as cursor:
                     cursor.execute(f"DROP TABLE IF EXISTS {resident.name}")
+
+
+def _copy(
+    cursor: duckdb.DuckDBPyConnection, old: _Resident, new: _Resident, kept: Sequence[str]
+) -> None:
+    """Fill a new resident with the rows of some files of another."""
+    if not kept:
+        return
+    ids = {old.files[name].id: i for i, name in enumerate(kept)}
+    cursor.register("lakestore_ids", pa.table({"old": list(ids), "new": list(ids.values())}))
+    cursor.execute(
+        f"INSERT INTO {new.name} SELECT ids.new, p.* EXCLUDE ({FILE}) FROM {old.name} AS p "
+        f"JOIN lakestore_ids AS ids ON p.{FILE} = ids.old ORDER BY ids.new, {rollup.BUCKET}"
+    )
+    for i, name in enumerate(kept):
+        held = old.files[name]
+        new.files[name] = _Held(i, held.rows, held.bytes, held.asked)
 
 
 def _numbered(partials: Sequence[pa.Table], first: int) -> pa.Table:

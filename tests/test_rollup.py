@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 from conftest import FixedClock
+from support.commands import ok
 from support.soundness import assert_sound
 from support.store import Store
 from test_shell import attach, run
@@ -358,6 +359,30 @@ def test_a_partial_that_cannot_be_made_fails_neither_flush_nor_seal(lake, usage,
         usage.seal()
     assert trap.seen > 2
     assert totals(lake, usage)[0] == 650
+    assert_sound(lake, allowed=())
+
+
+def test_a_segment_of_no_rows_has_a_partial_of_none(lake, usage, chance, monkeypatch):
+    usage.seal()
+    known = rows(random.Random(20261127), 20)  # all are sealed
+    usage.append(known, producer="late", seq=1)
+    usage.flush()
+    assert [segment.info.rows for segment in usage._context.state().hot] == [0]
+    monkeypatch.setattr(PartialFiles, "make", lambda *_: pytest.fail("rows were read"))
+    assert totals(lake, usage)[0] == 600
+    assert_sound(lake, allowed=())
+
+
+@pytest.mark.sqlite
+def test_a_rebuild_leaves_partials_as_they_are(open_lake, lake, usage, root, monkeypatch):
+    lake.close()
+    before = partial_paths(root)
+    (root / "_site/catalog.sqlite").unlink()
+    ok("rebuild", root)
+    lake = open_lake()
+    monkeypatch.setattr(PartialFiles, "make", lambda *_: pytest.fail("rows were read"))
+    assert totals(lake, lake["usage"])[0] == 600
+    assert partial_paths(root) == before
     assert_sound(lake, allowed=())
 
 
