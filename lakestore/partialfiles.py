@@ -203,7 +203,7 @@ class PartialFiles:
                 whole = pa.chunked_array(counted, self._types[one.name].field(name).type)
                 partial = partial.set_column(index, name, whole)
         partial = partial.cast(self._types[one.name])
-        partial.validate(full=True)
+        partial.validate(full=True)  # DuckDB 1.5 lets a sum of 39 digits pass
         if not self._counts(file, partial):
             raise CorruptionError(f"{file.name!r} does not hold {file.info.rows:,} rows")
         reach("rollup.1")

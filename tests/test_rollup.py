@@ -325,6 +325,21 @@ def test_a_partial_that_is_not_its_own_is_made_again(open_lake, usage, root, har
     assert set(partial_paths(root)) >= set(made)
 
 
+def test_no_flipped_bit_of_a_partial_is_read(usage, root):
+    context = usage._context
+    one, segment = context.schema.document.rollups[0], context.state().hot[0]
+    files = context.partials.files
+    path = root / "_site/rollups/usage" / files.name(one, segment).flat
+    good, chance = path.read_bytes(), random.Random(3)
+    for place in [0, len(good) - 1, *(chance.randrange(len(good)) for _ in range(120))]:
+        data = bytearray(good)
+        data[place] ^= 1 << chance.randrange(8)
+        path.write_bytes(data)
+        assert files.read(one, segment) is None, place
+    path.write_bytes(good)
+    assert files.read(one, segment) is not None
+
+
 def test_a_wrong_value_in_a_whole_partial_is_found_by_verify(lake, usage, root):
     context = usage._context
     one, segment = context.schema.document.rollups[0], context.state().hot[0]
