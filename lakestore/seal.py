@@ -46,6 +46,7 @@ _BATCH_BYTES = 32 * MIB
 _SEAL_BYTES_MAX = 512 * MIB
 _MORE_SORT_BYTES = (SORT_BYTES, 1 * GIB, 4 * GIB)
 _EPOCH = date(1970, 1, 1)
+_NO_HASHES = np.empty(0, dtype=np.uint64)
 
 
 def is_due(hot_bytes: int, oldest_age_s: float, settings: Settings) -> bool:
@@ -211,7 +212,8 @@ def _write_files(
     """Write the rows of the segments, sorted within each day, to files in `folder`.
 
     Their footers say of which seal they are, and the last one's how many there are and what they
-    took: files that are not a whole seal are nothing to a rebuild.
+    took: files that are not a whole seal are nothing to a rebuild. So a seal whose rows are all
+    known has a file without rows.
     """
     footer = table.footer(
         tier="cold", seal=uuid4().hex, first=segments[0].first, last=segments[-1].last
@@ -223,21 +225,29 @@ def _write_files(
     path, day, part = folder, 0, -1
     hashes: list[Hashes] = []
 
+    def begin(number: int) -> datafile.DataFileWriter:
+        nonlocal path, day, hashes, part
+        path, day, hashes = folder / f"{uuid4().hex}.parquet", number, []
+        part += 1
+        return datafile.DataFileWriter(path, table.schema, footer, bloom=True)
+
     def finish(**more: object) -> Iterator[_Written]:
         if writer is not None:
             info = writer.close(part=part, **more)
-            yield _Written(_EPOCH + timedelta(days=day), path, info, np.concatenate(hashes))
+            found = np.concatenate([_NO_HASHES, *hashes])
+            yield _Written(_EPOCH + timedelta(days=day), path, info, found)
 
     try:
         for number, batch in _by_day(folder, table, segments, memory_bytes, repeated):
             full = writer is not None and writer.bytes >= table.site.settings.cold_file_bytes
             if writer is None or number != day or full:
                 yield from finish()
-                path, day, hashes = folder / f"{uuid4().hex}.parquet", number, []
-                part += 1
-                writer = datafile.DataFileWriter(path, table.schema, footer, bloom=True)
+                writer = begin(number)
             writer.write(batch)
             hashes.append(hash_batch(batch, table.schema))
+        if writer is None:
+            filled = next(s for s in segments if s.info.rows)
+            writer = begin((filled.info.min_time.date() - _EPOCH).days)
         yield from finish(parts=part + 1, **took)
     except OSError as error:
         raise storage_error("cannot write cold files", error) from error

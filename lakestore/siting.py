@@ -56,7 +56,7 @@ def open_catalog(
         makes = write or storage.remote
         catalog = Catalog(SQLite(layout.catalog), clock, write=makes, creation=creation)
     else:
-        id = _site(layout, lake, write=write)
+        id = site_of(layout, lake, write=write)
         creation = Creation(
             id.lake,
             id.site,
@@ -77,8 +77,13 @@ def may_share(layout: SiteLayout) -> bool:
     return not has_own or (layout.local / SITE_FILE).exists()
 
 
-def _site(layout: SiteLayout, lake: str | None, *, write: bool) -> SiteId:
-    """Which site a folder is; a reader that has none is nobody."""
+def site_of(layout: SiteLayout, lake: str | None, *, write: bool) -> SiteId:
+    """Which site a folder is; a reader that has none is nobody.
+
+    Raises:
+        CorruptionError: `site.json` is lost, damaged, or of another lake.
+        StorageError: the disk refused.
+    """
     found = read_site(layout)
     if found is None and holds_rows(layout):
         raise CorruptionError(

@@ -6,8 +6,10 @@ short: its segment may have a number that another one has got. Each says which j
 and that decides.
 """
 
+from bisect import bisect_right
 from collections.abc import Iterator, Sequence, Set
 from dataclasses import dataclass, field
+from itertools import pairwise
 
 from lakestore.snapshot import GenerationId
 
@@ -25,10 +27,49 @@ class Tile:
     covers: frozenset[GenerationId] = frozenset()
     linked: int = field(default=0, compare=False)
     """Ascends with the time at which it was put in place, as far as the file system tells."""
+    rows: int = field(default=0, compare=False)
 
 
 class Untileable(ValueError):
     """No choice of tiles accounts for every segment number and every journal."""
+
+
+def plausible(seals: Sequence[Tile], starts: Set[int]) -> list[Tile]:
+    """Those of a site's whole seals that may have been committed.
+
+    A seal begins where the last committed one ended, so none that was committed spans the start of
+    another. And each leaves out what other sites have sealed by then: of several of one range, the
+    one with the fewest rows is the committed one, or has the same rows.
+
+    Args:
+        starts: first segments of all seals that there are files of, be they whole or not.
+    """
+    ordered = sorted(starts)
+    kept: dict[tuple[int, int], Tile] = {}
+    for seal in sorted(seals, key=lambda t: (t.rows, t.files)):
+        later = bisect_right(ordered, seal.first)
+        if later == len(ordered) or ordered[later] > seal.last:
+            kept.setdefault((seal.first, seal.last), seal)
+    return list(kept.values())
+
+
+def chain(seals: Sequence[Tile], starts: Set[int]) -> tuple[list[Tile], list[Tile]]:
+    """A site's plausible seals: those that were committed, and those that may be the last of them.
+
+    The former are in order. Of the latter one or none was committed; the longest comes first.
+
+    Raises:
+        Untileable: there is no whole seal where there was a committed one.
+    """
+    committed: list[Tile] = []
+    ordered = sorted(starts)
+    for start, end in pairwise([1, *(s for s in ordered if s > 1)]):
+        fitting = [seal for seal in seals if (seal.first, seal.last) == (start, end - 1)]
+        if not fitting:
+            raise Untileable(f"no whole seal holds the segments {start} to {end - 1}")
+        committed += fitting
+    last = [seal for seal in seals if seal.first == max(ordered, default=0)]
+    return committed, sorted(last, key=lambda seal: -seal.last)
 
 
 def choose(tiles: Sequence[Tile], last: int, journals: Set[GenerationId]) -> list[Tile]:

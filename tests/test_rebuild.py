@@ -1,6 +1,7 @@
 """A lost or damaged catalog comes back from the other files, and every answer is the same."""
 
 import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -8,6 +9,7 @@ from pathlib import Path
 import pytest
 from conftest import SCHEMA, events
 from support.commands import rebuild, run
+from support.postgres import drop_catalog
 from support.soundness import assert_sound
 
 import lakestore as ls
@@ -45,6 +47,8 @@ def everything(lake: ls.Lake) -> dict[str, object]:
 
 
 def lose_catalog(root: Path) -> None:
+    if url := os.environ.get("LAKESTORE_CATALOG"):
+        drop_catalog(url, json.loads((root / "lakestore.json").read_bytes())["lake"])
     for path in (root / "_site").glob("catalog.sqlite*"):
         path.unlink()
 
@@ -282,14 +286,26 @@ def test_a_lost_catalog_is_never_made_anew(open_lake: Open, root, state, mode):
     state(lake)
     lake.close()
     lose_catalog(root)
-    for content in (None, b"", b"not a database" * 400):
-        if content is not None:
-            (root / "_site/catalog.sqlite").write_bytes(content)
+    with pytest.raises(ls.CorruptionError, match="`lakestore rebuild`"):
+        open_lake(mode=mode)
+
+
+@pytest.mark.sqlite
+@pytest.mark.parametrize("mode", ["rw", "r"])
+@pytest.mark.parametrize("state", [empty, buffered, flushed, sealed], ids=lambda s: s.__name__)
+def test_a_file_that_is_no_catalog_is_never_made_one(open_lake: Open, root, state, mode):
+    lake = open_lake()
+    state(lake)
+    lake.close()
+    lose_catalog(root)
+    for content in (b"", b"not a database" * 400):
+        (root / "_site/catalog.sqlite").write_bytes(content)
         with pytest.raises(ls.CorruptionError, match="`lakestore rebuild`"):
             open_lake(mode=mode)
     assert (root / "_site/catalog.sqlite").read_bytes() == b"not a database" * 400
 
 
+@pytest.mark.sqlite
 def test_an_open_that_a_rebuild_overtakes_writes_to_no_old_catalog(open_lake, root, monkeypatch):
     lake = open_lake()
     mixed(lake)
@@ -314,6 +330,7 @@ def test_an_open_that_a_rebuild_overtakes_writes_to_no_old_catalog(open_lake, ro
     assert lake.verify().ok
 
 
+@pytest.mark.sqlite
 def test_a_damaged_catalog_goes_to_quarantine(open_lake: Open, root, clock):
     lake = open_lake(settings=SETTINGS)
     mixed(lake)
@@ -447,6 +464,7 @@ def test_files_of_two_lakes_are_refused(open_lake: Open, root, clock, tmp_path):
     with ls.open(tmp_path / "other", upkeep="manual") as other:
         other.create_table("more", SCHEMA)
     shutil.copytree(tmp_path / "other/tables/more", root / "tables/more")
+    lose_catalog(root)
     with pytest.raises(ls.CorruptionError, match="do not agree on whose they are"):
         rebuild(root, clock=clock)
 

@@ -7,15 +7,15 @@ segments and cold files say in their footers what they are. Failpoints: catalog.
 """
 
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from lakestore.catalog import tables as t
 from lakestore.catalog.commit import Commit
-from lakestore.catalog.database import Creation, Database, refuse_lost
+from lakestore.catalog.database import Creation, Database, add_lake, lay_out, refuse_lost
 from lakestore.catalog.holdings import holding_of, holdings_of, marks_of, seen, sent_of
 from lakestore.catalog.migrations import migrate
 from lakestore.catalog.records import (
@@ -26,13 +26,15 @@ from lakestore.catalog.records import (
     TableEntry,
     TableRecord,
 )
+from lakestore.catalog.restoring import Restoration
 from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
 from lakestore.catalog.strict import damage
 from lakestore.clock import Clock
-from lakestore.errors import FormatTooNewError, InvalidInputError, NotFoundError
+from lakestore.errors import CorruptionError, FormatTooNewError, InvalidInputError, NotFoundError
 from lakestore.failpoint import reach
 from lakestore.snapshot import ColdFile, GenerationId, TableState
 
+_Kind = TypeVar("_Kind", bound=Commit)
 _NOBODY = -1
 """What a site holds of a table that it never committed to."""
 
@@ -69,10 +71,12 @@ class Catalog:
                 self._migrate(found, write=write)
             with database.begin("read") as con:
                 self.lake = con.execute(sa.select(t.lake.c.uuid)).scalar_one()
-                sites = con.execute(sa.select(t.sites.c.name)).scalars().all()
-            self.site = database.site if database.site is not None else _only(sites)
-            if write and self.site not in sites:
-                self._join(creation)
+                sites = _pairs(con, sa.select(t.sites.c.name, t.sites.c.joined_at))
+            self.site = database.site if database.site is not None else _only(list(sites))
+            if database.site is not None and not sites.get(self.site):
+                self._refuse_unknown(creation, is_awaited=write and self.site in sites)
+                if write:
+                    self._join()
         except BaseException:
             self.close()
             raise
@@ -82,22 +86,32 @@ class Catalog:
             refuse_lost(self.database, creation.needs_catalog)
             raise NotFoundError(f"the catalog at {self.database.name!r} is empty")
         with self.database.begin("write") as con:
-            self.database.prepare(con)
-            t.metadata.create_all(con)
+            lay_out(self.database, con)
             if con.execute(sa.select(t.lake.c.one)).first() is None:  # else it was made just now
                 refuse_lost(self.database, creation.needs_catalog)
                 if creation.lake is None:
                     raise NotFoundError(f"the catalog at {self.database.name!r} is empty")
-                row = {"one": 1, "format": t.FORMAT, "version": 0, "uuid": creation.lake}
-                con.execute(t.lake.insert(), row)
+                add_lake(con, creation.lake)
                 self._add_site(con, creation.site)
 
-    def _join(self, creation: Creation) -> None:
+    def _refuse_unknown(self, creation: Creation, *, is_awaited: bool) -> None:
+        """Never use a catalog that others have, and that lacks what this site had in an older one.
+
+        Args:
+            is_awaited: it was made again elsewhere, and this site is to write.
+        """
+        if is_awaited or creation.needs_site():
+            raise CorruptionError(
+                f"the catalog {self.database.name!r} does not know what this host has of the lake, "
+                "as after a rebuild at another host: run `lakestore rebuild` here, or correct "
+                "catalog= if it names another database"
+            )
+
+    def _join(self) -> None:
         """Make this site known to a catalog that other sites have made."""
         with self.database.begin("write") as con:
             name = t.sites.c.name
             if con.execute(sa.select(name).where(name == self.site)).first() is None:
-                refuse_lost(self.database, creation.needs_site)
                 self._add_site(con, self.site)
 
     def _add_site(self, con: Connection, name: str) -> None:
@@ -318,17 +332,31 @@ class Catalog:
         with self.database.begin("read") as con:
             return self.database.check(con)
 
-    @contextmanager
-    def commit(self) -> Iterator["Commit"]:
+    def awaited(self) -> list[str]:
+        """Sites whose hosts have to bring in what they have, since a rebuild elsewhere."""
+        c = t.sites.c
+        query = sa.select(c.name).where(c.joined_at == 0).order_by(c.name)
+        with self.database.begin("read") as con:
+            return list(con.execute(query).scalars())
+
+    def commit(self) -> AbstractContextManager[Commit]:
         """One transaction: everything done through the `Commit` happens, or nothing.
 
         Raises:
             LockedError: another process kept the catalog busy for 30 s.
             StorageError: the disk refused; nothing was committed.
         """
+        return self._commit(Commit)
+
+    def restoring(self) -> AbstractContextManager[Restoration]:
+        """One transaction of a rebuild; as `commit`."""
+        return self._commit(Restoration)
+
+    @contextmanager
+    def _commit(self, kind: type[_Kind]) -> Iterator[_Kind]:
         with self.database.begin("write") as con:
             reach("catalog.1")
-            commit = Commit(con, self.site, self._clock.now())
+            commit = kind(con, self.site, self._clock.now())
             yield commit
             if commit.is_shared:
                 con.execute(t.lake.update().values(version=t.lake.c.version + 1))

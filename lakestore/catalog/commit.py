@@ -9,7 +9,7 @@ from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
 from lakestore.catalog.holdings import holding_of, marks_of, sent_of
-from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry, TableRecord
+from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry
 from lakestore.catalog.rows import info_text
 from lakestore.clock import micros
 from lakestore.errors import ConflictError, InvalidInputError
@@ -86,38 +86,6 @@ class Commit:
         kept = (c.id == self._held(table_id)) & c.dropped.is_(False)
         if self._con.execute(t.holdings.update().where(kept).values(dropped=True)).rowcount:
             self.add_garbage(table_id, "table", [""])
-
-    def restore(self, record: TableRecord) -> None:
-        """List a table as a rebuild found it, its files and marks with it."""
-        self.is_shared = True
-        now = self.now.timestamp()
-        values: dict[str, object] = {
-            "name": record.name,
-            "folder": record.folder,
-            "cold": record.cold,
-            "created_at": now,
-            "dropped_at": now if record.dropped else None,
-        }
-        table_id = _key(self._con.execute(t.tables.insert(), values))
-        for version, text in record.schemas.items():
-            self._con.execute(
-                t.schemas.insert(), {"table_id": table_id, "version": version, "text": text}
-            )
-        self._mark(
-            table_id,
-            sealed_through=record.state.sealed_through,
-            last_segment=record.last_segment,
-            dropped=record.dropped,
-        )
-        for segment in record.state.segments:
-            self.add_segment(table_id, segment, (), ())
-        for file in record.state.cold if record.cold == "parquet" else ():
-            self._add_cold(table_id, file)
-        self.add_flushed(table_id, sorted(record.state.flushed), record.batches)
-        for producer, seq in record.producers.items():
-            self._raise_producer(table_id, producer, seq)
-        for item in record.garbage:
-            self.add_garbage(table_id, item.kind, [item.name])
 
     def shared_version(self) -> int:
         """Counts commits that change what every site sees."""
@@ -363,11 +331,15 @@ class Commit:
         known = self._holdings.get(table_id) or holding_of(self._con, self._site, table_id)
         if known is None:
             marks = dict.fromkeys(("sealed_through", "last_segment", "sealing_through"), 0)
-            marks["complete_before"] = micros(self.now)  # for it had nothing
+            marks["complete_before"] = self._new_mark()
             values = {"table_id": table_id, "site": self._site, "dropped": False}
             known = _key(self._con.execute(t.holdings.insert(), values | marks))
         self._holdings[table_id] = known
         return known
+
+    def _new_mark(self) -> int:
+        """Before which moment all is cold that a site accepted which had nothing: any."""
+        return micros(self.now)
 
     def _mark(self, table_id: int, *, dropped: bool = False, **marks: int) -> None:
         """Move marks of a holding up; those that are there already stay."""

@@ -7,6 +7,7 @@ from typing import Literal, Protocol
 
 from sqlalchemy.engine import Connection
 
+import lakestore.catalog.tables as t
 from lakestore.errors import CorruptionError
 
 Kind = Literal["read", "write"]
@@ -87,6 +88,17 @@ class Database(Protocol):
     def close(self) -> None:
         """Let every connection go."""
         ...
+
+
+def lay_out(database: Database, con: Connection) -> None:
+    """Make the relations of a catalog that are not there."""
+    database.prepare(con)
+    t.metadata.create_all(con)
+
+
+def add_lake(con: Connection, lake: str) -> None:
+    """Say of which lake an empty catalog is."""
+    con.execute(t.lake.insert(), {"one": 1, "format": t.FORMAT, "version": 0, "uuid": lake})
 
 
 def refuse_lost(database: Database, is_filled: Callable[[], bool]) -> None:

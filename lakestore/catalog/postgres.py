@@ -1,5 +1,8 @@
 """A catalog in Postgres, which several sites share; each lake has a schema of its own there.
 
+A catalog that is made again has a schema of another name: a process that knew the old one by heart
+finds nothing there, and writes nothing into the new one.
+
 A transaction that writes takes the lake's advisory lock first: what it reads then is the newest,
 and nobody else commits meanwhile, as with SQLite. A connection lost during COMMIT leaves it open
 whether it was done: each commit leaves a token, which is looked for once the server answers.
@@ -7,9 +10,11 @@ whether it was done: each commit leaves a token, which is looked for once the se
 
 import hashlib
 import logging
+import re
 import time
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
+from secrets import token_hex
 from uuid import uuid4
 
 import sqlalchemy as sa
@@ -20,6 +25,7 @@ from lakestore.catalog.database import Database, Kind
 from lakestore.catalog.strict import damage
 from lakestore.errors import (
     CommitUncertainError,
+    ConflictError,
     CorruptionError,
     InvalidInputError,
     LakestoreError,
@@ -51,7 +57,10 @@ _LOCK_TIMEOUT, _NO_DATABASE, _NO_RELATION, _NO_COLUMN = "55P03", "3D000", "42P01
 class Postgres:
     """`Database` on a server that several hosts reach."""
 
-    remedy = "correct catalog= if it names another database, or restore the server's backup"
+    remedy = (
+        "correct catalog= if it names another database, restore the server's backup, or let "
+        "`lakestore rebuild` make the catalog again from the lake's files"
+    )
 
     def __init__(self, url: str, lake: str, site: str) -> None:
         """The catalog of a lake; nothing is asked of the server yet.
@@ -69,19 +78,20 @@ class Postgres:
         self._closed = False
         self.name = shown(self._url)
         self.site: str | None = site
-        self._schema = f"lakestore_{lake}"
+        self._first_name = f"lakestore_{lake}"
+        self._schema = self._first_name
+        self._opened: str | None = None
         digest = hashlib.sha256(lake.encode()).digest()
         lock = int.from_bytes(digest[:8], "big", signed=True)
-        path = f'SET LOCAL search_path = "{self._schema}"'
         self._begin = {
-            "read": f"BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; {path}",
+            "read": "BEGIN ISOLATION LEVEL REPEATABLE READ READ ONLY; ",
             # READ COMMITTED: each statement sees what was committed before the lock was had.
-            "write": f"BEGIN ISOLATION LEVEL READ COMMITTED; {path}; "
+            "write": "BEGIN ISOLATION LEVEL READ COMMITTED; "
             f"SET LOCAL lock_timeout = '{_WAIT_S}s'; "
             f"SET LOCAL idle_in_transaction_session_timeout = '{_IDLE_S}s'; "
             "SELECT set_config('synchronous_commit', 'on', true) "
             "WHERE current_setting('synchronous_commit') = 'off'; "
-            f"SELECT pg_advisory_xact_lock({lock})",
+            f"SELECT pg_advisory_xact_lock({lock}); ",
         }
         try:
             self._engine = sa.create_engine(
@@ -99,7 +109,52 @@ class Postgres:
         return f"<Postgres {self.name!r}>"  # the URL may have a password in it
 
     def open(self, *, write: bool, is_filled: Callable[[], bool]) -> None:
-        """Nothing: the first transaction connects."""
+        """Find the lake's schema; raises as `begin`."""
+        with self.begin("read") as con:
+            self._opened = self._found(con)
+        self._schema = self._opened or self._first_name
+
+    def _found(self, con: Connection) -> str | None:
+        """The lake's schema; None when there is none.
+
+        Raises:
+            CorruptionError: there are several, such as a backup beside what was made again.
+        """
+        query = sa.text(
+            "SELECT CAST(nspname AS TEXT) FROM pg_namespace WHERE starts_with(nspname, :name)"
+        )
+        names = con.execute(query, {"name": self._first_name}).scalars()
+        ours = re.compile(re.escape(self._first_name) + "(_[0-9a-f]{8})?")
+        found = sorted(name for name in names if ours.fullmatch(name))
+        if len(found) > 1:
+            raise CorruptionError(
+                f"{self.name!r} has several catalogs of one lake, {', '.join(found)}: rename or "
+                "drop all of these schemas but one"
+            )
+        return found[0] if found else None
+
+    def renew(self, con: Connection) -> str | None:
+        """Within a commit: set the schema aside that there is, and go on in a new one.
+
+        Returns:
+            What the old one is called from then on; None when there was none.
+
+        Raises:
+            ConflictError: another one was made since this one was opened.
+        """
+        if self._found(con) != self._opened:
+            raise ConflictError("another host has made the catalog again meanwhile")
+        number, aside = token_hex(4), None
+        if self._opened is not None:
+            aside = f"lakestore_old_{number}_{self._lake}"
+            con.exec_driver_sql(f'ALTER SCHEMA "{self._opened}" RENAME TO "{aside}"')
+        self._schema = f"{self._first_name}_{number}"
+        con.exec_driver_sql(self._path)
+        return aside
+
+    @property
+    def _path(self) -> str:
+        return f'SET LOCAL search_path = "{self._schema}"'
 
     def prepare(self, con: Connection) -> None:
         """Make the lake's schema, and in it what only Postgres needs."""
@@ -111,8 +166,9 @@ class Postgres:
         con.exec_driver_sql("CREATE INDEX IF NOT EXISTS commits_at ON commits (committed_at)")
 
     def is_in_place(self) -> bool:
-        """Always: no rebuild moves it away."""
-        return True
+        """Whether the schema that was opened, or made, is still the lake's."""
+        with self.begin("read") as con:
+            return self._found(con) == self._schema
 
     def check(self, con: Connection) -> list[str]:
         """Relations and columns that are not as they were made."""
@@ -138,7 +194,8 @@ class Postgres:
 
     def begin(self, kind: Kind) -> AbstractContextManager[Connection]:
         """One transaction; raises as `Database.begin`."""
-        return self._transaction(self._begin[kind], self._commit if kind == "write" else _end)
+        commit = self._commit if kind == "write" else _end
+        return self._transaction(self._begin[kind] + self._path, commit)
 
     @contextmanager
     def _transaction(
@@ -154,7 +211,9 @@ class Postgres:
                             con.exec_driver_sql("ROLLBACK")
                     raise
                 commit(con)
-                if self._closed:  # meanwhile, by another thread: the pool would keep it
+                if (
+                    self._closed and not con.invalidated
+                ):  # meanwhile, by another thread: the pool would keep it
                     con.detach()
         except sa.exc.DBAPIError as error:
             raise self._translated(error) from error
@@ -203,11 +262,13 @@ class Postgres:
         query = sa.text("SELECT count(*) FROM commits WHERE token = :token")
         while True:
             try:
-                with self._begun(self._begin["write"]) as con:
+                with self._begun(self._begin["write"] + self._path) as con:
                     found = con.execute(query, {"token": token}).scalar_one()
                     con.exec_driver_sql("ROLLBACK")
                     return bool(found)
             except sa.exc.DBAPIError as error:
+                if getattr(error.orig, "sqlstate", None) == _NO_RELATION:
+                    return False  # it was to make the relation
                 if time.monotonic() > deadline:
                     raise CommitUncertainError(
                         f"it is not known whether a commit at {self.name!r} was done: {error.orig}"
@@ -222,7 +283,10 @@ class Postgres:
         if state == _LOCK_TIMEOUT:
             return LockedError(f"the catalog {self.name!r} stayed busy for {_WAIT_S} s: {told}")
         if state in (_NO_RELATION, _NO_COLUMN):
-            return CorruptionError(f"the catalog {self.name!r} is damaged: {told}; {self.remedy}")
+            return CorruptionError(
+                f"the catalog {self.name!r} is damaged, or was made again meanwhile: {told}; open "
+                f"the lake again, {self.remedy}"
+            )
         if state == _NO_DATABASE:
             return StorageError(f"{told}: make it with `createdb`, or correct catalog=")
         return StorageError(f"the catalog {self.name!r} cannot be used: {told}")

@@ -45,6 +45,15 @@ class Holding:
 
 
 @dataclass(frozen=True)
+class Elsewhere:
+    """What another site has of a table, as far as its sealed files tell."""
+
+    site: str
+    sealed_through: int
+    producers: Mapping[str, int]
+
+
+@dataclass(frozen=True)
 class TableRecord:
     """Everything the catalog says of one table, dropped ones included."""
 
@@ -59,6 +68,15 @@ class TableRecord:
     batches: frozenset[Sent]
     garbage: tuple[Garbage, ...]
     state: TableState
+    unsealed: bool = False
+    """Whether a rebuild found rows of it that are not cold: in segments, or in journals."""
+    elsewhere: tuple[Elsewhere, ...] = ()
+    """Other sites that a rebuild found sealed files of."""
+
+    @property
+    def is_held(self) -> bool:
+        """Whether the site has, or had, rows of it."""
+        return bool(self.last_segment or self.unsealed or self.dropped)
 
 
 @dataclass(frozen=True)

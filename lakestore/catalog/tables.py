@@ -27,6 +27,7 @@ sites = Table(
     metadata,
     Column("name", Text(), primary_key=True),
     Column("version", BigNumber(), nullable=False),  # counts commits that change what it holds
+    # 0 in Postgres: only its sealed files are known, because the catalog was made again elsewhere.
     Column("joined_at", Seconds(), nullable=False),
 )
 

@@ -1,7 +1,7 @@
 """What a Delta log says of a site that has lost its catalog."""
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, NoReturn
 
 from lakestore.delta.log import APP, LAKE_PROPERTY, DeltaLog, LogState
@@ -20,6 +20,8 @@ class Sealed:
     site: str | None
     through: int
     files: tuple[str, ...]
+    elsewhere: Mapping[str, int] = field(default_factory=dict)
+    """Up to which segment other sites have."""
 
     def tile(self, covers: frozenset[GenerationId]) -> Tile:
         """All that is sealed, as one tile; its files are the log's to name."""
@@ -74,4 +76,5 @@ def sealed(
     if not sites:
         return Sealed(lake, None, 0, ())
     (site,) = sites
-    return Sealed(lake, site, apps.get(site, 0), tuple(ours.get(site, ())))
+    others = {other: through for other, through in apps.items() if other != site}
+    return Sealed(lake, site, apps.get(site, 0), tuple(ours.get(site, ())), others)

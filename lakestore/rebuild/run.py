@@ -4,10 +4,15 @@ Schema documents say which tables there are, tombstones which of them were dropp
 footers of segments and cold files say what they hold, and which journals they took; what no file
 took is in the journals that are left, and the next open recovers it. Nothing is deleted: the old
 catalog goes to quarantine. Where the files do not account for every row, nothing is changed.
+
+Where sites share a catalog in Postgres, what is sealed is there for all to see, and the rest on the
+hosts. The first rebuild makes the catalog again, with all that is sealed and what its own host has;
+at every other host one more brings in what that one has, and touches nothing else. Until then the
+site is not opened.
 """
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,11 +21,14 @@ from typing import Any
 
 from lakestore.catalog import Catalog
 from lakestore.catalog.database import Creation
+from lakestore.catalog.postgres import Postgres
+from lakestore.catalog.records import TableRecord
+from lakestore.catalog.restoring import is_of, remake
 from lakestore.catalog.sqlite import SQLite
 from lakestore.clock import Clock
 from lakestore.errors import (
+    ConflictError,
     CorruptionError,
-    InvalidInputError,
     LockedError,
     NotFoundError,
     StorageError,
@@ -29,12 +37,17 @@ from lakestore.filecache import FileCache
 from lakestore.lakefile import is_filled, lake_id, write_lake_file
 from lakestore.layout import LAKE_FILE, SiteLayout
 from lakestore.locks import ProcessLock
-from lakestore.rebuild.found import Finder, Found
+from lakestore.rebuild.found import Finder
+from lakestore.rebuild.sources import Found, Shared, Sources
 from lakestore.settings import Settings
+from lakestore.sitefile import SiteId, read_site, refuse_other_place
+from lakestore.siting import site_of
 from lakestore.storage import Storage
 from lakestore.storage.local import fsync_file, make_folder, publish_new, set_aside
 from lakestore.verify.journals import list_journals
 from lakestore.writers import living
+
+_TRIES = 20
 
 
 @dataclass(frozen=True)
@@ -61,6 +74,8 @@ class Rebuilt:
     """Where the old catalog is now; None when there was none."""
     left_out: tuple[str, ...]
     """Files that nothing names: what crashes left."""
+    awaited: tuple[str, ...] = ()
+    """Other sites of a shared catalog, at whose hosts `rebuild` has to be run too."""
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain dictionaries and lists."""
@@ -77,58 +92,70 @@ class Rebuilt:
             lines.append(f"what was there before is in {self.quarantine}")
         if self.left_out:
             lines.append(f"{len(self.left_out):,} files are left that crashes made: see `verify`")
+        if self.awaited:
+            lines.append(
+                "run `lakestore rebuild` at the hosts of these sites too, before they open the "
+                f"lake: {', '.join(self.awaited)}"
+            )
         return "\n".join(lines)
 
 
 def rebuild(storage: Storage, layout: SiteLayout, catalog: str | None, clock: Clock) -> Rebuilt:
     """Make the catalog of a lake again, and `lakestore.json` if need be, from all other files.
 
+    One in Postgres that is well keeps what other sites have in it.
+
     Raises:
         NotFoundError: there is nothing to make one from.
-        LockedError: a process has the lake open to write.
+        LockedError: a process of this host has the lake open to write.
+        ConflictError: other hosts sealed all the while.
+        InvalidInputError: the site's catalog is in the other place.
         CorruptionError: files that are damaged or missing would cost rows; says which, and
             nothing was changed.
-        InvalidInputError: the catalog is in Postgres, which has backups of its own.
-        StorageError: the disk refused; it can be tried again.
+        StorageError: the disk or the server refused; it can be tried again.
     """
-    if catalog is not None:
-        raise InvalidInputError(
-            "a catalog in Postgres is not made again from files: restore the server's backup, "
-            "then `lakestore verify` says what is newer than it"
-        )
-    return _Rebuild(storage, layout, clock).run()
+    refuse_other_place(layout, shared=catalog is not None)
+    kind = _InFile if catalog is None else _Shared
+    return kind(storage, layout, catalog, clock).run()
 
 
 class _Rebuild:
-    def __init__(self, storage: Storage, layout: SiteLayout, clock: Clock) -> None:
+    """What is the same wherever the catalog is."""
+
+    def __init__(
+        self, storage: Storage, layout: SiteLayout, catalog: str | None, clock: Clock
+    ) -> None:
         self._storage = storage
         self._layout = layout
+        self._url = catalog
         self._clock = clock
         stamp = clock.now().strftime("%Y%m%dT%H%M%S")
         self._aside = layout.quarantine / f"{stamp}-{token_hex(4)}"
 
     def run(self) -> Rebuilt:
+        """Do it; raises as `rebuild`."""
         lake = self._lake_in_file()
         if lake is None and not is_filled(self._storage, self._layout):
             raise NotFoundError(f"no lake at {self._storage.root!r}")
         with _alone(self._layout) as lock:
-            found = Finder(self._storage, self._files(), self._layout, self._clock.now()).find()
-            if found.problems:
-                raise CorruptionError(
-                    "the catalog cannot be made again, and nothing was changed: "
-                    + "; ".join(found.problems)
-                )
-            chosen = self._agreed(lake, found)
-            staged = self._stage(lock, chosen, found)
-            if lake is None:
-                self._move_lake_file_away()
-                write_lake_file(self._storage, chosen, self._layout.local)
-            # The file first: a log without it is ignored, but not it without its log.
-            for suffix in ("", "-wal", "-shm", "-journal"):
-                self._move_away(self._layout.catalog.with_name(f"catalog.sqlite{suffix}"))
-            _refuse_others(self._layout, lock)
-            publish_new(staged, self._layout.catalog)
-        return self._report(chosen, found)
+            return self._made(lake, lock)
+
+    def _made(self, lake: str | None, lock: ProcessLock) -> Rebuilt:
+        raise NotImplementedError
+
+    def _found(self, finder: Finder, shared: Shared | None) -> Found:
+        """What the files tell; raises `CorruptionError` where they do not tell all."""
+        found = finder.find(shared)
+        if found.problems:
+            raise CorruptionError(
+                "the catalog cannot be made again, and nothing was changed: "
+                + "; ".join(found.problems)
+            )
+        return found
+
+    def _finder(self) -> Finder:
+        files = FileCache(self._storage, self._layout.files, Settings.of(None).cache_bytes)
+        return Finder(Sources(self._storage, files, self._layout, self._clock.now()))
 
     def _lake_in_file(self) -> str | None:
         """The lake's uuid; None when its file is damaged or gone."""
@@ -147,24 +174,9 @@ class _Rebuild:
             )
         return lakes.pop()
 
-    def _stage(self, lock: ProcessLock, lake: str, found: Found) -> Path:
-        """The new catalog, whole and closed, under a staged name."""
-        path = make_folder(self._layout.staging_of(lock.name)) / "catalog.sqlite"
-        site = found.sites[0] if found.sites else token_hex(4)
-        creation = Creation(lake, site)
-        catalog = Catalog(SQLite(path), self._clock, write=True, creation=creation)
-        try:
-            with catalog.commit() as commit:
-                for record in found.tables:
-                    commit.restore(record)
-        finally:
-            catalog.close()
-        if path.with_name("catalog.sqlite-wal").exists():
-            raise StorageError(f"{str(path)!r} could not be finished: make room, then retry")
-        return path
-
-    def _files(self) -> FileCache:
-        return FileCache(self._storage, self._layout.files, Settings.of(None).cache_bytes)
+    def _write_lake_file(self, lake: str) -> None:
+        self._move_lake_file_away()
+        write_lake_file(self._storage, lake, self._layout.local)
 
     def _move_lake_file_away(self) -> None:
         if self._storage.size(LAKE_FILE) is None:
@@ -181,8 +193,15 @@ class _Rebuild:
         if path.exists():
             set_aside(path, make_folder(self._aside) / path.name)
 
-    def _report(self, lake: str, found: Found) -> Rebuilt:
-        live = [record for record in found.tables if not record.dropped]
+    def _report(
+        self,
+        lake: str,
+        records: Sequence[TableRecord],
+        found: Found,
+        quarantine: str | None = None,
+        awaited: Sequence[str] = (),
+    ) -> Rebuilt:
+        live = [record for record in records if not record.dropped]
         tables = []
         for record in live:
             infos = [f.info for f in record.state.cold] + [s.info for s in record.state.segments]
@@ -196,14 +215,124 @@ class _Rebuild:
                     sum(journal.id not in record.state.flushed for journal in journals),
                 )
             )
+        moved = [str(self._aside)] if self._aside.exists() else []
         return Rebuilt(
             self._storage.root,
             lake,
             tuple(tables),
-            len(found.tables) - len(live),
-            str(self._aside) if self._aside.exists() else None,
+            len(records) - len(live),
+            " and ".join([*moved, *([quarantine] if quarantine is not None else [])]) or None,
             tuple(sorted(found.left_out)),
+            tuple(awaited),
         )
+
+
+class _InFile(_Rebuild):
+    """A catalog in a file of SQLite: the new one is staged, and put in the place of the old."""
+
+    def _made(self, lake: str | None, lock: ProcessLock) -> Rebuilt:
+        found = self._found(self._finder(), None)
+        chosen = self._agreed(lake, found)
+        staged = self._stage(lock, chosen, found)
+        if lake is None:
+            self._write_lake_file(chosen)
+        # The file first: a log without it is ignored, but not it without its log.
+        for suffix in ("", "-wal", "-shm", "-journal"):
+            self._move_away(self._layout.catalog.with_name(f"catalog.sqlite{suffix}"))
+        _refuse_others(self._layout, lock)
+        publish_new(staged, self._layout.catalog)
+        return self._report(chosen, found.tables, found)
+
+    def _stage(self, lock: ProcessLock, lake: str, found: Found) -> Path:
+        """The new catalog, whole and closed, under a staged name."""
+        path = make_folder(self._layout.staging_of(lock.name)) / "catalog.sqlite"
+        site = found.sites[0] if found.sites else token_hex(4)
+        creation = Creation(lake, site)
+        catalog = Catalog(SQLite(path), self._clock, write=True, creation=creation)
+        try:
+            with catalog.restoring() as commit:
+                for record in found.tables:
+                    commit.restore(record)
+        finally:
+            catalog.close()
+        if path.with_name("catalog.sqlite-wal").exists():
+            raise StorageError(f"{str(path)!r} could not be finished: make room, then retry")
+        return path
+
+    def _files(self) -> FileCache:
+        return FileCache(self._storage, self._layout.files, Settings.of(None).cache_bytes)
+
+
+class _Shared(_Rebuild):
+    """A catalog in Postgres: a new schema, or this site's part of the one that there is."""
+
+    def _made(self, lake: str | None, lock: ProcessLock) -> Rebuilt:
+        assert self._url is not None
+        known = read_site(self._layout)
+        id = lake or (known.lake if known is not None else None)
+        if id is None:
+            raise CorruptionError(
+                f"{self._storage.url(LAKE_FILE)!r} is lost, and nothing here says which lake it "
+                "is: run this at a host that has opened it"
+            )
+        site = site_of(self._layout, id, write=True)
+        for _ in range(_TRIES):
+            finder = self._finder()
+            database = Postgres(self._url, id, site.site)
+            catalog = self._catalog(database, id)
+            try:
+                if catalog is None:
+                    return self._made_anew(finder, database, site, lake)
+                return self._brought_in(finder, catalog, site, lake)
+            except ConflictError as error:
+                conflict = error
+            finally:
+                database.close()
+        raise ConflictError(f"{conflict}, {_TRIES} times: run it again") from conflict
+
+    def _catalog(self, database: Postgres, lake: str) -> Catalog | None:
+        """The catalog that there is; None when it is lost or damaged."""
+        creation = Creation(needs_catalog=lambda: True)
+        try:
+            catalog = Catalog(database, self._clock, write=False, creation=creation)
+            catalog.inventory()
+            return catalog if catalog.lake == lake and not catalog.integrity() else None
+        except CorruptionError:
+            return None
+
+    def _made_anew(
+        self, finder: Finder, database: Postgres, site: SiteId, lake: str | None
+    ) -> Rebuilt:
+        found = self._found(finder, Shared(site.site))
+        self._agreed(site.lake, found)
+        if lake is None:
+            self._write_lake_file(site.lake)
+        aside = remake(database, self._clock, site.lake, site.site, tuple(found.tables))
+        moved = f"schema {aside} of {database.name}" if aside is not None else None
+        awaited = {other.site for record in found.tables for other in record.elsewhere}
+        return self._report(site.lake, found.tables, found, moved, sorted(awaited))
+
+    def _brought_in(
+        self, finder: Finder, catalog: Catalog, site: SiteId, lake: str | None
+    ) -> Rebuilt:
+        tables = catalog.inventory().tables
+        version = max((record.state.cold_version for record in tables), default=0)
+        listed = {
+            record.folder: [f.name for f in record.state.cold if not is_of(f.name, site.site)]
+            for record in tables
+            if not record.dropped
+        }
+        dropped = frozenset(record.folder for record in tables if record.dropped)
+        found = self._found(finder, Shared(site.site, listed, dropped))
+        self._agreed(site.lake, found)
+        if lake is None:
+            self._write_lake_file(site.lake)
+        with catalog.restoring() as commit:
+            commit.arrive()
+            for record in found.tables:
+                commit.bring(record, version)
+        records = catalog.inventory().tables
+        return self._report(site.lake, records, found, awaited=catalog.awaited())
 
 
 @contextmanager

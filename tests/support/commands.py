@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from typer.testing import CliRunner
@@ -63,6 +64,6 @@ def file(tmp_path):
     return write
 
 
-def rebuild(root: Path, clock: Clock | None = None) -> Rebuilt:
+def rebuild(root: Path, clock: Clock | None = None, **where: Any) -> Rebuilt:
     """What `lakestore rebuild` does."""
-    return rebuilding.rebuild(*place(root), clock or SystemClock())
+    return rebuilding.rebuild(*place(root, **where), clock or SystemClock())

@@ -18,6 +18,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import psutil
+import psycopg
 
 
 class Server:
@@ -75,6 +76,16 @@ def postgres() -> Iterator[Server]:
     finally:
         server.stop()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def drop_catalog(url: str, lake: str) -> None:
+    """Lose a lake's catalog, and what rebuilds have set aside of it."""
+    with psycopg.connect(url, autocommit=True) as con:
+        names = con.execute(
+            "SELECT nspname FROM pg_namespace WHERE nspname LIKE %s", (f"lakestore_%{lake}%",)
+        ).fetchall()
+        for (name,) in names:
+            con.execute(f'DROP SCHEMA "{name}" CASCADE')
 
 
 class Wire:

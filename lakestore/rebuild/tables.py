@@ -1,0 +1,322 @@
+"""What the files of one table say of it."""
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from lakestore import datafile, hot, tiling
+from lakestore.catalog.records import Elsewhere, Garbage, TableRecord
+from lakestore.errors import CorruptionError, FormatTooNewError, SchemaError
+from lakestore.layout import (
+    ColdName,
+    SegmentName,
+    data_prefix,
+    log_prefix,
+    log_version_name,
+    schema_key,
+    split_folder,
+)
+from lakestore.rebuild import logs
+from lakestore.rebuild.repeats import Repeats
+from lakestore.rebuild.seals import Choice, Seals, choose
+from lakestore.rebuild.sources import Found, Shared, Sources
+from lakestore.schema import TableSchema
+from lakestore.snapshot import ColdFile, FileInfo, GenerationId, Segment, TableState
+from lakestore.storage.local import raise_refusal
+from lakestore.tiling import Tile
+from lakestore.verify.journals import list_journals
+from lakestore.verify.tiers import is_whole
+
+
+class TableReader:
+    """Reads one table."""
+
+    def __init__(
+        self,
+        sources: Sources,
+        shared: Shared | None,
+        folder: str,
+        documents: Mapping[int, str],
+        keys: Sequence[str],
+        found: Found,
+    ) -> None:
+        self._sources = sources
+        self._storage = sources.storage
+        self._layout = sources.layout
+        self._folder = folder
+        self._name = split_folder(folder)[0]
+        self._documents = documents
+        self._data = [key for key in keys if key.startswith(data_prefix(folder))]
+        delta = log_prefix(folder) + log_version_name(0) in self._data
+        self._cold = "delta" if delta else "parquet"
+        self._own = shared.site if shared is not None else None
+        listed = shared.listed if shared is not None else None
+        self._listed = listed.get(folder, ()) if listed is not None else None
+        self._found = found
+        self._footers: dict[str, Mapping[str, Any]] = {}
+        self._unreadable: list[str] = []
+        self._sealed: tuple[str, ...] = ()
+        self._elsewhere: tuple[Elsewhere, ...] = ()
+        self._last = 0
+
+    def read(self) -> TableRecord | None:
+        """The table as its files tell it; None when they do not, with the reason as a problem."""
+        schema = self._schema(max(self._documents))
+        if schema is None:
+            return None
+        journals = {journal.id for journal in list_journals(self._layout, self._folder)}
+        tiles = self._segment_tiles(sorted(self._layout.hot(self._folder).glob("*.parquet")))
+        try:
+            if self._cold == "delta":
+                tiles += self._sealed_tiles(journals)
+                choice = Choice(tiling.choose(tiles, self._last, journals), {})
+            else:
+                seals = self._seals()
+                choice = choose(
+                    seals,
+                    self._own or "",
+                    self._listed,
+                    lambda cold: tiling.choose([*tiles, *cold], self._last, journals),
+                    Repeats(schema, self._path),
+                )
+        except (CorruptionError, FormatTooNewError) as error:
+            self._found.problems.append(f"table {self._name!r}: {error}")
+            return None
+        except tiling.Untileable as error:
+            what = f"table {self._name!r}: {error}"
+            if self._unreadable:
+                what += f"; these cannot be read: {', '.join(self._unreadable)}"
+            self._found.problems.append(what)
+            return None
+        return self._record(choice, tiles, journals, schema)
+
+    def _schema(self, version: int) -> TableSchema | None:
+        path = self._storage.url(schema_key(self._folder, version))
+        key = schema_key(self._folder, version, "parquet")
+        empty = self._storage.url(key)
+        text = self._documents[version]
+        try:
+            schema = TableSchema.from_toml(text)
+            there = self._storage.size(key) is not None
+            footer = self._footer(self._sources.fetched(key), empty) if there else None
+            if footer is not None and footer.get("document") != text:
+                self._found.problems.append(f"{path!r} is not what {empty!r} says of it")
+                return None
+        except SchemaError as error:
+            self._found.problems.append(f"{path!r} is damaged: {error}")
+            return None
+        except CorruptionError:  # a cache: `verify` says so, and repairs it
+            pass
+        return schema
+
+    def _footer(self, path: Path, shown: str) -> Mapping[str, Any]:
+        """A file's footer; raises `CorruptionError`."""
+        footer = datafile.read_footer(path)
+        self._found.lakes.setdefault(str(footer.get("lake")), shown)
+        if footer.get("site"):
+            self._found.sites.append(str(footer["site"]))
+        if footer.get("table") != self._name:
+            raise CorruptionError(f"{shown!r} is of table {footer.get('table')!r}")
+        return footer
+
+    def _segment_tiles(self, paths: Sequence[Path]) -> list[Tile]:
+        tiles = []
+        for path in paths:
+            try:
+                name = SegmentName.parse(path.name)
+            except CorruptionError:
+                continue
+            self._last = max(self._last, name.last)
+            try:
+                footer = self._footers[path.name] = self._footer(path, str(path))
+                if self._own is not None and footer.get("site") != self._own:
+                    raise CorruptionError(f"{str(path)!r} is of site {footer.get('site')}")
+                linked = path.stat().st_ctime_ns
+                tiles.append(
+                    Tile(name.first, name.last, False, (path.name,), _covers([footer]), linked)
+                )
+            except CorruptionError:
+                self._unreadable.append(path.name)
+        return tiles
+
+    def _seals(self) -> dict[str, Seals]:
+        """The seals of each site; where a catalog lists what others have, of this one alone."""
+        found: dict[str, Seals] = defaultdict(Seals)
+        parts: dict[tuple[str, int, int, str], list[str]] = defaultdict(list)
+        for key in self._data:
+            file = key.removeprefix(data_prefix(self._folder))
+            try:
+                name = ColdName.parse(file)
+            except CorruptionError:
+                continue
+            site = name.site if self._own is not None else ""  # a file of SQLite knows but one
+            if site == (self._own or ""):
+                self._last = max(self._last, name.last)
+            elif self._listed is not None:
+                continue
+            found[site].starts.add(name.first)
+            try:
+                footer = self._footer(self._sources.fetched(key), self._storage.url(key))
+                self._footers[file] = footer
+                parts[site, name.first, name.last, str(footer.get("seal"))].append(file)
+            except CorruptionError:
+                self._unreadable.append(file)
+        for (site, first, last, _), files in parts.items():
+            footers = [self._footers[file] for file in files]
+            if is_whole(footers) and all((f["first"], f["last"]) == (first, last) for f in footers):
+                rows = sum(pq.read_metadata(self._path(file)).num_rows for file in files)
+                tile = Tile(first, last, True, tuple(sorted(files)), _covers(footers), rows=rows)
+                found[site].whole.append(tile)
+        return found
+
+    def _sealed_tiles(self, journals: set[GenerationId]) -> list[Tile]:
+        """All that this site has sealed into a Delta table, as its log tells."""
+        sites = {str(footer.get("site")) for footer in self._footers.values()}
+        if self._own is not None:
+            sites.add(self._own)
+        state = logs.read_log(self._storage, self._folder)
+
+        def footer_of(name: str) -> Mapping[str, Any]:
+            return datafile.read_footer(self._path(name))
+
+        sealed = logs.sealed(state, footer_of, sites, journals)
+        first = log_prefix(self._folder) + log_version_name(0)
+        self._found.lakes.setdefault(sealed.lake, self._storage.url(first))
+        if sealed.site is not None:
+            self._found.sites.insert(0, sealed.site)
+        if self._own is not None:
+            self._elsewhere = tuple(Elsewhere(s, n, {}) for s, n in sealed.elsewhere.items())
+        self._last = max(self._last, sealed.through)
+        self._footers |= {name: footer_of(name) for name in sealed.files}
+        self._sealed = sealed.files
+        covers = _covers([self._footers[name] for name in sealed.files])
+        return [sealed.tile(covers)] if sealed.through else []
+
+    def _record(
+        self,
+        choice: Choice,
+        segments: Sequence[Tile],
+        journals: set[GenerationId],
+        schema: TableSchema,
+    ) -> TableRecord | None:
+        cold_tiles = [tile for tile in choice.own if tile.cold]
+        hot_tiles = [tile for tile in choice.own if not tile.cold]
+        covers = frozenset[GenerationId]().union(*(tile.covers for tile in choice.own))
+        own = [*_names(choice.own), *self._sealed]
+        elsewhere = [*cold_tiles, *(tile for tiles in choice.others.values() for tile in tiles)]
+        infos = {n: self._measure(n, schema) for n in _names([*hot_tiles, *elsewhere])}
+        known = {name: info for name, info in infos.items() if info is not None}
+        if len(known) < len(infos):
+            return None
+        # What they took is in others, so they were merged or sealed: vacuum may have them.
+        left = [t for t in segments if not t.cold and t not in hot_tiles]
+        garbage = tuple(
+            Garbage(0, 0, self._folder, "segment", t.files[0], 0)
+            for t in left
+            if t.covers <= covers
+        )
+        used = {*own, *infos, *(item.name for item in garbage)}
+        self._found.left_out += [self._shown(n) for n in self._footers if n not in used]
+        self._found.left_out += [self._shown(n) for n in self._unreadable]
+        # A journal that is left may hold a batch that another writer's segment has.
+        unflushed = bool(journals - covers)
+        sent = {(p, n) for name in own for p, n in self._footers[name].get("sent", ())}
+        state = TableState(
+            0,
+            max((tile.last for tile in cold_tiles), default=0),
+            tuple(self._segment(tile, known) for tile in hot_tiles),
+            tuple(f for tile in elsewhere for f in self._cold_files(tile, known)),
+            frozenset(journals & covers),
+        )
+        return TableRecord(
+            0,
+            self._name,
+            self._folder,
+            self._cold,
+            False,
+            self._last,
+            self._documents,
+            self._marks(own),
+            frozenset(sent if unflushed else ()),
+            garbage,
+            state,
+            unsealed=unflushed or any(segment.info.rows for segment in state.segments),
+            elsewhere=self._elsewhere
+            + tuple(
+                Elsewhere(site, max((t.last for t in tiles), default=0), self._marks(_names(tiles)))
+                for site, tiles in choice.others.items()
+            ),
+        )
+
+    def _marks(self, names: Sequence[str]) -> dict[str, int]:
+        """The highest number of each producer that files hold."""
+        footers = [self._footers[name] for name in names]
+        return hot.highest(m for footer in footers for m in footer.get("producers", {}).items())
+
+    def _measure(self, name: str, schema: TableSchema) -> FileInfo | None:
+        """What a file holds; None when its bytes are not those that were published."""
+        path, shown = self._path(name), self._shown(name)
+        kind = ColdName if "/" in name else SegmentName
+        try:
+            info = datafile.measure(path, schema)
+            with pq.ParquetFile(path) as file:
+                fits = file.schema_arrow.equals(schema.arrow)
+        except (CorruptionError, *datafile.UNREADABLE) as error:
+            raise_refusal(f"cannot read {shown!r}", error)
+            self._found.problems.append(f"{shown!r} cannot be read: {error}")
+            return None
+        if not info.sha256.startswith(kind.parse(name).sha12):
+            self._found.problems.append(f"{shown!r} was altered: its sha256 is not in its name")
+            return None
+        if not fits:
+            self._found.problems.append(f"{shown!r} has other columns than the schema document")
+            return None
+        return info
+
+    def _segment(self, tile: Tile, infos: Mapping[str, FileInfo]) -> Segment:
+        (name,) = tile.files
+        path = self._path(name)
+        written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
+        twin = hot.duckdb_path(path.parent, name).exists()
+        return Segment(
+            tile.first, tile.last, name, infos[name], twin, min(written, self._sources.now)
+        )
+
+    def _cold_files(self, tile: Tile, infos: Mapping[str, FileInfo]) -> list[ColdFile]:
+        return [
+            ColdFile(
+                name,
+                ColdName.parse(name).day,
+                tile.first,
+                tile.last,
+                int(self._footers[name]["schema_version"]),
+                infos[name],
+            )
+            for name in tile.files
+        ]
+
+    def _shown(self, name: str) -> str:
+        if "/" in name:
+            return self._storage.url(data_prefix(self._folder) + name)
+        return str(self._layout.hot(self._folder) / name)
+
+    def _path(self, name: str) -> Path:
+        if "/" in name:
+            return self._sources.fetched(data_prefix(self._folder) + name)
+        return self._layout.hot(self._folder) / name
+
+
+def _names(tiles: Sequence[Tile]) -> list[str]:
+    return [name for tile in tiles for name in tile.files]
+
+
+def _covers(footers: Sequence[Mapping[str, Any]]) -> frozenset[GenerationId]:
+    return frozenset(
+        GenerationId(str(writer), int(number))
+        for footer in footers
+        for writer, number in footer.get("covers", ())
+    )
