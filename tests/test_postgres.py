@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from datetime import timedelta
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 import psycopg
 import pytest
@@ -340,12 +340,14 @@ def test_a_commit_that_stays_uncertain(site, server, wire, monkeypatch, how):
     lake = site("one", catalog=wire.url)
     table = lake.create_table("events", SCHEMA)
     table.append(events(0, 10), producer="p", seq=1)
-    wire.cut, wire.on_cut = how, server.stop
+    stopped = Event()
+    wire.cut, wire.on_cut = how, lambda: (server.stop(), stopped.set())
     with pytest.raises(ls.CommitUncertainError, match="not known whether a commit"):
         table.flush()
     with pytest.raises(ls.StorageError):
         lake.sql(QUERY)
     table.append(events(10, 20))  # rows do not wait for it
+    assert stopped.wait(60)
     server.start()
     table.flush()
     assert counted(lake) == (20, 20)

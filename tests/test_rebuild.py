@@ -538,6 +538,46 @@ def test_no_choice_is_an_error(tiles, last, reason):
         tiling.choose(tiles, last, g())
 
 
+def attempt(first: int, last: int, rows: int) -> Tile:
+    return Tile(first, last, True, (f"{first}-{last}: {rows}",), rows=rows)
+
+
+@pytest.mark.parametrize(
+    ("ranges", "more_starts", "committed", "last"),
+    [
+        ([(1, 3, 9), (1, 3, 7), (1, 3, 8)], (), [], [1]),
+        ([(1, 3, 9), (1, 3, 7), (4, 4, 1)], (), [1], [2]),
+        # That 4 was begun with shows that a seal up to 3 was committed, whole as the longer one is.
+        ([(1, 5, 9), (1, 3, 7), (4, 5, 2)], (), [1], [2]),
+        ([(1, 5, 9), (1, 3, 7)], (4,), [1], []),
+        # Of those that were begun last one at most was committed, and the longest has all rows.
+        ([(1, 1, 1), (2, 3, 4), (2, 5, 9), (2, 5, 8)], (), [0], [3, 1]),
+        ([(1, 2, 5), (1, 3, 4), (4, 4, 1), (5, 5, 1), (5, 6, 2)], (), [1, 2], [4, 3]),
+        ([], (), [], []),
+    ],
+)
+def test_which_seals_of_a_site_were_committed(ranges, more_starts, committed, last):
+    tiles = [attempt(*one) for one in ranges]
+    starts = {first for first, _, _ in ranges} | set(more_starts)
+    found = tiling.chain(tiling.plausible(tiles, starts), starts)
+    assert found == ([tiles[i] for i in committed], [tiles[i] for i in last])
+
+
+@pytest.mark.parametrize(
+    ("ranges", "more_starts", "reason"),
+    [
+        ([(2, 3, 4)], (), "no whole seal holds the segments 1 to 1"),
+        ([(1, 2, 4), (4, 5, 4)], (), "no whole seal holds the segments 1 to 3"),
+        ([(1, 2, 4), (5, 5, 1)], (3,), "no whole seal holds the segments 3 to 4"),
+    ],
+)
+def test_a_seal_that_is_missing_is_said_to_be(ranges, more_starts, reason):
+    starts = {first for first, _, _ in ranges} | set(more_starts)
+    seals = tiling.plausible([attempt(*one) for one in ranges], starts)
+    with pytest.raises(tiling.Untileable, match=reason):
+        tiling.chain(seals, starts)
+
+
 def test_a_long_history_is_chosen_at_once():
     tiles = []
     for number in range(1, 2_001):
