@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -16,10 +17,12 @@ from support.postgres import Server, Wire, drop_catalog, postgres
 from support.soundness import assert_sound
 
 import lakestore as ls
-from lakestore import tiling
+from lakestore import hot, tiling
 from lakestore.catalog.commit import Commit
 from lakestore.locks import ProcessLock
+from lakestore.rebuild.found import Finder
 from lakestore.rebuild.run import Rebuilt
+from lakestore.rebuild.sources import Found, Shared
 from lakestore.tiling import Tile
 
 Open = Callable[..., ls.Lake]
@@ -142,8 +145,12 @@ def test_each_host_brings_in_what_it_has(site, lose, rebuild_at, clock, tmp_path
         for name, mode in (("two", "rw"), ("two", "r"), ("three", "rw"), ("three", "r")):
             with pytest.raises(ls.CorruptionError, match="run `lakestore rebuild` here"):
                 site(name, mode=mode)
-        with site("nobody", mode="r") as stranger:
-            assert counted(stranger) == (41, 41)
+        for folder in ("journal", "hot"):  # as if its disk had been lost: its numbers were not
+            shutil.rmtree(tmp_path / "sites/three" / folder)
+        with pytest.raises(ls.CorruptionError, match="run `lakestore rebuild` here"):
+            site("three")
+        with site("three", mode="r") as reader, site("nobody", mode="r") as stranger:
+            assert (counted(reader), counted(stranger)) == ((41, 41), (41, 41))
 
         made = rebuild_at("two")
         assert made.awaited == (name_of(tmp_path, "three"),)
@@ -272,8 +279,12 @@ def test_a_third_host_that_cannot_tell_says_who_can(site, lose, rebuild_at, cloc
     all_sealed(site, 25, "one", "two", "three")
 
 
-def test_an_attempt_whose_segments_were_merged_with_others_since(site, lose, rebuild_at, clock):
+def test_an_attempt_whose_segments_were_merged_with_others_since(
+    site, lose, rebuild_at, clock, monkeypatch
+):
     """Elsewhere it looks committed; its own host knows better."""
+    last_two = lambda segments, _: segments[-2:] if len(segments) == 3 else ()  # noqa: E731
+    monkeypatch.setattr(hot, "choose_merge", last_two)
     with site("one") as one, site("two"):
         table = one.create_table("events", SCHEMA)
         for start in (0, 5):
@@ -283,7 +294,7 @@ def test_an_attempt_whose_segments_were_merged_with_others_since(site, lose, reb
         table.append(events(10, 15))
         table.flush()
         vacuum(one, clock)
-        assert [(s.first, s.last) for s in table._context.state().hot] != [(1, 1), (2, 2), (3, 3)]
+        assert [(s.first, s.last) for s in table._context.state().hot] == [(1, 1), (2, 3)]
     lose()
     rebuild_at("two")
     with site("two") as two:
@@ -404,24 +415,41 @@ def test_a_seal_elsewhere_while_a_rebuild_looks(site, lose, rebuild_at, monkeypa
         seal_in_vain(one)
     two = site("two")
     two["events"].append(events(5, 15))
-    bring, done = Commit.shared_version, []
-    from lakestore.rebuild.found import Finder
-
-    find = Finder.find
-
-    def late(finder: Finder, shared: object):
-        found = find(finder, shared)
-        if not done:
-            done.append(bring)
-            two.seal()
-        return found
-
-    monkeypatch.setattr(Finder, "find", late)
+    done = after_the_first_look(monkeypatch, two.seal)
     rebuild_at("one")
     assert done
     assert counted(two) == (10, 10)
     two.close()
     all_sealed(site, 15, "one", "two")
+
+
+def after_the_first_look(patch: pytest.MonkeyPatch, do: Callable[[], object]) -> list[bool]:
+    """Do something once a rebuild has looked at the files; empty until then."""
+    find, done = Finder.find, []
+
+    def late(finder: Finder, shared: Shared | None) -> Found:
+        found = find(finder, shared)
+        if not done:
+            done.append(True)
+            do()
+        return found
+
+    patch.setattr(Finder, "find", late)
+    return done
+
+
+def test_two_hosts_rebuild_at_once(site, lose, rebuild_at, monkeypatch):
+    with site("one") as one, site("two") as two:
+        one.create_table("events", SCHEMA).append(events(0, 10))
+        two["events"].append(events(10, 30))
+        one.flush()
+        two.flush()
+    lose()
+    done = after_the_first_look(monkeypatch, lambda: rebuild_at("two"))
+    made = rebuild_at("one")
+    assert done
+    assert (made.quarantine, made.awaited) == (None, ())
+    all_sealed(site, 30, "one", "two")
 
 
 @pytest.mark.parametrize(

@@ -563,6 +563,12 @@ def test_which_seals_of_a_site_were_committed(ranges, more_starts, committed, la
     assert found == ([tiles[i] for i in committed], [tiles[i] for i in last])
 
 
+def test_a_seal_that_spans_the_start_of_another_was_not_committed():
+    spanning, *others = [attempt(1, 5, 9), attempt(1, 3, 7), attempt(4, 5, 2)]
+    assert tiling.plausible([spanning, *others], {1, 4}) == [others[1], others[0]]
+    assert tiling.plausible([spanning], {1}) == [spanning]
+
+
 @pytest.mark.parametrize(
     ("ranges", "more_starts", "reason"),
     [
