@@ -71,26 +71,29 @@ class Planner:
         self,
         statement: str,
         parameters: Parameters,
-        pins: Sequence[TablePin],
+        pins: Mapping[str, TablePin],
         frames: Mapping[str, Any],
-    ) -> tuple[dict[int, tuple[ColdFile, ...]], Filters]:
-        """Cold files to read by table id, and the filters of each scan that chose them."""
-        kept = {one.table.entry.id: one.cold for one in pins}
-        if not any(one.cold for one in pins):
+    ) -> tuple[dict[str, tuple[ColdFile, ...]], Filters]:
+        """Cold files to read, and the filters of each scan that chose them, by name.
+
+        Args:
+            pins: by the names that the statement reads them by.
+        """
+        kept = {name: one.cold for name, one in pins.items()}
+        if not any(kept.values()):
             return kept, {}
         try:
             with self._instance.cursor() as cursor:
                 for name, frame in frames.items():
                     cursor.register(name, frame)
-                for one in pins:
-                    self._stub(cursor, one.table.entry.name, one.table.schema)
+                for name, one in pins.items():
+                    self._stub(cursor, name, one.table.schema)
                 filters = pushed_filters(cursor, statement, parameters)
             if filters is None:
                 return kept, {}
             margin = _CLOCK_MARGIN if _CLOCK.search(statement) else ""
             chosen = {
-                one.table.entry.id: self._keep(one, filters.get(one.table.entry.name, []), margin)
-                for one in pins
+                name: self._keep(one, filters.get(name, []), margin) for name, one in pins.items()
             }
         except LOST:  # nothing is pruned this time
             with self._lock:

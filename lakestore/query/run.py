@@ -3,37 +3,35 @@
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 
-from lakestore import hot, quoting, spill
+from lakestore import quoting, spill
 from lakestore.context import SiteContext, TableContext
-from lakestore.engine import buffered_source, troubles
-from lakestore.errors import (
-    LakestoreError,
-    NotFoundError,
-    StorageError,
-)
+from lakestore.engine import troubles
+from lakestore.errors import LakestoreError, NotFoundError
 from lakestore.httpfs import give_access
 from lakestore.instances import interrupts, start
 from lakestore.query import parameters as bound
 from lakestore.query import plan
 from lakestore.query.failures import FAILURES, may_be_damage, names_a_file, translated
+from lakestore.query.mount import Mounts
 from lakestore.query.parameters import Parameters
 from lakestore.query.pin import FilesInUse, TablePin, pin
+from lakestore.query.reader import Reader
 from lakestore.query.reads import Reading, reading
 from lakestore.query.result import Result
 from lakestore.query.scan import scanned
 from lakestore.snapshot import ColdFile
-from lakestore.storage.local import require_file
 
 if TYPE_CHECKING:
     import polars as pl
+
+Answer = TypeVar("Answer")
 
 _PLAIN = re.compile(r"[A-Za-z_]\w*")
 _QUOTED = re.compile(r'"((?:[^"]|"")+)"')
@@ -83,8 +81,8 @@ class Explanation:
 
 @dataclass(frozen=True)
 class _Chosen:
-    pins: Sequence[TablePin]
-    kept: Mapping[int, tuple[ColdFile, ...]]
+    pins: Mapping[str, TablePin]
+    kept: Mapping[str, tuple[ColdFile, ...]]
     filters: plan.Filters
 
 
@@ -97,6 +95,7 @@ class Queries:
         self._planner = plan.Planner()
         self._readings: dict[str, Reading] = {}  # statements seen before: checking takes 1 ms
         self.in_use = FilesInUse()
+        self._mounts = Mounts(site, self.in_use)
 
     @interrupts()
     def sql(
@@ -120,13 +119,45 @@ class Queries:
         statement = self._check(statement, frames)
         bound.check(parameters)
         named = _named(statement, tables)
+
+        def answer(parquet_only: bool) -> Result:
+            with self._prepared(
+                statement, parameters, named, frames, parquet_only=parquet_only
+            ) as (cursor, _):
+                return Result(_fetch(cursor, statement, parameters))
+
+        return self._attempts(answer, named, tables)
+
+    @interrupts()
+    def ask(self, table: TableContext, question: Callable[[Reader], Answer]) -> Answer:
+        """What a function makes of one snapshot of a table; it is asked again of another one
+        when a file vanished meanwhile.
+
+        Raises: as `sql`.
+        """
+
+        def answer(parquet_only: bool) -> Answer:
+            with self._engine.cursor() as cursor:
+                one = pin(self._site, [table])[0]
+                return question(Reader(cursor, one, self._planner, self._mounts, parquet_only))
+
+        return self._attempts(answer, [table], [table])
+
+    def _attempts(
+        self,
+        answer: Callable[[bool], Answer],
+        named: Sequence[TableContext],
+        tables: Sequence[TableContext],
+    ) -> Answer:
+        """The first answer that comes without a failure that another attempt may mend.
+
+        Args:
+            answer: told whether it is to read Parquet alone.
+        """
         parquet_only = False
         for attempt in range(_ATTEMPTS):
             try:
-                with self._prepared(
-                    statement, parameters, named, frames, parquet_only=parquet_only
-                ) as (cursor, _):
-                    return Result(_fetch(cursor, statement, parameters))
+                return answer(parquet_only)
             except LakestoreError:
                 raise
             except FAILURES as error:
@@ -158,7 +189,7 @@ class Queries:
         try:
             with self._prepared(statement, parameters, named, frames) as (cursor, chosen):
                 cursor.execute(f"EXPLAIN {statement}", parameters).fetchall()
-                return Explanation(_tiers(chosen.pins, chosen.kept), chosen.filters)
+                return Explanation(_tiers(chosen), chosen.filters)
         except LakestoreError:
             raise
         except FAILURES as error:
@@ -173,8 +204,8 @@ class Queries:
         """
         try:
             cursor = self._engine.cursor()
-            pins = pin(self._site, [table])
-            release = self._mount(cursor, pins, {}, parquet_only=True)
+            one = pin(self._site, [table])[0]
+            release = self._mounts.mount(cursor, {table.entry.name: one}, parquet_only=True)
             try:
                 relation = cursor.sql(f"FROM {quoting.identifier(table.entry.name)}")
                 frame = scanned(relation, lambda error: translated(error, [table]))
@@ -199,14 +230,12 @@ class Queries:
         give_access(con, self._site.storage)
         for one in pin(self._site, tables):
             table = one.table
-            parts, name = self._parquet_parts(one), quoting.identifier(table.entry.name)
-            if one.buffered.num_rows:
-                buffered = f"lakestore_buffer_{table.entry.id}"
+            buffered = f"lakestore_buffer_{table.entry.id}" if one.buffered.num_rows else None
+            if buffered:
                 con.register(buffered, one.buffered)
-                names = quoting.identifiers(table.schema.names)
-                parts.insert(0, f"SELECT {names} FROM {buffered_source(buffered)}")
+            view = self._mounts.parquet_view(con, one, buffered)
             with troubles(f"cannot make a view of {table.entry.name!r}"):
-                con.execute(f"CREATE TEMP VIEW {name} AS {_union(parts, one)}")
+                con.execute(f"CREATE TEMP VIEW {quoting.identifier(table.entry.name)} AS {view}")
         return con
 
     @contextmanager
@@ -226,92 +255,19 @@ class Queries:
             rows = {name: _registrable(frame) for name, frame in frames.items()}
             for name, frame in rows.items():
                 cursor.register(name, frame)
-            pins = pin(self._site, tables)
+            pins = {one.table.entry.name: one for one in pin(self._site, tables)}
             kept, filters = self._planner.choose(statement, parameters, pins, rows)
-            release = self._mount(cursor, pins, kept, parquet_only=parquet_only)
+            chosen = {name: replace(one, cold=kept[name]) for name, one in pins.items()}
+            release = self._mounts.mount(cursor, chosen, parquet_only=parquet_only)
             yield cursor, _Chosen(pins, kept, filters)
         finally:
             cursor.close()
             if release is not None:
                 release()
 
-    def _mount(
-        self,
-        cursor: duckdb.DuckDBPyConnection,
-        pins: Sequence[TablePin],
-        kept: Mapping[int, tuple[ColdFile, ...]],
-        *,
-        parquet_only: bool = False,
-    ) -> Callable[[], None]:
-        """Make views of the pinned tables on the cursor; returns what lets their files go."""
-        attached: list[tuple[Path, str]] = []
-        names = [s.name for one in pins for s in one.segments]
-        names += [f.name for one in pins for f in kept.get(one.table.entry.id, one.cold)]
-        self.in_use.add(names)
-
-        def release() -> None:
-            self.in_use.remove(names)
-            for path, alias in attached:
-                self._engine.release(path, alias)
-
-        try:
-            for one in pins:
-                files = kept.get(one.table.entry.id, one.cold)
-                view = self._view(cursor, one, files, None if parquet_only else attached)
-                name = quoting.identifier(one.table.entry.name)
-                cursor.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {view}")
-        except BaseException:
-            release()
-            raise
-        return release
-
-    def _view(
-        self,
-        cursor: duckdb.DuckDBPyConnection,
-        one: TablePin,
-        cold: Sequence[ColdFile],
-        attached: list[tuple[Path, str]] | None,
-    ) -> str:
-        table = one.table
-        columns = quoting.identifiers(table.schema.names)
-        parts, parquet = [], self._cold_sources(table, cold)
-        if one.buffered.num_rows:
-            name = f"lakestore_buffer_{table.entry.id}"
-            cursor.register(name, one.buffered)
-            parts.append(f"SELECT {columns} FROM {buffered_source(name)}")
-        for segment in one.segments:
-            path = hot.duckdb_path(table.hot_folder, segment.name)
-            alias = None
-            if segment.has_duckdb and attached is not None:
-                with suppress(StorageError):  # the DuckDB file is expendable; its twin is not
-                    alias = self._engine.attach(path)
-                    attached.append((path, alias))
-            if alias is None:
-                parquet.append(str(table.segment_path(segment)))
-            else:
-                parts.append(f"SELECT {columns} FROM {alias}.{hot.EVENTS}")
-        for name in parquet:
-            if not name.startswith("s3://"):
-                require_file(Path(name))
-        if parquet:
-            parts.append(_read_parquet(columns, parquet))
-        return _union(parts, one)
-
-    def _cold_sources(self, table: TableContext, cold: Sequence[ColdFile]) -> list[str]:
-        """What DuckDB opens for cold files: their URLs if it can, else copies of them."""
-        if self._site.reads_store:
-            return [table.cold_url(file) for file in cold]
-        return [str(path) for path in self._site.files.paths([table.wanted(f) for f in cold])]
-
     def _drop_damaged_copies(self, tables: Sequence[TableContext]) -> bool:
         wanted = [table.wanted(file) for table in tables for file in table.state().cold]
         return self._site.files.drop_damaged(wanted)
-
-    def _parquet_parts(self, one: TablePin) -> list[str]:
-        table = one.table
-        paths = self._cold_sources(table, one.cold)
-        paths += [str(table.segment_path(s)) for s in one.segments]
-        return [_read_parquet(quoting.identifiers(table.schema.names), paths)] if paths else []
 
     def _check(self, statement: str, frames: Mapping[str, Any]) -> str:
         """The statement, when it is exactly one and it reads."""
@@ -344,28 +300,10 @@ def _named(statement: str, tables: Sequence[TableContext]) -> list[TableContext]
     return [t for t in tables if t.entry.name.casefold() in names or names & _LISTS]
 
 
-def _read_parquet(columns: str, paths: Sequence[str]) -> str:
-    return (
-        f"SELECT {columns} FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false)"
-    )
-
-
-def _union(parts: Sequence[str], one: TablePin) -> str:
-    if parts:
-        return " UNION ALL ".join(parts)
-    nulls = ", ".join(
-        f"CAST(NULL AS {plan.queried_type(c.sql_type)}) AS {quoting.identifier(c.name)}"
-        for c in one.table.schema.columns
-    )
-    return f"SELECT {nulls} LIMIT 0"
-
-
-def _tiers(
-    pins: Sequence[TablePin], kept: Mapping[int, tuple[ColdFile, ...]]
-) -> tuple[TierPlan, ...]:
+def _tiers(chosen: _Chosen) -> tuple[TierPlan, ...]:
     tiers = []
-    for one in pins:
-        name, cold = one.table.entry.name, kept.get(one.table.entry.id, one.cold)
+    for name, one in chosen.pins.items():
+        cold = chosen.kept[name]
         rows, size = one.buffered.num_rows, one.buffered.nbytes
         tiers.append(TierPlan(name, "buffer", 0, 0, size, size, rows))
         size = sum(s.info.bytes for s in one.segments)

@@ -1,0 +1,124 @@
+"""Mount: pinned tables as views on a cursor, over the files that a statement is to read."""
+
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+
+import duckdb
+
+from lakestore import hot, quoting
+from lakestore.context import SiteContext, TableContext
+from lakestore.engine import buffered_source
+from lakestore.errors import StorageError
+from lakestore.query import plan
+from lakestore.query.pin import FilesInUse, TablePin
+from lakestore.snapshot import ColdFile
+from lakestore.storage.local import require_file
+
+
+class Mounts:
+    """Views of pinned tables, whose files are held as long as a view may read them."""
+
+    def __init__(self, site: SiteContext, in_use: FilesInUse) -> None:
+        self._site = site
+        self._engine = site.engine
+        self._in_use = in_use
+
+    def mount(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        views: Mapping[str, TablePin],
+        *,
+        parquet_only: bool = False,
+    ) -> Callable[[], None]:
+        """Make a view of each pin on the cursor, by name; returns what lets their files go."""
+        attached: list[tuple[Path, str]] = []
+        names = [s.name for one in views.values() for s in one.segments]
+        names += [f.name for one in views.values() for f in one.cold]
+        self._in_use.add(names)
+
+        def release() -> None:
+            self._in_use.remove(names)
+            for path, alias in attached:
+                self._engine.release(path, alias)
+
+        try:
+            for number, (name, one) in enumerate(views.items(), 1):
+                buffered = f"lakestore_buffer_{number}"
+                view = self._view(cursor, buffered, one, None if parquet_only else attached)
+                cursor.execute(
+                    f"CREATE OR REPLACE TEMP VIEW {quoting.identifier(name)} AS {view}"
+                )
+        except BaseException:
+            release()
+            raise
+        return release
+
+    def parquet_view(
+        self, con: duckdb.DuckDBPyConnection, one: TablePin, buffered: str | None
+    ) -> str:
+        """The statement of a view over Parquet alone, for a DuckDB that shares nothing with us.
+
+        Args:
+            buffered: the name that buffered rows are registered by, if there are any.
+        """
+        columns = quoting.identifiers(one.table.schema.names)
+        parts = [f"SELECT {columns} FROM {buffered_source(buffered)}"] if buffered else []
+        paths = self._cold_sources(one.table, one.cold)
+        paths += [str(one.table.segment_path(s)) for s in one.segments]
+        if paths:
+            parts.append(_read_parquet(columns, paths))
+        return _union(parts, one)
+
+    def _view(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        buffered: str,
+        one: TablePin,
+        attached: list[tuple[Path, str]] | None,
+    ) -> str:
+        table = one.table
+        columns = quoting.identifiers(table.schema.names)
+        parts, parquet = [], self._cold_sources(table, one.cold)
+        if one.buffered.num_rows:
+            cursor.register(buffered, one.buffered)
+            parts.append(f"SELECT {columns} FROM {buffered_source(buffered)}")
+        for segment in one.segments:
+            path = hot.duckdb_path(table.hot_folder, segment.name)
+            alias = None
+            if segment.has_duckdb and attached is not None:
+                with suppress(StorageError):  # the DuckDB file is expendable; its twin is not
+                    alias = self._engine.attach(path)
+                    attached.append((path, alias))
+            if alias is None:
+                parquet.append(str(table.segment_path(segment)))
+            else:
+                parts.append(f"SELECT {columns} FROM {alias}.{hot.EVENTS}")
+        for source in parquet:
+            if not source.startswith("s3://"):
+                require_file(Path(source))
+        if parquet:
+            parts.append(_read_parquet(columns, parquet))
+        return _union(parts, one)
+
+    def _cold_sources(self, table: TableContext, cold: Sequence[ColdFile]) -> list[str]:
+        """What DuckDB opens for cold files: their URLs if it can, else copies of them."""
+        if self._site.reads_store:
+            return [table.cold_url(file) for file in cold]
+        return [str(path) for path in self._site.files.paths([table.wanted(f) for f in cold])]
+
+
+def _read_parquet(columns: str, paths: Sequence[str]) -> str:
+    return (
+        f"SELECT {columns} FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false)"
+    )
+
+
+def _union(parts: Sequence[str], one: TablePin) -> str:
+    if parts:
+        return " UNION ALL ".join(parts)
+    nulls = ", ".join(
+        f"CAST(NULL AS {plan.queried_type(c.sql_type)}) AS {quoting.identifier(c.name)}"
+        for c in one.table.schema.columns
+    )
+    return f"SELECT {nulls} LIMIT 0"

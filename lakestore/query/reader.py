@@ -1,0 +1,52 @@
+"""A reader of one table's snapshot: any number of statements, all of the same rows."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+
+from lakestore.query.mount import Mounts
+from lakestore.query.pin import TablePin
+from lakestore.query.plan import Planner
+from lakestore.snapshot import ColdFile
+
+EVENTS = "lakestore_events"
+"""What a statement calls the rows of the snapshot that it reads."""
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads a pinned table, or parts of it."""
+
+    cursor: duckdb.DuckDBPyConnection
+    pin: TablePin
+    planner: Planner
+    mounts: Mounts
+    parquet_only: bool
+
+    def pruned(self, statement: str, values: Mapping[str, Any]) -> tuple[ColdFile, ...]:
+        """Cold files in which a statement over `EVENTS` can find a row."""
+        kept, _ = self.planner.choose(statement, values or None, {EVENTS: self.pin}, {})
+        return kept[EVENTS]
+
+    def fetch(
+        self,
+        statement: str,
+        values: Mapping[str, Any],
+        views: Mapping[str, TablePin] | None = None,
+    ) -> pa.Table:
+        """The answer of a statement.
+
+        Args:
+            values: of its parameters, by name.
+            views: what it reads by which name; by default `EVENTS`, pruned.
+        """
+        if views is None:
+            views = {EVENTS: replace(self.pin, cold=self.pruned(statement, values))}
+        release = self.mounts.mount(self.cursor, views, parquet_only=self.parquet_only)
+        try:
+            return self.cursor.sql(statement, params=dict(values) or None).to_arrow_table()
+        finally:
+            release()
