@@ -14,6 +14,7 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import pyarrow as pa
 import pyarrow.parquet as pq
 import xxhash
 
@@ -21,10 +22,12 @@ from lakestore.errors import StorageError
 from lakestore.idhash import HASH_VERSION, Hashes, hash_batch, in_sorted
 from lakestore.layout import ids_name
 from lakestore.schema import TableSchema
-from lakestore.storage.local import descriptors, discard, make_folder, require_file
+from lakestore.settings import MIB
+from lakestore.storage.local import discard, make_folder, require_file
 
 _MAGIC = b"LKIDS1\0\0"
-_MAPPED_MAX = 64
+_MAPPED_BYTES = 256 * MIB
+"""Of the most recently used, which may count as memory of this process; 32 million ids."""
 
 
 class FileIds:
@@ -33,8 +36,9 @@ class FileIds:
     def __init__(self, folder: Path, schema: TableSchema) -> None:
         self._folder = folder
         self._schema = schema
-        self._lock = threading.Lock()  # guards _known
+        self._lock = threading.Lock()  # guards _known and _bytes
         self._known: OrderedDict[str, Hashes] = OrderedDict()  # the most recently used last
+        self._bytes = 0
         self.checked: set[str] = set()
         """Segments whose ids the appender knows: what it accepts is no duplicate of theirs."""
 
@@ -56,14 +60,14 @@ class FileIds:
     def forget(self, name: str) -> None:
         """Let a file's hashes go, because the file goes."""
         with self._lock:
-            self._known.pop(name, None)
+            self._pop(name)
             self.checked.discard(name)
         with suppress(OSError):  # a cache that stays is only never read again
             self._path(name).unlink(missing_ok=True)
 
     def _load(self, name: str, source: Callable[[], Path]) -> Hashes:
         with self._lock:
-            known = self._known.pop(name, None)
+            known = self._pop(name)
         if known is None:
             known = self.cached(name)
             if known is None:
@@ -72,9 +76,14 @@ class FileIds:
                     self._store(name, known)
         with self._lock:
             self._known[name] = known
-            # Each map holds a file descriptor.
-            while len(self._known) > min(_MAPPED_MAX, descriptors() // 8):
-                self._known.popitem(last=False)
+            self._bytes += known.nbytes
+            while self._bytes > _MAPPED_BYTES and len(self._known) > 1:
+                self._bytes -= self._known.popitem(last=False)[1].nbytes
+        return known
+
+    def _pop(self, name: str) -> Hashes | None:
+        known = self._known.pop(name, None)
+        self._bytes -= known.nbytes if known is not None else 0
         return known
 
     def _path(self, name: str) -> Path:
@@ -96,7 +105,8 @@ class FileIds:
         """The hashes in a cold file's cache; None when it is missing, damaged or outdated."""
         try:
             require_file(self._path(name))
-            raw = np.memmap(self._path(name), dtype=np.uint64, mode="r")
+            with pa.memory_map(str(self._path(name))) as file:  # the map outlives the descriptor
+                raw = np.frombuffer(file.read_buffer(), dtype=np.uint64)
         except (OSError, ValueError):
             return None
         if len(raw) < 2 or raw[:1].tobytes() != _MAGIC:

@@ -64,9 +64,14 @@ def hash_ids(
         moments = micros(times)
         first, last = int(moments.min()) // _DAY_US, int(moments.max()) // _DAY_US
         if first == last:  # as a rule; a third of the work
-            return hashes + np.uint64(first * int(_SPREAD) % 2**64)
+            return on_day(hashes, first)
         hashes = hashes + (moments // _DAY_US).view(np.uint64) * _SPREAD
     return hashes
+
+
+def on_day(hashes: Hashes, day: int) -> Hashes:
+    """What hashes of ids are in scope `day`, of events of that day."""
+    return hashes + np.uint64(day * int(_SPREAD) % 2**64)
 
 
 def _hash_text(ids: pa.StringArray) -> Hashes:

@@ -30,6 +30,22 @@ Dedup = Literal["day", "table", "none"]
 Policy = Literal["full", "preview", "hash", "none"]
 
 
+class MetricsDocument(BaseModel):
+    """One view of metrics: `[metrics.<name>]` of a schema document."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    measures: dict[str, str] = Field(
+        min_length=1, description="label → measure, as in 'count if status_code >= 500'"
+    )
+    groups: dict[str, str] = Field(
+        default_factory=dict, description="name of a grouping → its column"
+    )
+    top: dict[str, str] = Field(
+        default_factory=dict, description="list of leaders → label of the measure that ranks it"
+    )
+
+
 class TableDocument(BaseModel):
     """A schema document, as written: the roles of columns, then the columns."""
 
@@ -60,6 +76,9 @@ class TableDocument(BaseModel):
         default_factory=dict, description="heavy columns, and what is kept of each"
     )
     rollups: tuple[Rollup, ...] = ()
+    metrics: dict[str, MetricsDocument] = Field(
+        default_factory=dict, description="views of metrics, by name"
+    )
 
 
 @dataclass(frozen=True)
@@ -216,7 +235,7 @@ def to_toml(document: TableDocument) -> str:
     data = document.model_dump(exclude_defaults=True)
     data = {"format": document.format, **data}
     tables = {key: data.pop(key) for key in ("columns", "derived", "payload") if key in data}
-    rollups = data.pop("rollups", ())
+    rollups, metrics = data.pop("rollups", ()), data.pop("metrics", {})
     lines = [f"{key} = {_toml_value(value)}" for key, value in data.items()]
     for name, table in tables.items():
         lines += ["", f"[{name}]"]
@@ -224,6 +243,10 @@ def to_toml(document: TableDocument) -> str:
     for rollup in rollups:
         lines += ["", "[[rollups]]"]
         lines += [f"{key} = {_toml_value(value)}" for key, value in rollup.items()]
+    for name, view in metrics.items():
+        for key, table in view.items():
+            lines += ["", f"[metrics.{_toml_value(name)}.{key}]"]
+            lines += [f"{_toml_value(k)} = {_toml_value(value)}" for k, value in table.items()]
     return "\n".join(lines) + "\n"
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterable, Sequence
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -12,7 +12,17 @@ from lakestore import quoting
 from lakestore.append import Ack, Appender
 from lakestore.context import TableContext
 from lakestore.engine import troubles
-from lakestore.errors import ClosedError, InvalidInputError, NotFoundError
+from lakestore.errors import ClosedError
+from lakestore.events.answers import Facets, Metrics, Page, Series, Totals
+from lakestore.events.counters import Counters, Running
+from lakestore.events.counters import check as check_counted
+from lakestore.events.filters import Filter, Moment, Source, Where, moment
+from lakestore.events.lookup import lookup
+from lakestore.events.measures import Measure, Measures, columns_of, parse
+from lakestore.events.metrics import metrics, view
+from lakestore.events.pages import Asked, Order, page
+from lakestore.events.questions import Spans, facets, series, totals
+from lakestore.query.reader import EVENTS, Reader
 from lakestore.retain import Vacuumed
 from lakestore.schema import TableSchema
 from lakestore.session import Session
@@ -21,7 +31,7 @@ from lakestore.upkeep import Upkeep
 if TYPE_CHECKING:
     import polars as pl
 
-_OPERATORS = ("=", "==", "!=", "<>", "<", "<=", ">", ">=", "like", "not like")
+Answer = TypeVar("Answer")
 
 
 class Table:
@@ -35,6 +45,7 @@ class Table:
         self._context = context
         self._appender = appender
         self._dropped = False
+        self._running: dict[tuple[str, tuple[Measure, ...]], Running] = {}
 
     @property
     def name(self) -> str:
@@ -101,29 +112,207 @@ class Table:
     def to_arrow(
         self,
         columns: Sequence[str] | None = None,
-        where: Mapping[str, Any] | None = None,
-        start: datetime | None = None,
-        end: datetime | None = None,
+        where: Where = None,
+        start: Moment = None,
+        end: Moment = None,
     ) -> pa.Table:
         """Rows of every tier as of now, as one Arrow table.
 
         Args:
             columns: which columns, in this order; all by default.
-            where: column → value, list of values (in), None (is null), or (operator, value).
-            start: event time at or after this; naive times are UTC.
-            end: event time before this.
+            where, start, end: as in `totals`.
         """
         self._session.check_open()
         for name in columns or ():
             self.schema.column(name)
         chosen = quoting.identifiers(self.schema.names if columns is None else columns)
-        condition, parameters = _condition(self.schema, where or {}, start, end)
-        statement = f"SELECT {chosen} FROM {quoting.identifier(self.name)} WHERE {condition}"
-        queries = self._session.queries
-        result = queries.sql(statement, parameters, [self._context], {}).to_arrow()
+        wanted = Filter.of(self.schema, where, start, end)
+        statement = f"SELECT {chosen} FROM {EVENTS} WHERE {wanted.condition}"
+        result = self._ask(lambda reader: reader.fetch(statement, wanted.bound(statement)))
         names = self.schema.names if columns is None else columns
         fields = [self.schema.arrow.field(n).with_nullable(True) for n in names]
         return result.cast(pa.schema(fields))
+
+    def get(self, event_id: Any) -> dict[str, Any] | None:
+        """The event of that id, or None; of several days' events of one id, the newest.
+
+        Only files that can hold it are opened: hashes of ids tell.
+
+        Raises:
+            InvalidInputError: an id of another type.
+        """
+        return self.get_many([event_id])[0]
+
+    def get_many(self, event_ids: Iterable[Any]) -> list[dict[str, Any] | None]:
+        """The events of some ids, in their order, None for those that are not there."""
+        ids = list(event_ids)
+        if not ids:
+            self._session.check_open()
+            return []
+        found = self._ask(lambda reader: lookup(reader, ids)).to_pylist()
+        newest = {event[self.schema.event_id]: event for event in reversed(found)}
+        return [newest.get(id) for id in ids]
+
+    def page(
+        self,
+        where: Where = None,
+        *,
+        start: Moment = None,
+        end: Moment = None,
+        limit: int = 50,
+        cursor: str | None = None,
+        offset: int = 0,
+        order: Order = "newest",
+        source: Source = "all",
+        totals: bool = True,
+    ) -> Page:
+        """Events in order of event time and id, and the totals of all that pass the filter.
+
+        Pages that follow each other by `next_cursor` show each event once, while rows come and
+        tiers change; an event that comes late, before the place of the cursor, is not shown.
+
+        Args:
+            where, start, end, source: as in `totals`.
+            limit: events of the page, at most 10,000; 0 asks for totals alone.
+            cursor: `next_cursor` of the page before, of the same filter and order.
+            offset: events to pass over; for menus of pages. It cannot be used with a cursor.
+            order: `newest` or `oldest` first.
+            totals: whether `total` and `totals` are wanted; they are None without.
+
+        Raises:
+            InvalidInputError: a limit, offset or cursor that cannot be.
+        """
+        wanted = Filter.of(self.schema, where, start, end, source)
+        asked = Asked(wanted, order, limit, offset, cursor, totals)
+        return self._ask(lambda reader: page(reader, asked))
+
+    def totals(
+        self,
+        measures: Measures = None,
+        *,
+        where: Where = None,
+        start: Moment = None,
+        end: Moment = None,
+        source: Source = "all",
+    ) -> Totals:
+        """Measures of all events that pass a filter.
+
+        Args:
+            measures: as `"count"`, `"sum(tokens)"`, `"p95(latency_ms) if status = 200"`, some of
+                these, or label → measure; by default the number of events and the sums that the
+                schema's rollups keep.
+            where: column → value, list of values (any of), None (null), `(operator, value)`, or
+                several such pairs in a tuple, all of which hold.
+            start: event time at or after this; naive times are UTC.
+            end: event time before this.
+            source: `hot`, `cold` or `all` tiers.
+
+        Raises:
+            InvalidInputError: not a measure, not a filter; says why.
+            NotFoundError: no such column.
+        """
+        wanted = Filter.of(self.schema, where, start, end, source)
+        chosen = parse(measures, self.schema)
+        return self._ask(lambda reader: totals(reader, wanted, chosen))
+
+    def series(
+        self,
+        measures: Measures = "count",
+        *,
+        every: str | timedelta = "1h",
+        by: str | Sequence[str] = (),
+        where: Where = None,
+        start: Moment = None,
+        end: Moment = None,
+        tz: str = "UTC",
+        origin: Moment = None,
+        source: Source = "all",
+    ) -> Series:
+        """Measures by bucket of time: every bucket of the window, with zeros where there is none.
+
+        Args:
+            measures, where, start, end, source: as in `totals`.
+            every: width, such as `15m`, `1h`, `1 day` or `1 month`.
+            by: columns; each of their combinations that occurs is a group.
+            tz: whose calendar buckets of more than an hour follow.
+            origin: buckets begin here and there after equal spans, instead of by the calendar.
+
+        Raises:
+            InvalidInputError: as `totals`; more than 10,000 buckets, or a million points.
+        """
+        wanted = Filter.of(self.schema, where, start, end, source)
+        chosen = parse(measures, self.schema)
+        keys = columns_of(self.schema, by)
+        spans = Spans(every, tz, moment(origin))
+        return self._ask(lambda reader: series(reader, wanted, chosen, keys, spans))
+
+    def facets(
+        self,
+        columns: str | Sequence[str] | None = None,
+        *,
+        where: Where = None,
+        start: Moment = None,
+        end: Moment = None,
+        source: Source = "all",
+        limit: int = 1_000,
+    ) -> Facets:
+        """The values of columns with their numbers of events, the most frequent first.
+
+        A column's own test is left out of its menu, so that another value can be chosen.
+
+        Args:
+            columns: by default the schema's `facets`.
+            where, start, end, source: as in `totals`.
+            limit: values of each column.
+        """
+        wanted = Filter.of(self.schema, where, start, end, source)
+        keys = columns_of(self.schema, self.schema.document.facets if columns is None else columns)
+        return self._ask(lambda reader: facets(reader, wanted, keys, limit))
+
+    def metrics(
+        self,
+        name: str | None = None,
+        *,
+        where: Where = None,
+        start: Moment = None,
+        end: Moment = None,
+        source: Source = "all",
+        top: int = 10,
+    ) -> Metrics:
+        """A summary, the same measures by group, and lists of the groups that lead.
+
+        Args:
+            name: of a view that the schema declares under `[metrics.<name>]`; by default the first,
+                or one of the schema's facets.
+            where, start, end, source: as in `totals`.
+            top: length of the lists.
+        """
+        wanted = Filter.of(self.schema, where, start, end, source)
+        shown = view(self.schema, name)
+        return self._ask(lambda reader: metrics(reader, wanted, shown, max(1, top)))
+
+    def counters(self, by: str, measures: Measures = None) -> Counters:
+        """Exact sums by key, of every event that is acknowledged by now.
+
+        Made for quotas: an ask costs what was appended since the one before, and one pass over
+        the rollups after a flush.
+
+        Args:
+            by: the column of keys.
+            measures: of `count`, `count(column)` and `sum(column)`; by default as `totals`.
+
+        Raises:
+            InvalidInputError: a measure that cannot be kept up to date by addition.
+        """
+        chosen = parse(measures, self.schema)
+        check_counted(chosen)
+        (key,) = columns_of(self.schema, by)
+        running = self._running.setdefault((key, chosen), Running(key, chosen))
+        return self._ask(running.ask)
+
+    def _ask(self, question: Callable[[Reader], Answer]) -> Answer:
+        self._session.check_open()
+        return self._session.queries.ask(self._context, question)
 
     def _let_go(self) -> None:
         """The table was dropped: its rows go, and it takes no more."""
@@ -138,43 +327,3 @@ class Table:
             raise ClosedError(f"table {self.name!r} was dropped")
         assert self._appender is not None
         return self._appender
-
-
-def _condition(
-    schema: TableSchema,
-    where: Mapping[str, Any],
-    start: datetime | None,
-    end: datetime | None,
-) -> tuple[str, list[Any]]:
-    """A WHERE condition with `?` for each value, and the values."""
-    tests, values = ["true"], []
-    for name, wanted in where.items():
-        if name not in schema.names:
-            raise NotFoundError(f"no column {name!r}; the table has {', '.join(schema.names)}")
-        column = quoting.identifier(name)
-        if wanted is None:
-            tests.append(f"{column} IS NULL")
-        elif isinstance(wanted, tuple):
-            if len(wanted) != 2 or str(wanted[0]).lower() not in _OPERATORS:
-                raise InvalidInputError(
-                    f"where[{name!r}] is {wanted!r}; a tuple is (operator, value), with an "
-                    f"operator of {', '.join(_OPERATORS)}"
-                )
-            tests.append(f"{column} {wanted[0]} ?")
-            values.append(wanted[1])
-        elif isinstance(wanted, list | set | frozenset):
-            some = [value for value in wanted if value is not None]
-            marks = ", ".join("?" for _ in some)
-            parts = [f"{column} IN ({marks})"] if some else []
-            parts += [f"{column} IS NULL"] if len(some) < len(wanted) else []
-            tests.append("(" + (" OR ".join(parts) or "false") + ")")
-            values += some
-        else:
-            tests.append(f"{column} = ?")
-            values.append(wanted)
-    time = quoting.identifier(schema.event_time)
-    for test, bound in ((">=", start), ("<", end)):
-        if bound is not None:
-            tests.append(f"{time} {test} ?")
-            values.append(bound)
-    return " AND ".join(tests), values

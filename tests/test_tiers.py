@@ -326,7 +326,7 @@ def test_days_before_1970_sorted_by_something_else(lake, root):
 def test_descriptors_do_not_grow_with_files(open_lake, monkeypatch):
     from lakestore import fileids
 
-    monkeypatch.setattr(fileids, "_MAPPED_MAX", 3)
+    monkeypatch.setattr(fileids, "_MAPPED_BYTES", 48)
     lake = open_lake()
     table = lake.create_table("events", SCHEMA)
 

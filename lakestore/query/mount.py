@@ -1,7 +1,7 @@
 """Mount: pinned tables as views on a cursor, over the files that a statement is to read."""
 
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import duckdb
@@ -24,35 +24,46 @@ class Mounts:
         self._engine = site.engine
         self._in_use = in_use
 
-    def mount(
+    @contextmanager
+    def sources(
         self,
         cursor: duckdb.DuckDBPyConnection,
-        views: Mapping[str, TablePin],
+        pins: Mapping[str, TablePin],
         *,
         parquet_only: bool = False,
-    ) -> Callable[[], None]:
-        """Make a view of each pin on the cursor, by name; returns what lets their files go."""
+    ) -> Iterator[dict[str, str]]:
+        """A SELECT of the rows of each pin, for the cursor; within the `with` no file goes."""
         attached: list[tuple[Path, str]] = []
-        names = [s.name for one in views.values() for s in one.segments]
-        names += [f.name for one in views.values() for f in one.cold]
+        names = [s.name for one in pins.values() for s in one.segments]
+        names += [f.name for one in pins.values() for f in one.cold]
         self._in_use.add(names)
-
-        def release() -> None:
+        try:
+            yield {
+                name: self._source(
+                    cursor, f"lakestore_buffer_{number}", one, None if parquet_only else attached
+                )
+                for number, (name, one) in enumerate(pins.items(), 1)
+            }
+        finally:
             self._in_use.remove(names)
             for path, alias in attached:
                 self._engine.release(path, alias)
 
-        try:
-            for number, (name, one) in enumerate(views.items(), 1):
-                buffered = f"lakestore_buffer_{number}"
-                view = self._view(cursor, buffered, one, None if parquet_only else attached)
+    def mount(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        pins: Mapping[str, TablePin],
+        *,
+        parquet_only: bool = False,
+    ) -> Callable[[], None]:
+        """Make a view of each pin on the cursor, by name; returns what lets their files go."""
+        with ExitStack() as stack:
+            sources = self.sources(cursor, pins, parquet_only=parquet_only)
+            for name, source in stack.enter_context(sources).items():
                 cursor.execute(
-                    f"CREATE OR REPLACE TEMP VIEW {quoting.identifier(name)} AS {view}"
+                    f"CREATE OR REPLACE TEMP VIEW {quoting.identifier(name)} AS {source}"
                 )
-        except BaseException:
-            release()
-            raise
-        return release
+            return stack.pop_all().close
 
     def parquet_view(
         self, con: duckdb.DuckDBPyConnection, one: TablePin, buffered: str | None
@@ -70,7 +81,7 @@ class Mounts:
             parts.append(_read_parquet(columns, paths))
         return _union(parts, one)
 
-    def _view(
+    def _source(
         self,
         cursor: duckdb.DuckDBPyConnection,
         buffered: str,

@@ -25,6 +25,10 @@ class TablePin:
     buffered: pa.Table
     segments: tuple[Segment, ...]
     cold: tuple[ColdFile, ...]
+    unflushed: tuple[Pinned, ...] = ()
+    """What `buffered` is made of, by generation."""
+    version: tuple[int, int] = (0, 0)
+    """Of the catalog, and of the cold tier: the same files are published while it is the same."""
 
 
 class FilesInUse:
@@ -78,6 +82,8 @@ def pin(site: SiteContext, tables: Sequence[TableContext]) -> list[TablePin]:
                 pa.Table.from_batches(batches, schema=table.schema.arrow),
                 state.hot,
                 state.cold,
+                tuple(held),
+                (state.version, state.cold_version),
             )
         )
     return result

@@ -45,8 +45,8 @@ class Reader:
         """
         if views is None:
             views = {EVENTS: replace(self.pin, cold=self.pruned(statement, values))}
-        release = self.mounts.mount(self.cursor, views, parquet_only=self.parquet_only)
-        try:
-            return self.cursor.sql(statement, params=dict(values) or None).to_arrow_table()
-        finally:
-            release()
+        sources = self.mounts.sources(self.cursor, views, parquet_only=self.parquet_only)
+        with sources as selects:  # not as views, which DuckDB binds twice, opening every file
+            named = [f"{name} AS NOT MATERIALIZED ({sql})" for name, sql in selects.items()]
+            text = f"WITH {', '.join(named)} {statement}" if named else statement
+            return self.cursor.sql(text, params=dict(values) or None).to_arrow_table()

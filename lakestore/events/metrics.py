@@ -1,0 +1,110 @@
+"""Metrics: a summary, the same by group, and who leads; as a schema declares, for any table."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from lakestore.errors import InvalidInputError, NotFoundError, SchemaError
+from lakestore.events.aggregate import aggregate
+from lakestore.events.answers import Metrics, Totals
+from lakestore.events.filters import Filter
+from lakestore.events.measures import Measure, columns_of, default, parse
+from lakestore.events.questions import named
+from lakestore.events.statement import Question
+from lakestore.query.reader import Reader
+from lakestore.schema import MetricsDocument, TableSchema
+
+GROUP = "group"
+"""What the column is called that tells the groups apart."""
+
+
+@dataclass(frozen=True)
+class View:
+    """What one declared view of metrics shows."""
+
+    measures: tuple[Measure, ...]
+    groups: Mapping[str, str]
+    """Column by name of the grouping."""
+    top: Mapping[str, tuple[str, bool]]
+    """By list: the measure that ranks it, and whether the least leads."""
+
+
+def view(schema: TableSchema, name: str | None) -> View:
+    """The view of that name; without a name, the first declared, or one made of facets.
+
+    Raises:
+        NotFoundError: the schema declares no such view.
+    """
+    declared = schema.document.metrics
+    if name is None and not declared:
+        return _of_facets(schema)
+    name = next(iter(declared)) if name is None else name
+    if name not in declared:
+        known = ", ".join(declared) or "none"
+        raise NotFoundError(f"no metrics named {name!r}; the schema declares {known}")
+    return _declared(schema, declared[name])
+
+
+def check(schema: TableSchema) -> None:
+    """Refuse declared views that could not be answered; raises `SchemaError`."""
+    for name, document in schema.document.metrics.items():
+        try:
+            _declared(schema, document)
+        except (InvalidInputError, NotFoundError) as error:
+            raise SchemaError(f"metrics.{name}: {error.args[0]}") from error
+
+
+def _declared(schema: TableSchema, document: MetricsDocument) -> View:
+    measures = parse(document.measures, schema)
+    labels = {measure.label for measure in measures}
+    if GROUP in labels:
+        raise InvalidInputError(f"a measure cannot be called {GROUP!r}")
+    top = {}
+    for name, ranked in document.top.items():
+        label, _, way = ranked.partition(" ")
+        if label not in labels or way not in ("", "asc", "desc"):
+            raise InvalidInputError(
+                f"top.{name}: {ranked!r} is not one of its measures, then optionally 'asc'"
+            )
+        top[name] = (label, way == "asc")
+    for column in document.groups.values():
+        columns_of(schema, column)
+    return View(measures, document.groups, top)
+
+
+def _of_facets(schema: TableSchema) -> View:
+    measures = default(schema)
+    groups = {name: name for name in schema.document.facets}
+    return View(measures, groups, {"count": ("count", False)})
+
+
+def metrics(reader: Reader, filter: Filter, shown: View, top: int) -> Metrics:
+    """The answer of a view."""
+    summary = aggregate(reader, Question(filter, shown.measures))
+    groups = {
+        name: named(
+            aggregate(reader, Question(filter, shown.measures, (column,))), [GROUP], shown.measures
+        )
+        for name, column in shown.groups.items()
+    }
+    first = shown.measures[0].label
+    lists = {
+        name: {
+            grouping: _leaders(table, label, first, least=least)[:top]
+            for grouping, table in groups.items()
+        }
+        for name, (label, least) in shown.top.items()
+    }
+    return Metrics(Totals.of(named(summary, [], shown.measures)), groups, lists)
+
+
+def _leaders(table: pa.Table, label: str, first: str, *, least: bool) -> list[dict[str, Any]]:
+    """Rows by a measure, those without it last; ties by the first measure, then by group."""
+    rows: list[dict[str, Any]] = table.to_pylist()
+    rows.sort(key=lambda row: (row[GROUP] is None, str(row[GROUP])))
+    rows.sort(key=lambda row: -(row[first] or 0))
+    known = [row for row in rows if row[label] is not None]
+    known.sort(key=lambda row: row[label], reverse=not least)
+    return known + [row for row in rows if row[label] is None]
