@@ -10,16 +10,15 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakestore import idhash, quoting
+from lakestore import idhash
 from lakestore.casts import cast, cast_all
 from lakestore.columns import Column, check_unique, plain_type
+from lakestore.derive import derive
 from lakestore.errors import InvalidInputError, SchemaError
-from lakestore.instances import start
 from lakestore.mappings import check_depth, from_mappings
 from lakestore.newids import make_ids
 from lakestore.schema import TableSchema
@@ -57,10 +56,7 @@ def to_batches(data: Any, schema: TableSchema) -> list[pa.RecordBatch]:
             raise SchemaError(f"unknown column {name!r}; the table has {', '.join(schema.names)}")
     _validate(table)
     if table.schema.names != list(schema.names) or table.schema.types != schema.arrow.types:
-        table = _derived(table, schema)
-        table = pa.table(
-            [_column(table, column, schema) for column in schema.columns], schema=schema.arrow
-        )
+        table = _as_stored(table, schema)
     else:
         table = pa.table(_filled(table, schema), schema=schema.arrow)
     _check_required(table, schema)
@@ -149,25 +145,13 @@ def _validate(table: pa.Table) -> None:
         raise SchemaError(f"the batch is not valid Arrow data: {error}") from error
 
 
-def _derived(table: pa.Table, schema: TableSchema) -> pa.Table:
-    """The table with the columns that the schema derives, where the input lacks them."""
-    missing = {n: e for n, e in schema.document.derived.items() if n not in table.schema.names}
-    if not missing or table.num_rows == 0:
-        return table
-    exprs = ", ".join(f"({sql}) AS {quoting.identifier(name)}" for name, sql in missing.items())
-    with start(python_enable_replacements=False) as con:
-        con.execute("SET GLOBAL TimeZone = 'UTC'")
-        con.register("batch", table)
-        try:
-            made = con.sql(f"SELECT {exprs} FROM batch").to_arrow_table()
-        except duckdb.Error as error:
-            reason = str(error).strip().split("\n", 1)[0]
-            raise SchemaError(
-                f"cannot derive {', '.join(missing)} from this batch: {reason}"
-            ) from error
-    for name in made.schema.names:
-        table = table.append_column(name, made.column(name))
-    return table
+def _as_stored(table: pa.Table, schema: TableSchema) -> pa.Table:
+    """The table with every column of the schema: cast, filled, made, or derived from these."""
+    derived = {n: e for n, e in schema.document.derived.items() if n not in table.schema.names}
+    columns = {c.name: _column(table, c, schema) for c in schema.columns if c.name not in derived}
+    made = derive(pa.table(columns), derived, schema) if derived and table.num_rows else table
+    columns |= {name: _column(made, schema.column(name), schema) for name in derived}
+    return pa.table([columns[name] for name in schema.names], schema=schema.arrow)
 
 
 def _column(table: pa.Table, column: Column, schema: TableSchema) -> pa.ChunkedArray | pa.Array:

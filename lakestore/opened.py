@@ -22,6 +22,7 @@ from lakestore.catalog.records import TableEntry
 from lakestore.context import SiteContext, TableContext
 from lakestore.duplicates import published
 from lakestore.errors import CorruptionError, SchemaError, StorageError
+from lakestore.events import metrics
 from lakestore.failpoint import reach
 from lakestore.lakefile import is_delta
 from lakestore.layout import schema_key
@@ -87,9 +88,11 @@ class OpenTables:
 
         Raises:
             InvalidInputError: the name is taken.
+            SchemaError: the schema declares metrics that cannot be answered.
             ConflictError: another site makes it too.
             StorageError: the disk refused; there is no such table.
         """
+        metrics.check(schema)
         with self._lock:
             with self._site.catalog.commit() as commit:
                 entry = commit.add_table(name, cold, schema.text, self._is_taken)

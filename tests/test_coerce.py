@@ -230,6 +230,29 @@ def test_derived_columns_are_made_when_the_input_lacks_them():
         to_batches([{"id": "x", "n": 4}], schema)
 
 
+def test_derived_columns_are_made_of_values_as_they_are_stored():
+    """Cast and filled; a column that the input lacks is null, and an earlier one may be used."""
+    schema = ls.TableSchema.from_toml(
+        "event_time = 't'\n[columns]\nt = 'TIMESTAMPTZ'\nms = 'BIGINT'\nhour = 'TIMESTAMP'\n"
+        "a = 'VARCHAR'\nb = 'INTEGER default 7'\nc = 'VARCHAR'\n"
+        '[derived]\nt = "make_timestamptz(ms * 1000)"\nms = "epoch_ms(t)"\n'
+        "hour = \"date_trunc('hour', t AT TIME ZONE 'UTC')\"\n"
+        "c = \"coalesce(a, 'none') || b\""
+    )
+    wanted = {
+        "t": TIME.replace(microsecond=890_000), "ms": int(TIME.timestamp() * 1000), "a": None,
+        "b": 7, "c": "none7", "hour": TIME.replace(minute=0, second=0, microsecond=0, tzinfo=None),
+    }  # fmt: skip
+
+    for given in ({"t": wanted["t"].isoformat()}, {"ms": wanted["ms"]}):
+        (row,) = coerced([given], schema)
+        assert {name: row[name] for name in wanted} == wanted
+    with pytest.raises(ls.SchemaError, match="cannot derive t, ms, hour, c from this batch"):
+        to_batches([{"a": "x"}], schema)
+    with pytest.raises(ls.SchemaError, match="row 1: cannot derive t from this batch"):
+        to_batches([{"ms": 1}, {"ms": None}], schema)
+
+
 def test_zones_of_text_times_may_be_mixed():
     texts = ["2024-01-01 12:00:00+05", "2024-01-01 07:00", "2024-01-01T07:00:00.000Z", "2024-01-01"]
     hours = [r["time"].hour for r in coerced([one(time=text) for text in texts])]

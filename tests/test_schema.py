@@ -53,12 +53,13 @@ def test_json_schema_refuses_what_the_model_refuses(data):
 def test_llm_usage_has_every_column_of_the_gateway_log():
     schema = ls.TableSchema.shipped("llm_usage")
 
-    assert len(schema.names) == 64 + 5
+    assert len(schema.names) == 64 + 1 + 5  # proxy_key, and the payload columns
     assert schema.event_id == "event_id"
     assert schema.event_time == "created_at"
     assert schema.column("credit_usage").arrow_type == pa.decimal128(24, 12)
     assert schema.column("request_method").default == "POST"
     assert len(schema.document.payload) == 5
+    assert list(schema.document.metrics) == ["gateway", "latency", "proxy_traffic", "status"]
 
 
 def test_types_are_duckdbs():
@@ -125,6 +126,30 @@ def test_a_type_that_not_every_tier_keeps_is_refused(declaration, message):
 def test_a_wrong_document_says_where(text, message):
     with pytest.raises(ls.SchemaError, match=message):
         ls.TableSchema.from_toml(text)
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        ({"measures": {"n": "median(n)"}}, "'median\\(n\\)' is not a measure"),
+        ({"measures": {"n": "sum(zz)"}}, "no column 'zz'"),
+        ({"measures": {"n": "count if n > (SELECT 1)"}}, "is not allowed"),
+        ({"measures": {"group": "count"}}, "cannot be called 'group'"),
+        ({"measures": {"n": "count"}, "groups": {"by": "zz"}}, "no column 'zz'"),
+        ({"measures": {"n": "count"}, "groups": {"by": "s"}}, "column 's' is nested"),
+        ({"measures": {"n": "count"}, "top": {"most": "m"}}, "top.most: 'm' is not one of its"),
+        ({"measures": {"n": "count"}, "top": {"most": "n up"}}, "top.most: 'n up' is not one"),
+    ],
+)
+def test_a_table_with_wrong_metrics_is_not_made(tmp_path, view, message):
+    columns = {"t": "TIMESTAMP", "n": "INTEGER", "s": "INTEGER[]"}
+    data = {"event_time": "t", "columns": columns, "metrics": {"main": view}}
+    schema = ls.TableSchema.from_document(data)
+
+    with ls.open(tmp_path, upkeep="manual") as lake:
+        with pytest.raises(ls.SchemaError, match=f"metrics.main: .*{message}"):
+            lake.create_table("x", schema)
+        assert lake.tables() == []
 
 
 def test_a_document_survives_writing_and_reading():

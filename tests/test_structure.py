@@ -38,6 +38,7 @@ LEVELS: list[list[str]] = [
         "newids",
         "casts",
         "mappings",
+        "derive",
         "coerce",
         "datafile",
     ],
