@@ -204,6 +204,9 @@ def kept(lake: ls.Lake, condition: str, params: list | None = None) -> int:
         ("n = 10 OR name = 'x'", 6),
         ("random() < 2", 6),
         ("true", 6),
+        ("time >= '2025-01-06' ORDER BY time DESC LIMIT 3", 1),
+        ("n > 100 AND n < 110 ORDER BY n LIMIT 3", 1),
+        ("true ORDER BY time DESC LIMIT 3", 6),
     ],
 )
 def test_only_files_that_can_match_are_read(mixed, condition, files):
