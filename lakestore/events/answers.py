@@ -39,7 +39,7 @@ class Tabular:
         return repr(Result(self.to_arrow()))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # equal to any mapping that says the same
 class Totals(Tabular, Mapping[str, Any]):
     """Measures of all events that pass a filter, by label."""
 
@@ -131,7 +131,7 @@ class Series(Tabular):
         return _panels(chart, "measure", len(self.measures))
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # as Totals
 class Facets(Tabular, Mapping[str, list[tuple[Any, int]]]):
     """Values of columns with their numbers of events: what a filter menu offers."""
 
