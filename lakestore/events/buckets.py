@@ -48,17 +48,7 @@ class Buckets:
         """
         if isinstance(every, timedelta):
             every = f"{every // timedelta(microseconds=1)} microseconds"
-        try:
-            cursor.execute("SELECT TIMESTAMPTZ '2000-01-01' AT TIME ZONE $zone", {"zone": zone})
-            parts = "SELECT date_part(['year', 'month', 'day', 'hour', 'minute', 'microsecond'], i)"
-            told = cursor.execute(
-                f"{parts} FROM (SELECT CAST($every AS INTERVAL) AS i)", {"every": every}
-            )
-            found = told.fetchall()[0][0]
-        except (duckdb.Error, TypeError) as error:
-            raise InvalidInputError(f"every={every!r}, tz={zone!r}: {error}") from error
-        months, days = found["year"] * 12 + found["month"], found["day"]
-        micros = found["hour"] * _HOUR_US + found["minute"] * 60_000_000 + found["microsecond"]
+        months, days, micros = _parts(cursor, every, zone)
         if [months > 0, days > 0, micros > 0].count(True) != 1 or min(months, days, micros) < 0:
             raise InvalidInputError(
                 f"every={every!r} is not a width such as '15m', '1h' or '1 month'"
@@ -94,8 +84,11 @@ class Buckets:
             InvalidInputError: more than 10,000 of them.
         """
         last = max(first, end - timedelta(microseconds=1))
-        ends = f"SELECT {self.sql('$first')}, {self.sql('$last')}"
-        low, high = cursor.execute(ends, {"first": first, "last": last}).fetchall()[0]
+        if self.fixed_us is not None:
+            low, high = (self._fixed(moment) for moment in (first, last))
+        else:
+            ends = f"SELECT {self.sql('$first')}, {self.sql('$last')}"
+            low, high = cursor.execute(ends, {"first": first, "last": last}).fetchall()[0]
         width = self.fixed_us or (self.months * 28 or self.days) * _DAY_US + self.micros
         if (high - low) // width >= _BUCKETS_MAX:
             raise InvalidInputError(
@@ -111,6 +104,12 @@ class Buckets:
             {"first": first, "last": last},
         ).fetchall()
         return [start for (start,) in rows]
+
+    def _fixed(self, moment: datetime) -> int:
+        """The bucket of a time, where all are equally long; as `sql`."""
+        micros, width = (moment - _EPOCH) // timedelta(microseconds=1), self.fixed_us
+        assert width is not None
+        return micros - (micros - (_MONDAY_US if self.origin is None else self.origin)) % width
 
     def made_of(
         self, cursor: duckdb.DuckDBPyConnection, every_us: int, first: datetime, end: datetime
@@ -143,3 +142,18 @@ class Buckets:
 
     def _calendar(self, local: str) -> str:
         return f"time_bucket({self._interval}, {local})"
+
+
+def _parts(cursor: duckdb.DuckDBPyConnection, every: str, zone: str) -> tuple[int, int, int]:
+    """Months, days and microseconds of a width, in a zone that DuckDB knows."""
+    try:
+        rows = cursor.execute(
+            "SELECT date_part(['year', 'month', 'day', 'hour', 'minute', 'microsecond'], i), "
+            "TIMESTAMPTZ '2000-01-01' AT TIME ZONE $zone FROM (SELECT CAST($every AS INTERVAL) i)",
+            {"every": every, "zone": zone},
+        ).fetchall()
+        found = rows[0][0]
+        micros = found["hour"] * _HOUR_US + found["minute"] * 60_000_000 + found["microsecond"]
+        return found["year"] * 12 + found["month"], found["day"], micros
+    except (duckdb.Error, TypeError) as error:
+        raise InvalidInputError(f"every={every!r}, tz={zone!r}: {error}") from error

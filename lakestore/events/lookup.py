@@ -40,16 +40,14 @@ def lookup(reader: Reader, ids: Sequence[Any]) -> pa.Table:
         segments=tuple(s for s in pin.segments if asked.may_be_in(s)),
         cold=tuple(f for f in pin.cold if asked.may_be_in(f)),
     )
-    id, time = (
-        quoting.identifier(table.schema.event_id),
-        quoting.identifier(table.schema.event_time),
-    )
+    id = quoting.identifier(table.schema.event_id)
     marks = ", ".join(f"$id{i}" for i in range(len(wanted)))
-    return reader.fetch(
-        f"SELECT * FROM {EVENTS} WHERE {id} IN ({marks}) ORDER BY {time} DESC",
+    found = reader.fetch(
+        f"SELECT * FROM {EVENTS} WHERE {id} IN ({marks})",
         {f"id{i}": value for i, value in enumerate(wanted.to_pylist())},
         {EVENTS: views},
     )
+    return found.sort_by([(table.schema.event_time, "descending")])
 
 
 def _ids(ids: Sequence[Any], table: TableContext) -> pa.Array:
