@@ -23,6 +23,7 @@ from lakestore.coerce import to_batches
 from lakestore.errors import InvalidInputError
 from lakestore.failpoint import reach
 from lakestore.idhash import Hashes, IdIndex, hash_batch, identities, in_sorted, twins
+from lakestore.policy import to_buffered
 from lakestore.quoting import UNSPEAKABLE
 from lakestore.schema import TableSchema
 from lakestore.settings import Settings
@@ -93,7 +94,7 @@ class Appender:
         """
         level = check_level(level)
         _check_producer(producer, seq)
-        batches = to_batches(data, self._schema)
+        batches = [to_buffered(b, self._schema) for b in to_batches(data, self._schema)]
         if not batches:
             return Ack(0, 0, level, None)
         rows = sum(batch.num_rows for batch in batches)

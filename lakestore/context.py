@@ -36,7 +36,7 @@ from lakestore.filecache import FileCache, Wanted
 from lakestore.fileids import FileIds
 from lakestore.frames import JournalHeader
 from lakestore.journal import JournalWriter
-from lakestore.layout import SiteLayout, data_prefix, log_prefix
+from lakestore.layout import SiteLayout, data_prefix, log_prefix, payload_key
 from lakestore.locks import ProcessLock
 from lakestore.partialfiles import PartialFiles
 from lakestore.partials import Partials
@@ -241,6 +241,9 @@ class TableContext:
 
     entry: TableEntry
     schema: TableSchema
+    """Of what segments and cold files hold, and queries see."""
+    accepts: TableSchema
+    """Of what an append takes."""
     site: SiteContext
     cold: ColdTable
     buffer: Buffer | None  # None: opened for reading only
@@ -254,7 +257,11 @@ class TableContext:
 
     @classmethod
     def open(cls, site: SiteContext, entry: TableEntry, schema: TableSchema) -> "TableContext":
-        """The parts of a table, its buffer empty."""
+        """The parts of a table, its buffer empty.
+
+        Args:
+            schema: in the form that an append takes.
+        """
 
         def open_journal(number: int, before: int) -> JournalWriter:
             id = GenerationId(site.writer, number)
@@ -263,7 +270,7 @@ class TableContext:
                 entry.name,
                 id,
                 entry.schema_version,
-                schema.arrow,
+                schema.buffered.arrow,
                 before,
                 micros(site.clock.now()),
             )
@@ -274,9 +281,10 @@ class TableContext:
             buffer = Buffer(open_journal, site.visibility, site.settings, site.clock)
         return cls(
             entry=entry,
-            schema=schema,
+            schema=schema.stored,
+            accepts=schema,
             site=site,
-            cold=cold_table(site, entry, schema),
+            cold=cold_table(site, entry, schema.stored),
             buffer=buffer,
             tails=JournalTails(site.layout, entry.folder),
             file_ids=FileIds(site.layout.ids(entry.folder), schema),
@@ -325,6 +333,15 @@ class TableContext:
         """A segment's Parquet file."""
         return self.hot_folder / segment.name
 
+    @property
+    def payload_folder(self) -> Path:
+        """Where the payload files of the table's segments are."""
+        return self.site.layout.payload(self.entry.folder)
+
+    def payload_key(self, name: str) -> str:
+        """A payload file's key in the storage, once it is sealed."""
+        return payload_key(self.entry.folder, name)
+
     def cold_key(self, file: ColdFile) -> str:
         """A cold file's key in the storage."""
         return data_prefix(self.entry.folder) + file.name
@@ -372,7 +389,7 @@ def with_cold(
 
 
 def cold_table(site: SiteContext, entry: TableEntry, schema: TableSchema) -> ColdTable:
-    """What lists a table's sealed files; nothing of it was read yet."""
+    """What lists a table's sealed files, of rows as they are stored; nothing was read yet."""
     if entry.cold == "parquet":
         return ParquetCold(site.catalog, entry.id)
     log = DeltaLog(

@@ -6,7 +6,7 @@ Pages carry checksums, because Parquet readers give wrong values for most single
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ import xxhash
 
 from lakestore.errors import CorruptionError
 from lakestore.idhash import hash_ids, id_sum
+from lakestore.kept import REFERENCE
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
 from lakestore.snapshot import ColumnRange, FileInfo
@@ -27,6 +28,8 @@ ROW_GROUP_ROWS = 131_072
 ROW_GROUP_BYTES = 64 * MIB
 _PAGE_ROWS = 1_024
 FOOTER_KEY = b"lakestore"
+_PAYLOAD = "payload"
+"""Where a footer lists the payload files that the rows refer to."""
 UNREADABLE = (
     pa.ArrowException, OSError, LookupError, ValueError, TypeError, AttributeError,
     StopIteration, MemoryError,
@@ -42,7 +45,8 @@ class DataFileWriter:
     """Writes one Parquet file of a table's events, in the order they are given.
 
     Row groups end at 131,072 rows or 64 MiB of Arrow, whichever comes first, so that wide rows
-    do not make row groups that no reader has the memory for.
+    do not make row groups that no reader has the memory for. The footer of rows that refer to
+    payload files names these files, whoever writes it.
     """
 
     def __init__(
@@ -53,7 +57,17 @@ class DataFileWriter:
         *,
         codec: str = "zstd",
         bloom: bool = False,
+        row_group_bytes: int = ROW_GROUP_BYTES,
+        unsearched: Collection[str] = (),
     ) -> None:
+        """A writer of the file at `path`.
+
+        Args:
+            bloom: make bloom filters of the schema's id columns.
+            row_group_bytes: about as many bytes of Arrow in each row group at most.
+            unsearched: columns whose values nobody looks for or repeats: they get neither
+                statistics nor dictionaries.
+        """
         self._path = path
         self._schema = schema
         self._pending: list[pa.RecordBatch] = []
@@ -66,6 +80,9 @@ class DataFileWriter:
         self._footer = dict(footer)
         self._codec = codec
         self._bloom = bloom
+        self._row_group_bytes = row_group_bytes
+        self._unsearched = frozenset(unsearched)
+        self._payload: set[str] = set()
         self._sink = pa.OSFile(str(path), "wb")
         self._writer: pq.ParquetWriter | None = None
 
@@ -77,7 +94,11 @@ class DataFileWriter:
         reader holds whole pages.
         """
         schema = self._schema
-        nested = {c.name for c in schema.columns if pa.types.is_nested(c.arrow_type)}
+        # Ids are unique: a dictionary of them is built, overflows and is thrown away.
+        plain = {c.name for c in schema.columns if pa.types.is_nested(c.arrow_type)}
+        plain |= self._unsearched | set(schema.bloom)
+        # Statistics pass over NaN, which SQL holds to be the greatest: readers would skip it.
+        ordered = _leaves(schema.arrow, pa.types.is_floating, wanted=False)
         filters = [
             name
             for name in (schema.bloom if self._bloom else ())
@@ -87,10 +108,8 @@ class DataFileWriter:
             self._sink,
             schema.arrow,
             compression=self._codec,
-            # Ids are unique: a dictionary of them is built, overflows and is thrown away.
-            use_dictionary=[n for n in schema.names if n not in schema.bloom and n not in nested],
-            # Statistics pass over NaN, which SQL holds to be the greatest: readers would skip it.
-            write_statistics=_leaves(schema.arrow, pa.types.is_floating, wanted=False),
+            use_dictionary=[name for name in schema.names if name not in plain],
+            write_statistics=[path for path in ordered if path not in self._unsearched],
             write_page_index=True,
             write_page_checksum=True,
             sorting_columns=pq.SortingColumn.from_ordering(
@@ -113,7 +132,9 @@ class DataFileWriter:
         self._max = high if self._max is None else max(self._max, high)
         hashes = hash_ids(batch.column(schema.event_id), times, schema.dedup)
         self.id_sum = (self.id_sum + id_sum(hashes)) % 2**64
-        fitting = ROW_GROUP_BYTES * batch.num_rows // max(1, batch.nbytes)
+        if schema.has_references:
+            self._payload |= files_referred_to(batch.column(REFERENCE))
+        fitting = self._row_group_bytes * batch.num_rows // max(1, batch.nbytes)
         step = min(ROW_GROUP_ROWS, max(1, fitting))
         for start in range(0, batch.num_rows, step):
             self._hold(batch.slice(start, step))
@@ -135,7 +156,9 @@ class DataFileWriter:
         self._write_row_group()
         if self._writer is None:
             self._writer = self._open(0, 0)
-        self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(self._footer | more)})
+        payload = tuple(sorted(self._payload))
+        said = self._footer | more | ({_PAYLOAD: payload} if self._schema.has_references else {})
+        self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(said)})
         self._writer.close()
         self._sink.close()
         info = FileInfo(
@@ -145,6 +168,7 @@ class DataFileWriter:
             min_time=self._min or _NO_MIN,
             max_time=self._max or _NO_MAX,
             ranges=_ranges(pq.read_metadata(self._path), self._schema),
+            payload=payload,
         )
         check(self._path, self._schema, info.rows, self.id_sum)
         return info
@@ -158,7 +182,7 @@ class DataFileWriter:
     def _hold(self, batch: pa.RecordBatch) -> None:
         if (
             self._pending_rows + batch.num_rows > ROW_GROUP_ROWS
-            or self._pending_bytes + batch.nbytes > ROW_GROUP_BYTES
+            or self._pending_bytes + batch.nbytes > self._row_group_bytes
         ):
             self._write_row_group()
         self._pending.append(batch)
@@ -238,7 +262,8 @@ def check(path: Path, schema: TableSchema, rows: int, expected_id_sum: int | Non
     found, total = 0, 0
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            for batch in file.iter_batches(batch_size=ROW_GROUP_ROWS):
+            groups = (file.metadata.row_group(g).num_rows for g in range(file.num_row_groups))
+            for batch in file.iter_batches(batch_size=max(groups, default=1)):
                 found += batch.num_rows
                 if expected_id_sum is not None:
                     times = batch.column(schema.event_time)
@@ -284,10 +309,21 @@ def measure(path: Path, schema: TableSchema) -> FileInfo:
             min_time=min((_utc(s.min) for s in times), default=_NO_MIN),
             max_time=max((_utc(s.max) for s in times), default=_NO_MAX),
             ranges=_ranges(metadata, schema),
+            payload=_told_payload(metadata) if schema.has_references else (),
         )
     except UNREADABLE as error:
         raise_refusal(f"cannot read {str(path)!r}", error)
         raise CorruptionError(f"{str(path)!r} cannot be read: {error!r}") from error
+
+
+def files_referred_to(references: pa.Array | pa.ChunkedArray) -> set[str]:
+    """Names of the payload files that a column of references names."""
+    names = pc.replace_substring_regex(references, "#[^#]*$", "")
+    return {name for name in pc.unique(names).to_pylist() if name is not None}
+
+
+def _told_payload(metadata: pq.FileMetaData) -> tuple[str, ...]:
+    return tuple(str(name) for name in json.loads(metadata.metadata[FOOTER_KEY])[_PAYLOAD])
 
 
 def _statistics(group: pq.RowGroupMetaData, column: str) -> pq.Statistics:

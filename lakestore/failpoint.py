@@ -27,6 +27,7 @@ STEPS = {
     "merge": 5,
     "segment": 6,
     "rollup": 3,
+    "payload": 4,
     "seal": 8,
     "vacuum": 5,
     "publish": 5,

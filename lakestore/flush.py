@@ -2,8 +2,9 @@
 
 Order of effects, numbered as their failpoints are:
 
-    flush.1 generations closed    .2 duplicates dropped    .3 files staged, checked and fsynced
-    .4 catalog transaction begun    .5 files linked to their names    .6 listed in the catalog
+    flush.1 generations closed    .2 duplicates dropped    .3 files staged, checked and fsynced,
+    payloads (`payload.1` and `.2`) first    .4 catalog transaction begun
+    .5 files linked to their names, payloads (`payload.3`) first    .6 listed in the catalog
     .7 committed    .8 generations let go by the buffer
     merge.1 neighbours read    .2 staged    .3 linked    .4 listed    .5 committed
 
@@ -24,11 +25,12 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from lakestore import datafile, duplicates, hot
+from lakestore import datafile, duplicates, hot, payload
 from lakestore.buffer import ClosedGeneration
 from lakestore.catalog.records import Sent
 from lakestore.context import TableContext
 from lakestore.failpoint import reach
+from lakestore.policy import to_stored
 from lakestore.settings import MIB, Settings
 from lakestore.snapshot import GenerationId, Segment, TableState
 from lakestore.storage.local import make_folder
@@ -138,34 +140,54 @@ def _take(
     sent -= known
     parts = []
     for generation in generations:
-        rows = pa.Table.from_batches(generation.batches, schema=table.schema.arrow)
+        rows = pa.Table.from_batches(generation.batches, schema=table.accepts.buffered.arrow)
         keep = np.ones(rows.num_rows, dtype=np.bool_)
         for mark in generation.marks:
             if (mark.producer, mark.seq) in known:
                 keep[mark.start : mark.stop] = False
             known.add((mark.producer, mark.seq))
         parts.append(rows if keep.all() else rows.filter(pa.array(keep)))
-    rows = pa.concat_tables(parts) if parts else table.schema.arrow.empty_table()
+    rows = pa.concat_tables(parts) if parts else table.accepts.buffered.arrow.empty_table()
     recovered = any(g.recovered for g in generations)
     rows = duplicates.drop_duplicates(table, rows, state, ask_all=recovered)
     return _Taken([g.id for g in generations], frozenset(sent), rows, recovered)
 
 
-def _stage(table: TableContext, taken: _Taken) -> hot.StagedSegment:
+@dataclass(frozen=True)
+class _Staged:
+    """A segment, and the payload files that its rows refer to."""
+
+    segment: hot.StagedSegment
+    payload: payload.StagedPayload
+
+    def discard(self) -> None:
+        self.segment.discard()
+        self.payload.discard()
+
+
+def _stage(table: TableContext, taken: _Taken) -> _Staged:
+    site, covers = table.site, [[g.writer, g.number] for g in taken.covers]
     footer = table.footer(
-        tier="hot",
-        covers=[[g.writer, g.number] for g in taken.covers],
-        producers=taken.producers,
-        sent=sorted(taken.sent),
+        tier="hot", covers=covers, producers=taken.producers, sent=sorted(taken.sent)
     )
     assert table.buffer is not None
-    wanted = wants_duckdb(taken.rows.num_rows, table.buffer.bytes, table.site.settings)
-    engine = table.site.engine if wanted else None
-    return hot.stage(table.site.staging, uuid4().hex, table.schema, taken.rows, footer, engine)
+    wanted = wants_duckdb(taken.rows.num_rows, table.buffer.bytes, site.settings)
+    engine = site.engine if wanted else None
+    files, references = payload.StagedPayload(), None
+    if table.schema.has_references:
+        facts = table.footer(generations=covers)
+        files, references = payload.stage(site.staging, table.accepts, taken.rows, facts)
+    try:
+        rows = to_stored(taken.rows, table.accepts, references)
+        segment = hot.stage(site.staging, uuid4().hex, table.schema, rows, footer, engine)
+    except BaseException:
+        files.discard()
+        raise
+    return _Staged(segment, files)
 
 
 def _publish(
-    table: TableContext, taken: _Taken, staged: hot.StagedSegment, state: TableState
+    table: TableContext, taken: _Taken, staged: _Staged, state: TableState
 ) -> Segment | None:
     """Publish and list a segment; None when what was published meanwhile holds some of its rows.
 
@@ -190,7 +212,7 @@ def _publish(
 
 
 def _commit(
-    table: TableContext, taken: _Taken, staged: hot.StagedSegment, state: TableState
+    table: TableContext, taken: _Taken, staged: _Staged, state: TableState
 ) -> Segment | None:
     """List a segment; None when another segment came first, or one that took the same batch."""
     newest = max((s.last for s in state.segments), default=state.sealed_through)
@@ -201,9 +223,10 @@ def _commit(
         flushed = commit.flushed(id)
         if number - 1 > newest or flushed & set(taken.covers) or commit.sent(id, taken.sent):
             return None
-        name, has_duckdb = hot.publish(staged, table.hot_folder, number, number)
+        payload.publish(staged.payload, table.payload_folder)
+        name, has_duckdb = hot.publish(staged.segment, table.hot_folder, number, number)
         reach("flush.5")
-        segment = Segment(number, number, name, staged.info, has_duckdb, commit.now)
+        segment = Segment(number, number, name, staged.segment.info, has_duckdb, commit.now)
         if not table.tails.unflushed({table.site.writer}, flushed.union(taken.covers)):
             # Whoever accepted one of these batches too, not having seen it published, had made
             # its journal file before it looked, and would be among the unflushed now.

@@ -34,6 +34,7 @@ from lakestore.layout import SiteLayout, check_table_name
 from lakestore.opened import OpenTables
 from lakestore.query.frames import of_caller
 from lakestore.query.parameters import Parameters
+from lakestore.query.payloads import readable
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
 from lakestore.repair import Repaired, repair
@@ -192,15 +193,13 @@ class Lake:
             StorageError: a file cannot be read, or memory was short.
         """
         contexts = self._current()
-        names = {context.entry.name.casefold() for context in contexts}
-        frames = of_caller(query, sys._getframe(1), names)
+        frames = of_caller(query, sys._getframe(1), readable(contexts))
         return self._queries.sql(query, params, contexts, frames)
 
     def explain(self, query: str, params: Parameters = None) -> Explanation:
         """Which files of which tier `sql` would read, and which planning spares it."""
         contexts = self._current()
-        names = {context.entry.name.casefold() for context in contexts}
-        frames = of_caller(query, sys._getframe(1), names)
+        frames = of_caller(query, sys._getframe(1), readable(contexts))
         return self._queries.explain(query, params, contexts, frames)
 
     @troubles("cannot make a connection")

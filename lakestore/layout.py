@@ -6,10 +6,12 @@
     <root>/tables/<table>/data/day=2026-11-22/<site>-<first>-<last>-<part>-<sha12>.parquet
     <root>/tables/<table>/data/_delta_log/00000000000000000017.json
     <root>/tables/<table>/_rollups/<name of a cold file>.<rollup>-<definition>.parquet
+    <root>/tables/<table>/_payload/day=2026-11-22/<site>-<bytes>-<sha12>.parquet
     <local>/catalog.sqlite               or site.json, when sites share a catalog in Postgres
     <local>/writers/<writer>
     <local>/journal/<table>/<writer>/000017.journal
     <local>/hot/<table>/<first>-<last>-<sha12>.parquet  .duckdb
+    <local>/payload/<table>/day=2026-11-22/<site>-<bytes>-<sha12>.parquet   until they are sealed
     <local>/ids/<table>/<cold file>.ids
     <local>/rollups/<table>/<segment or cold file>.<rollup>-<definition>.parquet
     <local>/files/                       copies of objects in a store
@@ -33,12 +35,13 @@ TABLE_NAME = re.compile(r"(?!(?i:lakestore_))[A-Za-z][A-Za-z0-9_]{0,62}")
 WRITER_NAME = re.compile(r"[0-9a-f]{16}")
 _JOURNAL = re.compile(r"(\d{6,})\.journal")
 _SEGMENT = re.compile(r"(\d{6,})-(\d{6,})-([0-9a-f]{12})\.parquet")
-_SCHEMA = re.compile(r"(\d{4,})\.(?:toml|parquet)")
+_SCHEMA = re.compile(r"(\d{4,})\.(?:toml|parquet|payload\.parquet)")
 _LOG_VERSION = re.compile(r"(\d{20})\.json")
 PARTITIONS = ("day", "event_day", "event_day_utc", "lakestore_day")
 """What a partition column may be called: the first that is no column of the table."""
 _DAY = re.compile(rf"({'|'.join(PARTITIONS)})=(\d{{4}}-\d{{2}}-\d{{2}})")
 _PARTIAL = re.compile(r"(.+)\.([a-z][a-z0-9_]{0,62})-([0-9a-f]{8})\.parquet")
+_PAYLOAD = re.compile(r"day=(\d{4}-\d{2}-\d{2})/([0-9a-f]{8})-(\d+)-([0-9a-f]{12})\.parquet")
 _COLD = re.compile(r"([0-9a-f]{8})-(\d{6,})-(\d{6,})-(\d{4,})-([0-9a-f]{12})\.parquet")
 
 
@@ -143,6 +146,55 @@ class PartialName:
         return cls(f"{match[1]}.parquet", match[2], match[3])
 
 
+@dataclass(frozen=True)
+class PayloadName:
+    """Name of one payload file, the same beside segments and in the root.
+
+    It says how long the file is, so that nobody has to ask a store.
+    """
+
+    day: date
+    site: str
+    bytes: int
+    sha12: str
+
+    def __str__(self) -> str:
+        return f"day={self.day.isoformat()}/{self.site}-{self.bytes}-{self.sha12}.parquet"
+
+    @classmethod
+    def parse(cls, name: str) -> "PayloadName":
+        """The inverse of `str`; raises `CorruptionError`."""
+        match = _PAYLOAD.fullmatch(name)
+        try:
+            if match is not None:
+                day, site, size, sha12 = match.groups()
+                parsed = cls(date.fromisoformat(day), site, int(size), sha12)
+                if str(parsed) == name:
+                    return parsed
+        except ValueError:
+            pass
+        raise CorruptionError(f"{name!r} is not the name of a payload file")
+
+
+@dataclass(frozen=True)
+class PayloadReference:
+    """Where the payload of an event is: a payload file, and the number of a row in it."""
+
+    name: PayloadName
+    row: int
+
+    def __str__(self) -> str:
+        return f"{self.name}#{self.row}"
+
+    @classmethod
+    def parse(cls, text: str) -> "PayloadReference":
+        """The inverse of `str`; raises `CorruptionError`."""
+        name, _, row = text.rpartition("#")
+        if not (row.isascii() and row.isdecimal()):
+            raise CorruptionError(f"{text!r} refers to no payload")
+        return cls(PayloadName.parse(name), int(row))
+
+
 def journal_name(generation: int) -> str:
     """File name of a journal generation."""
     return f"{generation:06d}.journal"
@@ -176,7 +228,7 @@ class SiteLayout:
         Dropping a table would delete the one, and a sweep the other. Links are followed.
         """
         lake, site = root.resolve(), self.local.resolve()
-        names = ("hot", "journal", "ids", "rollups", "staging", "writers", "quarantine")
+        names = ("hot", "payload", "journal", "ids", "rollups", "staging", "writers", "quarantine")
         inside = any(lake.is_relative_to(site / name) for name in names)
         return not inside and not site.is_relative_to(lake / "tables")
 
@@ -201,6 +253,10 @@ class SiteLayout:
         """Folder of a table's segments."""
         return self.local / "hot" / table
 
+    def payload(self, table: str) -> Path:
+        """Folder of the payload files of a table's segments."""
+        return self.local / "payload" / table
+
     @property
     def files(self) -> Path:
         """Copies of objects that lie in a store; a cache."""
@@ -216,7 +272,10 @@ class SiteLayout:
 
 
 def schema_key(table: str, version: int, suffix: str = "toml") -> str:
-    """Key of a schema version's document, or (suffix `parquet`) of its zero-row file."""
+    """Key of a schema version's document, or of a zero-row file.
+
+    Suffix `parquet`: of one like its data files, `payload.parquet`: like its payload files.
+    """
     return f"tables/{table}/schema/{version:04d}.{suffix}"
 
 
@@ -244,6 +303,11 @@ def data_prefix(table: str) -> str:
 def rollups_prefix(table: str) -> str:
     """Key prefix of the partials of a table's cold files."""
     return f"tables/{table}/_rollups/"
+
+
+def payload_key(table: str, name: str) -> str:
+    """Key of a payload file; with no name, the prefix of all."""
+    return f"tables/{table}/_payload/{name}"
 
 
 def log_prefix(table: str) -> str:

@@ -92,7 +92,7 @@ class OpenTables:
             ConflictError: another site makes it too.
             StorageError: the disk refused; there is no such table.
         """
-        metrics.check(schema)
+        metrics.check(schema.stored)
         with self._lock:
             with self._site.catalog.commit() as commit:
                 entry = commit.add_table(name, cold, schema.text, self._is_taken)
@@ -185,7 +185,7 @@ class OpenTables:
         if context.buffer is not None:
             appender = Appender(
                 entry.name,
-                context.schema,
+                context.accepts,
                 context.buffer,
                 self._site.settings,
                 lambda ids: published(context, ids),

@@ -17,7 +17,7 @@ from lakestore import hot, partialfiles
 from lakestore.catalog.records import Garbage
 from lakestore.context import SiteContext
 from lakestore.failpoint import reach
-from lakestore.layout import SiteLayout, journal_name, tombstone_key
+from lakestore.layout import PayloadName, SiteLayout, journal_name, tombstone_key
 from lakestore.storage.local import fsync_folder, refusals
 
 
@@ -28,9 +28,11 @@ class Vacuumed:
     journals: tuple[str, ...]
     segments: tuple[str, ...]
     dry_run: bool
+    payload: tuple[str, ...] = ()
+    """Payload files of segments; those of sealed rows stay."""
 
     def __len__(self) -> int:
-        return len(self.journals) + len(self.segments)
+        return len(self.journals) + len(self.segments) + len(self.payload)
 
 
 def choose(
@@ -73,8 +75,9 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
             reach("vacuum.5")
     return Vacuumed(
         tuple(g.name for g in chosen if g.kind == "journal"),
-        tuple(g.name for g in chosen if g.kind != "journal"),
+        tuple(g.name for g in chosen if g.kind not in ("journal", "payload")),
         dry_run,
+        tuple(g.name for g in chosen if g.kind == "payload"),
     )
 
 
@@ -82,6 +85,8 @@ def _folder(item: Garbage, layout: SiteLayout) -> Path:
     """The folder that a deleted file was in."""
     if item.kind == "journal":
         return layout.writer(item.folder, item.name.split("/")[0])
+    if item.kind == "payload":
+        return (layout.payload(item.folder) / item.name).parent
     return layout.hot(item.folder)
 
 
@@ -95,6 +100,8 @@ def _delete(item: Garbage, site: SiteContext) -> None:
         partialfiles.forget(layout.rollups(item.folder), item.name)
         hot.delete(layout.hot(item.folder), item.name)
         site.engine.forget(hot.duckdb_path(layout.hot(item.folder), item.name))
+    elif item.kind == "payload":
+        (layout.payload(item.folder) / str(PayloadName.parse(item.name))).unlink(missing_ok=True)
     elif item.kind == "table":
         _delete_table(item.folder, site)
 
@@ -103,7 +110,13 @@ def _delete_table(name: str, site: SiteContext) -> None:
     """Delete all of a dropped table; last what says that it was dropped."""
     bury(site, name)
     layout, tombstone = site.layout, tombstone_key(name)
-    kept = (layout.hot(name), layout.ids(name), layout.rollups(name), layout.journals(name))
+    kept = (
+        layout.hot(name),
+        layout.payload(name),
+        layout.ids(name),
+        layout.rollups(name),
+        layout.journals(name),
+    )
     for folder in kept:
         if folder.is_dir():
             shutil.rmtree(folder)

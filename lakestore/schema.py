@@ -7,7 +7,7 @@ UUID and JSON are kept as text, which is what every other engine reads; SQL sees
 
 import json
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,14 +20,17 @@ from lakestore import columns as column_types
 from lakestore import rollup as rollup_types
 from lakestore.columns import Column
 from lakestore.errors import InvalidInputError, NotFoundError, SchemaError
+from lakestore.kept import SAME_AS, Policy, in_place_of, reference, sha256_name, why_no_payload
 from lakestore.rollup import Rollup
 
+FILE_ROW = "file_row_number"
+"""What DuckDB calls the number of a row in its file, for those who ask for it."""
 MADE_ID = "event_id"
 """Name of the id column that is added when a table has no natural id."""
 
+_FORMAT = 2
 _TIME_TYPES = (pa.timestamp("us", "UTC"), pa.timestamp("us"))
 Dedup = Literal["day", "table", "none"]
-Policy = Literal["full", "preview", "hash", "none"]
 
 
 class MetricsDocument(BaseModel):
@@ -51,7 +54,9 @@ class TableDocument(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
-    format: Literal[1] = Field(1, description="version of this document's format")
+    format: Literal[1, 2] = Field(
+        1, description="version of this document's format; `payload` is acted on from 2 on"
+    )
     description: str = ""
     event_time: str = Field(description="TIMESTAMPTZ or TIMESTAMP column; its UTC date is the day")
     event_id: str | None = Field(
@@ -93,6 +98,8 @@ class TableSchema:
     sort: tuple[str, ...]
     dedup: Dedup
     text: str = field(repr=False)
+    has_references: bool = False
+    """Whether its rows refer to payload files, in the column `payload_ref`."""
 
     @classmethod
     def from_toml(cls, text: str, source: str = "schema document") -> Self:
@@ -112,9 +119,13 @@ class TableSchema:
     def from_document(
         cls, data: Mapping[str, Any], text: str | None = None, source: str = "schema document"
     ) -> Self:
-        """The schema that a parsed document declares; raises as `from_toml`."""
+        """The schema that a parsed document declares; raises as `from_toml`.
+
+        One that was not written down, and says no format, is of the newest.
+        """
         try:
-            document = TableDocument.model_validate(data)
+            made = {} if text is not None else {"format": _FORMAT}
+            document = TableDocument.model_validate({**made, **data})
         except ValidationError as error:
             raise SchemaError(f"{source}: {_explain(error)}") from error
         made_id = document.event_id is None
@@ -225,6 +236,59 @@ class TableSchema:
         raise NotFoundError(f"no column {name!r}; the table has {', '.join(self.names)}")
 
     @cached_property
+    def payload(self) -> Mapping[str, Policy]:
+        """Columns that leave the event row, and what is kept of each; none in format 1."""
+        return self.document.payload if self.document.format > 1 else {}
+
+    @cached_property
+    def buffered(self) -> Self:
+        """What the journal and the buffer hold: of payload columns, only those kept whole.
+
+        What is dropped of the others is dropped before it could reach a disk.
+        """
+        partly = {name: policy for name, policy in self.payload.items() if policy != "full"}
+        kept = [column for name, policy in partly.items() for column in in_place_of(name, policy)]
+        return self._without(partly, kept)
+
+    @cached_property
+    def stored(self) -> Self:
+        """What segments and cold files hold, and queries see: payloads by reference and size."""
+        held = self.buffered
+        if not held.payload:
+            return held
+        kept = [column for name in held.payload for column in in_place_of(name, "full")]
+        return replace(held._without(held.payload, [reference(), *kept]), has_references=True)
+
+    @cached_property
+    def payload_file(self) -> Self:
+        """What a payload file holds: id and time of the event, payloads and their sha256."""
+        whole = [self.column(name) for name in self.buffered.payload]
+        columns = (
+            self.column(self.event_id),
+            self.column(self.event_time),
+            *(replace(column, nullable=True) for column in whole),
+            *(Column(sha256_name(c.name), "VARCHAR", pa.string(), True) for c in whole),
+            Column(SAME_AS, "BIGINT", pa.int64(), True),
+        )
+        document = self.document.model_copy(update={"payload": {}, "bloom": ()})
+        return replace(self, document=document, columns=columns, sort=(), dedup="none")
+
+    @cached_property
+    def payload_view(self) -> Self:
+        """What the view of a table's payloads shows: id and time of the event, and payloads."""
+        file = self.payload_file
+        return replace(file, columns=file.columns[: 2 + len(self.buffered.payload)])
+
+    def _without(self, names: Collection[str], added: Sequence[Column]) -> Self:
+        """The schema with other columns in the place of payload columns."""
+        if not names:
+            return self
+        columns = (*(c for c in self.columns if c.name not in names), *added)
+        payload = {name: policy for name, policy in self.payload.items() if name not in names}
+        document = self.document.model_copy(update={"payload": payload})
+        return replace(self, document=document, columns=columns)
+
+    @cached_property
     def bloom(self) -> tuple[str, ...]:
         """Columns that get bloom filters in cold files: the id, and those declared."""
         return tuple(dict.fromkeys((self.event_id, *self.document.bloom)))
@@ -255,7 +319,7 @@ def json_schema() -> dict[str, Any]:
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",
         **TableDocument.model_json_schema(),
-        "title": "lakestore table schema, format 1",
+        "title": "lakestore table schema, formats 1 and 2",
     }
 
 
@@ -321,6 +385,23 @@ def _check_roles(schema: TableSchema, source: str) -> None:
         raise SchemaError(f"{source}: event_id {schema.event_id!r} is a float; NaN is no id")
     if document.retention is not None:
         _check_interval(document.retention, f"{source}: retention")
+    _check_payload(schema, roles, source)
+
+
+def _check_payload(schema: TableSchema, roles: Mapping[str, Sequence[str]], source: str) -> None:
+    """Payload columns are text or bytes, play no other role, and leave names free."""
+    for name, policy in schema.payload.items():
+        if why := why_no_payload(schema.column(name), policy):
+            raise SchemaError(f"{source}: payload column {name!r}: {why}")
+        for role, columns in roles.items():
+            if role not in ("payload", "derived") and name in columns:
+                raise SchemaError(f"{source}: {role} names {name!r}, which is a payload column")
+    where = f"{source}: with the columns that payload columns become"
+    if schema.payload:
+        column_types.check_unique(schema.buffered.names, where)
+    if schema.buffered.payload:
+        column_types.check_unique(schema.stored.names, where)
+        column_types.check_unique((*schema.payload_file.names, FILE_ROW), f"{where} in their files")
 
 
 def _check_interval(text: str, where: str) -> None:

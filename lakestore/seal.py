@@ -3,7 +3,8 @@
 Order of effects, numbered as their failpoints are:
 
     seal.1 segments' bytes checked    .2 one sorted file a day staged (more past the target size)
-    .3 rows and ids checked    .4 a file published    .5 all of them    .6 listed in the catalog
+    .3 rows and ids checked, and the payload files that the rows refer to put in the root
+    (`payload.4`)    .4 a file published    .5 all of them    .6 listed in the catalog
     (of a Delta table: `delta.1` and `.2`)    .7 committed    .8 caches of ids brought up to date
 
 The commit lists the files and moves `sealed_through`, so at no instant is a row in both tiers or
@@ -24,7 +25,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lakestore import datafile, hot, quoting
+from lakestore import datafile, hot, payload, quoting
 from lakestore.clock import micros
 from lakestore.context import TableContext
 from lakestore.duplicates import RepeatedError, SealedElsewhere
@@ -177,6 +178,10 @@ def _seal_in(
     named = [(_cold_file(table, w, first, last, part), w) for part, w in enumerate(written)]
     examine = SealedElsewhere(table, [(file, w.path, w.hashes) for file, w in named])
     examine(table.state().cold)
+    site = table.site
+    for name in sorted({name for file, _ in named for name in file.info.payload}):
+        key = table.payload_key(name)
+        payload.put(site.storage, key, name, table.payload_folder, site.staging)
     for file, one in named:
         table.site.files.put(table.wanted(file), one.path)
         table.partials.files.put(file, one.path, folder)

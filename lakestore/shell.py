@@ -26,7 +26,9 @@ from lakestore.context import SiteContext, TableContext, states
 from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.layout import VIEWS_FILE, schema_key
+from lakestore.payloadview import hot_paths, payload_names, select, view_name
 from lakestore.rollup import Rollup
+from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
 from lakestore.storage.local import discard, refusals, storage_error
 
@@ -81,11 +83,16 @@ def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]
     tables = list_tables()
     published = states(site, tables)
     staged = site.staging / f"views-{uuid4().hex}.duckdb"
+    names = {table.entry.name.casefold() for table in tables}
 
     def fill(cursor: duckdb.DuckDBPyConnection, alias: str) -> None:
         for table in tables:
             view = f"{alias}.{quoting.identifier(table.entry.name)}"
             cursor.execute(f"CREATE VIEW {view} AS {_view(table, published[table.entry.id])}")
+            if table.schema.has_references and view_name(table.entry.name).casefold() not in names:
+                view = f"{alias}.{quoting.identifier(view_name(table.entry.name))}"
+                of_payload = _payload_urls(table, published[table.entry.id])
+                cursor.execute(f"CREATE VIEW {view} AS {select(table.accepts, of_payload)}")
         for name, (table, one) in _rollup_views(tables).items():
             _create_rollup_view(
                 cursor, f"{alias}.{quoting.identifier(name)}", table, published[table.entry.id], one
@@ -167,9 +174,25 @@ def _parquet(paths: Sequence[str]) -> str:
     return f"read_parquet({quoting.literals(paths)}, hive_partitioning = false)"
 
 
-def _empty_url(table: TableContext) -> str:
+def _payload_urls(table: TableContext, state: TableState) -> list[str]:
+    """What other engines open for the payload files of a table, and one of no rows first."""
+    storage = table.site.storage
+    urls = [storage.url(table.payload_key(name)) for name in payload_names(state.cold)]
+    if not storage.remote:
+        urls += hot_paths(table, state.hot)
+    return [_empty_url(table, "payload.parquet"), *urls]
+
+
+def _empty_url(table: TableContext, suffix: str = "parquet") -> str:
     entry = table.entry
-    return table.site.storage.url(schema_key(entry.folder, entry.schema_version, "parquet"))
+    return table.site.storage.url(schema_key(entry.folder, entry.schema_version, suffix))
+
+
+def _empty_schemas(table: TableContext) -> dict[str, TableSchema]:
+    """Of what a table's zero-row files are, by the ends of their names."""
+    if not table.schema.has_references:
+        return {"parquet": table.schema}
+    return {"parquet": table.schema, "payload.parquet": table.accepts.payload_file}
 
 
 def _empty_files(
@@ -178,12 +201,13 @@ def _empty_files(
     """What the first file of each list looks like, without asking the store."""
     files = {}
     for table in tables:
-        files[_empty_url(table)] = _empty(table.schema.arrow)
+        for suffix, schema in _empty_schemas(table).items():
+            files[_empty_url(table, suffix)] = _empty(schema.arrow)
         for one in table.schema.document.rollups:
-            schema = rollup.arrow_schema(one, table.schema)
+            arrow = rollup.arrow_schema(one, table.schema)
             urls = (table.partials.files.url(one, file) for file in published[table.entry.id].cold)
             first = next(filter(None, urls), None)
-            files |= {first: _empty(schema)} if first is not None else {}
+            files |= {first: _empty(arrow)} if first is not None else {}
     return files
 
 
@@ -208,13 +232,14 @@ def _facts(site: SiteContext, published: dict[int, TableState]) -> str:
 
 
 def write_empty(table: TableContext) -> None:
-    """Publish the zero-row file that keeps the view of an empty table well-formed."""
+    """Publish the zero-row files that keep the views of an empty table well-formed."""
     staged = table.site.staging / f"{uuid4().hex}.parquet"
     footer = table.footer(tier="schema", document=table.schema.text)
-    key = schema_key(table.entry.folder, table.entry.schema_version, "parquet")
-    try:
-        with refusals(f"cannot write {str(staged)!r}"):
-            datafile.write(staged, table.schema, (), footer)
-        table.site.storage.put_new(key, staged)
-    finally:
-        staged.unlink(missing_ok=True)
+    for suffix, schema in _empty_schemas(table).items():
+        key = schema_key(table.entry.folder, table.entry.schema_version, suffix)
+        try:
+            with refusals(f"cannot write {str(staged)!r}"):
+                datafile.write(staged, schema, (), footer)
+            table.site.storage.put_new(key, staged)
+        finally:
+            staged.unlink(missing_ok=True)

@@ -27,6 +27,8 @@ class FileInfo:
     min_time: datetime
     max_time: datetime
     ranges: Mapping[str, ColumnRange] = field(default_factory=dict)
+    payload: tuple[str, ...] = ()
+    """Names of the payload files that its rows refer to, in order."""
 
 
 @dataclass(frozen=True, order=True)

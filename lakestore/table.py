@@ -22,6 +22,7 @@ from lakestore.events.measures import Measure, Measures, columns_of, parse
 from lakestore.events.metrics import metrics, view
 from lakestore.events.pages import Asked, Order, page
 from lakestore.events.questions import Spans, facets, series, totals
+from lakestore.query.attach import attach
 from lakestore.query.reader import EVENTS, Reader
 from lakestore.retain import Vacuumed
 from lakestore.schema import TableSchema
@@ -54,8 +55,8 @@ class Table:
 
     @property
     def schema(self) -> TableSchema:
-        """Columns and roles; `.schema.arrow` is the Arrow schema."""
-        return self._context.schema
+        """Columns and roles as an append takes them; `.schema.stored` as queries see them."""
+        return self._context.accepts
 
     def __repr__(self) -> str:
         return f"<lakestore table {self.name!r} of {self._session.root!r}>"
@@ -123,34 +124,44 @@ class Table:
             where, start, end: as in `totals`.
         """
         self._session.check_open()
+        schema = self._context.schema
         for name in columns or ():
-            self.schema.column(name)
-        chosen = quoting.identifiers(self.schema.names if columns is None else columns)
-        wanted = Filter.of(self.schema, where, start, end)
+            schema.column(name)
+        chosen = quoting.identifiers(schema.names if columns is None else columns)
+        wanted = Filter.of(schema, where, start, end)
         statement = f"SELECT {chosen} FROM {EVENTS} WHERE {wanted.condition}"
         result = self._ask(lambda reader: reader.fetch(statement, wanted.bound(statement)))
-        names = self.schema.names if columns is None else columns
-        fields = [self.schema.arrow.field(n).with_nullable(True) for n in names]
+        names = schema.names if columns is None else columns
+        fields = [schema.arrow.field(n).with_nullable(True) for n in names]
         return result.cast(pa.schema(fields))
 
-    def get(self, event_id: Any) -> dict[str, Any] | None:
+    def get(self, event_id: Any, *, payload: bool = True) -> dict[str, Any] | None:
         """The event of that id, or None; of several days' events of one id, the newest.
 
-        Only files that can hold it are opened: hashes of ids tell.
+        Only files that can hold it are opened: hashes of ids tell. Where its payload file is gone,
+        the payload columns are None, and `payload_missing` is True.
+
+        Args:
+            payload: with the payload columns, where the schema has some.
 
         Raises:
             InvalidInputError: an id of another type.
+            CorruptionError: the payload is not what was written.
         """
-        return self.get_many([event_id])[0]
+        return self.get_many([event_id], payload=payload)[0]
 
-    def get_many(self, event_ids: Iterable[Any]) -> list[dict[str, Any] | None]:
-        """The events of some ids, in their order, None for those that are not there."""
+    def get_many(
+        self, event_ids: Iterable[Any], *, payload: bool = True
+    ) -> list[dict[str, Any] | None]:
+        """The events of some ids, in their order, None for those that are not there; as `get`."""
         ids = list(event_ids)
         if not ids:
             self._session.check_open()
             return []
         found = self._ask(lambda reader: lookup(reader, ids)).to_pylist()
-        newest = {event[self.schema.event_id]: event for event in reversed(found)}
+        newest = {event[self._context.schema.event_id]: event for event in reversed(found)}
+        if payload and self._context.schema.has_references:
+            attach(self._session.queries, self._context, list(newest.values()))
         return [newest.get(id) for id in ids]
 
     def page(
@@ -182,7 +193,7 @@ class Table:
         Raises:
             InvalidInputError: a limit, offset or cursor that cannot be.
         """
-        wanted = Filter.of(self.schema, where, start, end, source)
+        wanted = Filter.of(self._context.schema, where, start, end, source)
         asked = Asked(wanted, order, limit, offset, cursor, totals)
         return self._ask(lambda reader: page(reader, asked))
 
@@ -211,8 +222,8 @@ class Table:
             InvalidInputError: not a measure, not a filter; says why.
             NotFoundError: no such column.
         """
-        wanted = Filter.of(self.schema, where, start, end, source)
-        chosen = parse(measures, self.schema)
+        wanted = Filter.of(self._context.schema, where, start, end, source)
+        chosen = parse(measures, self._context.schema)
         return self._ask(lambda reader: totals(reader, wanted, chosen))
 
     def series(
@@ -240,9 +251,9 @@ class Table:
         Raises:
             InvalidInputError: as `totals`; more than 10,000 buckets, or a million points.
         """
-        wanted = Filter.of(self.schema, where, start, end, source)
-        chosen = parse(measures, self.schema)
-        keys = columns_of(self.schema, by)
+        wanted = Filter.of(self._context.schema, where, start, end, source)
+        chosen = parse(measures, self._context.schema)
+        keys = columns_of(self._context.schema, by)
         spans = Spans(every, tz, moment(origin))
         return self._ask(lambda reader: series(reader, wanted, chosen, keys, spans))
 
@@ -265,8 +276,11 @@ class Table:
             where, start, end, source: as in `totals`.
             limit: values of each column.
         """
-        wanted = Filter.of(self.schema, where, start, end, source)
-        keys = columns_of(self.schema, self.schema.document.facets if columns is None else columns)
+        wanted = Filter.of(self._context.schema, where, start, end, source)
+        keys = columns_of(
+            self._context.schema,
+            self._context.schema.document.facets if columns is None else columns,
+        )
         return self._ask(lambda reader: facets(reader, wanted, keys, limit))
 
     def metrics(
@@ -287,8 +301,8 @@ class Table:
             where, start, end, source: as in `totals`.
             top: length of the lists.
         """
-        wanted = Filter.of(self.schema, where, start, end, source)
-        shown = view(self.schema, name)
+        wanted = Filter.of(self._context.schema, where, start, end, source)
+        shown = view(self._context.schema, name)
         return self._ask(lambda reader: metrics(reader, wanted, shown, max(1, top)))
 
     def counters(self, by: str, measures: Measures = None) -> Counters:
@@ -304,9 +318,9 @@ class Table:
         Raises:
             InvalidInputError: a measure that cannot be kept up to date by addition.
         """
-        chosen = parse(measures, self.schema)
+        chosen = parse(measures, self._context.schema)
         check_counted(chosen)
-        (key,) = columns_of(self.schema, by)
+        (key,) = columns_of(self._context.schema, by)
         running = self._running.setdefault((key, chosen), Running(key, chosen))
         return self._ask(running.ask)
 

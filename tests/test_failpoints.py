@@ -35,7 +35,7 @@ VERBS = {
     "birth": "create publish catalog",
     "append": "append journal",
     "flush": "flush merge segment rollup publish catalog replace views",
-    "seal": "seal rollup publish catalog",
+    "seal": "seal payload rollup publish catalog",
     "vacuum": "vacuum catalog",
     "drop": "drop create catalog",
     "reopen": "open recover replace views",
@@ -43,13 +43,13 @@ VERBS = {
 """Which steps are tried in which chapter."""
 
 FSYNCS = {
-    "journal.2", "journal.3", "journal.6", "publish.1", "publish.3", "replace.1", "replace.2",
-    "segment.1", "segment.3", "vacuum.2",
+    "journal.2", "journal.3", "journal.6", "payload.1", "publish.1", "publish.3",
+    "replace.1", "replace.2", "segment.1", "segment.3", "vacuum.2",
 }  # fmt: skip
 """Points before an fsync, which may fail with EIO."""
 
 DELTA_VERBS = {"birth": "create delta", "seal": "seal delta publish", "drop": "drop"}
-S3_VERBS = {"birth": "s3", "seal": "s3 delta"}
+S3_VERBS = {"birth": "s3", "seal": "s3 delta payload"}
 """The same of a lake whose tables are Delta, on this disk and in a store: what differs."""
 ABSENT = {
     ("delta", "birth"): {"delta.3", "delta.4"},

@@ -40,7 +40,7 @@ def test_json_schema_file_is_the_models():
         {"columns": {"t": "TIMESTAMP"}},
         {"event_time": "t", "columns": {}},
         {"event_time": "t", "columns": {"t": "TIMESTAMP"}, "dedup": "week"},
-        {"event_time": "t", "columns": {"t": "TIMESTAMP"}, "format": 2},
+        {"event_time": "t", "columns": {"t": "TIMESTAMP"}, "format": 3},
     ],
 )
 def test_json_schema_refuses_what_the_model_refuses(data):

@@ -18,6 +18,7 @@ LEVELS: list[list[str]] = [
         "nesting",
         "instances",
         "columns",
+        "kept",
         "rollup",
         "schema",
         "layout",
@@ -39,6 +40,7 @@ LEVELS: list[list[str]] = [
         "casts",
         "mappings",
         "derive",
+        "policy",
         "coerce",
         "datafile",
     ],
@@ -55,6 +57,7 @@ LEVELS: list[list[str]] = [
         "filecache",
         "partialfiles",
         "partials",
+        "payload",
     ],
     ["delta", "delta.types", "delta.statistics", "delta.actions", "delta.checkpoint", "delta.log"],
     [
@@ -75,18 +78,37 @@ LEVELS: list[list[str]] = [
     ],
     ["siting", "cold", "cold.parquet", "cold.delta", "context"],
     ["append", "recover", "duplicates", "flush", "watermark", "sites", "seal"],
-    ["retain", "adopt", "shell", "status"],
+    ["retain", "adopt", "payloadview", "shell", "status"],
     [
         "query",
         "query.failures",
         "query.pin",
+        "query.payloads",
         "query.parameters",
         "query.plan",
+        "query.mount",
+        "query.reader",
         "query.result",
         "query.reads",
         "query.scan",
         "query.run",
+        "query.attach",
         "query.frames",
+    ],
+    [
+        "events",
+        "events.filters",
+        "events.buckets",
+        "events.measures",
+        "events.statement",
+        "events.rolled",
+        "events.aggregate",
+        "events.answers",
+        "events.questions",
+        "events.pages",
+        "events.lookup",
+        "events.metrics",
+        "events.counters",
     ],
     [
         "verify",
@@ -94,6 +116,7 @@ LEVELS: list[list[str]] = [
         "verify.objects",
         "verify.datafiles",
         "verify.documents",
+        "verify.payloads",
         "verify.duplicates",
         "verify.tiers",
         "verify.journals",
@@ -183,7 +206,11 @@ def test_imports_point_down():
 
 
 def test_heavy_dependencies_have_one_home():
-    homes = {"sqlalchemy": "catalog", "sqlglot": ("query.plan", "query.frames"), "typer": "cli"}
+    homes = {
+        "sqlalchemy": "catalog",
+        "sqlglot": ("query.plan", "query.frames", "events.measures"),
+        "typer": "cli",
+    }
     for dependency, home in homes.items():
         users = {
             name
@@ -233,7 +260,8 @@ def test_public_methods_are_the_promised_ones():
         "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
-        "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow",
+        "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow", "get",
+        "get_many", "page", "totals", "series", "facets", "metrics", "counters",
     }  # fmt: skip
     assert public(ls.Result) == {
         "columns", "to_arrow", "to_polars", "to_pandas", "fetchall", "fetchone", "show",

@@ -13,7 +13,7 @@ import duckdb
 import polars as pl
 import pyarrow as pa
 import pytest
-from support.lifecycle import SCHEMA
+from support import lifecycle
 from support.mounts import Mount, bound, mount  # noqa: F401  (for pytest)
 from support.planted import assert_caught
 from support.soundness import assert_sound
@@ -25,6 +25,8 @@ import lakestore.instances
 import lakestore.query.run
 
 START = datetime(2025, 3, 1, tzinfo=UTC)
+SCHEMA = ls.TableSchema.from_toml(lifecycle.SCHEMA.text.replace("format = 2", "format = 1"))
+"""With the notes in the rows, where damage can meet them."""
 SETTINGS = {
     "segments_max": 3,
     "segment_duckdb_rows": 100,
@@ -48,6 +50,7 @@ def rows(numbers: Iterable[int]) -> pa.Table:
             "at": [START + timedelta(seconds=28.8 * n) for n in all_numbers],
             "n": all_numbers,
             "note": [_note(n) for n in all_numbers],
+            "body": [f"body {n}" for n in all_numbers],
         },
         schema=SCHEMA.arrow,
     )
@@ -55,7 +58,7 @@ def rows(numbers: Iterable[int]) -> pa.Table:
 
 def assert_holds(lake: ls.Lake, numbers: Iterable[int]) -> None:
     """The table holds these events, with every value of every row."""
-    assert lake["t"].to_arrow().sort_by("n").equals(rows(numbers))
+    assert lifecycle.with_payload(lake, "t").sort_by("n").equals(rows(numbers))
 
 
 def open_lake(root: Path, **options: object) -> ls.Lake:
@@ -97,7 +100,7 @@ def test_a_full_disk_loses_nothing_and_the_handle_goes_on(mount, verb, what):  #
     take, rooms = ROOMS[what]
     refusals = []
     with open_lake(mount.path / "lake") as lake:
-        table = lake.create_table("t", SCHEMA)
+        table = lake.create_table("t", lifecycle.SCHEMA)  # with payload files too
         held = 0
         for room in rooms:
             assert table.append(rows(range(held, held + 500))).rows == 500

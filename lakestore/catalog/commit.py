@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 import lakestore.catalog.tables as t
 from lakestore.catalog.holdings import holding_of, marks_of, sent_of
 from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry
-from lakestore.catalog.rows import info_text
+from lakestore.catalog.rows import info_of, info_text
 from lakestore.clock import micros
 from lakestore.errors import ConflictError, InvalidInputError
 from lakestore.marks import RETIRED, check_retirable, next_mark
@@ -167,7 +167,8 @@ class Commit:
         claimed = sa.select(c.sealing_through).where(c.id == self._held(table_id))
         if old[0].first <= self._con.execute(claimed).scalar_one():
             raise ConflictError(f"segment {old[0].name!r} is being sealed")
-        self._remove_segments(table_id, old)
+        self.check_listed(table_id, old)
+        self._remove_segments(table_id, [segment.name for segment in old], new.info.payload)
         self.add_segment(table_id, new, (), ())
 
     def seal(
@@ -182,7 +183,8 @@ class Commit:
         Raises:
             ConflictError: somebody sealed meanwhile.
         """
-        self._remove_segments(table_id, sealed)
+        self.check_listed(table_id, sealed)
+        self._remove_segments(table_id, [segment.name for segment in sealed])
         for file in files:
             self._add_cold(table_id, file)
         self.is_shared = True
@@ -229,8 +231,7 @@ class Commit:
         c = t.segments.c
         sealed = (c.holding_id == self._held(table_id)) & (c.last <= through)
         names = self._con.execute(sa.select(c.name).where(sealed)).scalars().all()
-        self._con.execute(t.segments.delete().where(sealed))
-        self.add_garbage(table_id, "segment", names)
+        self._remove_segments(table_id, names)
         self._mark(table_id, sealed_through=through)
 
     def take_lease(self, table_id: int, writer: str, until: float, *, over: bool) -> bool:
@@ -307,13 +308,22 @@ class Commit:
                 f"segment {min(gone)!r} was sealed or merged meanwhile; that result stands"
             )
 
-    def _remove_segments(self, table_id: int, old: Sequence[Segment]) -> None:
-        self.check_listed(table_id, old)
+    def _remove_segments(
+        self, table_id: int, names: Sequence[str], kept: Collection[str] = ()
+    ) -> None:
+        """Take segments off the list, and with them the payload files that no other refers to.
+
+        Args:
+            kept: payload files that a segment will refer to that is listed next.
+        """
         c = t.segments.c
-        names = [segment.name for segment in old]
         mine = c.holding_id == self._held(table_id)
+        payload: dict[bool, set[str]] = {True: set(), False: set(kept)}  # by whether it goes
+        for name, info in self._con.execute(sa.select(c.name, c.info).where(mine)):
+            payload[name in names].update(info_of(info).payload)
         self._con.execute(t.segments.delete().where(mine, c.name.in_(names)))
         self.add_garbage(table_id, "segment", names)
+        self.add_garbage(table_id, "payload", sorted(payload[True] - payload[False]))
 
     def _raise_producer(self, table_id: int, producer: str, seq: int) -> None:
         c = t.producers.c

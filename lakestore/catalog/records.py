@@ -9,7 +9,7 @@ from lakestore.snapshot import Segment, TableState
 Sent = tuple[str, int]
 """What a producer sent: its name, and the number of the batch."""
 
-GarbageKind = Literal["journal", "segment", "cold", "table"]
+GarbageKind = Literal["journal", "segment", "payload", "cold", "table"]
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,13 @@ import json
 from datetime import UTC, datetime
 from typing import Any
 
+from lakestore.errors import CorruptionError
+from lakestore.layout import PayloadName
 from lakestore.snapshot import ColdFile, ColumnRange, FileInfo, Segment
 
-DAMAGED = (ValueError, LookupError, TypeError, AttributeError, OverflowError)
+DAMAGED = (
+    ValueError, LookupError, TypeError, AttributeError, OverflowError, CorruptionError,
+)  # fmt: skip
 """What reading a damaged row raises: it is not what this module wrote."""
 
 
@@ -33,6 +37,7 @@ def info_text(info: FileInfo) -> str:
             "min_time": info.min_time.isoformat(),
             "max_time": info.max_time.isoformat(),
             "ranges": {name: [r.low, r.high, r.nulls] for name, r in info.ranges.items()},
+            **({"payload": info.payload} if info.payload else {}),
         }
     )
 
@@ -47,6 +52,7 @@ def info_of(text: str) -> FileInfo:
         _time(data["min_time"]),
         _time(data["max_time"]),
         {name: ColumnRange(*values) for name, values in data["ranges"].items()},
+        tuple(str(PayloadName.parse(name)) for name in data.get("payload", ())),
     )
 
 

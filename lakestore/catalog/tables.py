@@ -128,7 +128,7 @@ garbage = Table(
     metadata,
     Column("id", Number(), primary_key=True),
     Column("holding_id", ForeignKey("holdings.id"), nullable=False),
-    Column("kind", Text(among=("journal", "segment", "cold", "table")), nullable=False),
+    Column("kind", Text(among=("journal", "segment", "payload", "cold", "table")), nullable=False),
     Column("name", Text(), nullable=False),
     Column("since", Seconds(), nullable=False),
     UniqueConstraint("holding_id", "kind", "name"),

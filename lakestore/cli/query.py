@@ -222,7 +222,7 @@ def _print_events(rows: pa.Table, table: Table, as_json: bool) -> None:
     if as_json:
         print_result(rows, "ndjson")
         return
-    defaults = {column.name: column.default for column in table.schema.columns}
+    defaults = {column.name: column.default for column in table.schema.stored.columns}
     time = table.schema.event_time
     for event in rows.to_pylist():
         told = [

@@ -37,7 +37,7 @@ from lakestore.errors import (
     SchemaError,
     StorageError,
 )
-from lakestore.layout import ColdName
+from lakestore.layout import ColdName, PayloadName
 from lakestore.marks import RETIRED, check_retirable, next_mark
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, FileInfo, Segment, TableState
@@ -293,6 +293,8 @@ class DeltaCold:
             "min_time": info.min_time.isoformat(),
             "max_time": info.max_time.isoformat(),
         }
+        if info.payload:
+            tags["payload"] = " ".join(info.payload)
         assert file.day is not None
         day = {self.partition: file.day.isoformat()}
         stats = statistics_text(info, self._table.schema)
@@ -363,7 +365,7 @@ def cold_file(add: Add, schema: TableSchema) -> ColdFile:
     """A file as the log tells of it; what others leave out is not known, and prunes nothing.
 
     Raises:
-        ValueError, OverflowError: it says what cannot be.
+        ValueError, OverflowError, CorruptionError: it says what cannot be.
     """
     ranges = Ranges(add.stats or "{}", schema)
     tags = add.tags
@@ -372,7 +374,8 @@ def cold_file(add: Add, schema: TableSchema) -> ColdFile:
         low, high = (datetime.fromisoformat(tags[name]) for name in ("min_time", "max_time"))
     else:
         low, high = times_of(ranges, schema.event_time)
-    info = FileInfo(rows or 0, add.size, tags.get("sha256", ""), low, high, ranges)
+    payload = tuple(str(PayloadName.parse(name)) for name in tags.get("payload", "").split())
+    info = FileInfo(rows or 0, add.size, tags.get("sha256", ""), low, high, ranges, payload)
     try:
         name = ColdName.parse(add.path)
         first, last = name.first, name.last

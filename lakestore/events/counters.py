@@ -18,6 +18,7 @@ from lakestore.events.filters import Filter
 from lakestore.events.measures import Measure
 from lakestore.events.questions import named
 from lakestore.events.statement import Question
+from lakestore.policy import to_stored
 from lakestore.query.reader import Reader
 from lakestore.snapshot import GenerationId
 
@@ -109,7 +110,8 @@ class Running:
 
     def _added_up(self, reader: Reader, rows: pa.Table) -> Mapping[Any, Sums]:
         if rows.num_rows > _FEW_ROWS:
-            part = replace(reader.pin, segments=(), cold=(), buffered=rows)
+            stored = to_stored(rows, reader.pin.table.accepts)
+            part = replace(reader.pin, segments=(), cold=(), buffered=stored)
             question = Question(Filter.of(reader.pin.table.schema), self.measures, (self.by,))
             return _by_key(named(aggregate_rows(reader, question, part), ["key"], self.measures))
         columns = {self.by, *(m.column.name for m in self.measures if m.column is not None)}

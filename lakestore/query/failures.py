@@ -68,7 +68,11 @@ def translated(error: Exception, tables: Sequence[TableContext]) -> Exception:
 
 def names_a_file(message: str, tables: Sequence[TableContext]) -> bool:
     """Whether an error is about a file of a table: DuckDB calls bad bytes invalid input too."""
-    folders = {str(folder) for t in tables for folder in (t.hot_folder, t.site.layout.files)}
+    folders = {
+        str(folder)
+        for table in tables
+        for folder in (table.hot_folder, table.payload_folder, table.site.layout.files)
+    }
     folders |= {table.site.storage.url(f"tables/{table.entry.folder}") for table in tables}
     return any(f"{folder}/" in message for folder in folders)
 

@@ -10,7 +10,10 @@ from lakestore import hot, quoting
 from lakestore.context import SiteContext, TableContext
 from lakestore.engine import buffered_source
 from lakestore.errors import StorageError
+from lakestore.filecache import Wanted
+from lakestore.payloadview import payload_names
 from lakestore.query import plan
+from lakestore.query.payloads import make_view
 from lakestore.query.pin import FilesInUse, TablePin
 from lakestore.snapshot import ColdFile
 from lakestore.storage.local import require_file
@@ -29,13 +32,20 @@ class Mounts:
         self,
         cursor: duckdb.DuckDBPyConnection,
         pins: Mapping[str, TablePin],
+        heavy: Sequence[TablePin] = (),
         *,
         parquet_only: bool = False,
     ) -> Iterator[dict[str, str]]:
-        """A SELECT of the rows of each pin, for the cursor; within the `with` no file goes."""
+        """A SELECT of the rows of each pin, for the cursor; within the `with` no file goes.
+
+        Args:
+            heavy: pins whose payload files are to stay too.
+        """
         attached: list[tuple[Path, str]] = []
         names = [s.name for one in pins.values() for s in one.segments]
         names += [f.name for one in pins.values() for f in one.cold]
+        for one in heavy:
+            names += [*payload_names(one.segments), *payload_names(one.cold)]
         self._in_use.add(names)
         try:
             yield {
@@ -53,16 +63,23 @@ class Mounts:
         self,
         cursor: duckdb.DuckDBPyConnection,
         pins: Mapping[str, TablePin],
+        heavy: Sequence[TablePin] = (),
         *,
         parquet_only: bool = False,
     ) -> Callable[[], None]:
-        """Make a view of each pin on the cursor, by name; returns what lets their files go."""
+        """Make a view of each pin on the cursor, by name; returns what lets their files go.
+
+        Args:
+            heavy: pins of which a view of payloads is wanted too: not pruned, for it is of all.
+        """
         with ExitStack() as stack:
-            sources = self.sources(cursor, pins, parquet_only=parquet_only)
+            sources = self.sources(cursor, pins, heavy, parquet_only=parquet_only)
             for name, source in stack.enter_context(sources).items():
                 cursor.execute(
                     f"CREATE OR REPLACE TEMP VIEW {quoting.identifier(name)} AS {source}"
                 )
+            for one in heavy:
+                make_view(cursor, one, self.files)
             return stack.pop_all().close
 
     def parquet_view(
@@ -112,11 +129,14 @@ class Mounts:
             parts.append(_read_parquet(columns, parquet))
         return _union(parts, one)
 
-    def _cold_sources(self, table: TableContext, cold: Sequence[ColdFile]) -> list[str]:
-        """What DuckDB opens for cold files: their URLs if it can, else copies of them."""
+    def files(self, wanted: Sequence[Wanted]) -> list[str]:
+        """What DuckDB opens for sealed files: their URLs if it can, else copies of them."""
         if self._site.reads_store:
-            return [table.cold_url(file) for file in cold]
-        return [str(path) for path in self._site.files.paths([table.wanted(f) for f in cold])]
+            return [self._site.storage.url(one.key) for one in wanted]
+        return [str(path) for path in self._site.files.paths(wanted)]
+
+    def _cold_sources(self, table: TableContext, cold: Sequence[ColdFile]) -> list[str]:
+        return self.files([table.wanted(file) for file in cold])
 
 
 def _read_parquet(columns: str, paths: Sequence[str]) -> str:

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from lakestore.buffer import Pinned
 from lakestore.context import SiteContext, TableContext, with_cold
+from lakestore.policy import to_stored
 from lakestore.snapshot import ColdFile, Segment, TableState
 
 
@@ -22,7 +23,10 @@ class TablePin:
     """One table's part of a snapshot."""
 
     table: TableContext
+    held: pa.Table
+    """Rows that are not flushed yet, as they are held: with their payloads."""
     buffered: pa.Table
+    """The same, as a query of the table sees them."""
     segments: tuple[Segment, ...]
     cold: tuple[ColdFile, ...]
     unflushed: tuple[Pinned, ...] = ()
@@ -64,7 +68,7 @@ def pin(site: SiteContext, tables: Sequence[TableContext]) -> list[TablePin]:
     listed = site.catalog.states(ids)
     while True:
         before = listed
-        pinned = _pin_unflushed(tables, before, site.visibility)
+        pinned = pin_unflushed(tables, before, site.visibility)
         listed = site.catalog.states(ids)
         if all(before[id].version == listed[id].version for id in ids):
             break
@@ -75,25 +79,25 @@ def pin(site: SiteContext, tables: Sequence[TableContext]) -> list[TablePin]:
     for table in tables:
         state = published[table.entry.id]
         held = [p for p in pinned[table.entry.id] if p.id not in state.flushed]
-        batches = [batch for p in held for batch in p.batches]
-        result.append(
-            TablePin(
-                table,
-                pa.Table.from_batches(batches, schema=table.schema.arrow),
-                state.hot,
-                state.cold,
-                tuple(held),
-                (state.version, state.cold_version),
-            )
-        )
+        rows = buffered_rows(table, held)
+        stored = to_stored(rows, table.accepts)
+        version = (state.version, state.cold_version)
+        result.append(TablePin(table, rows, stored, state.hot, state.cold, tuple(held), version))
     return result
 
 
-def _pin_unflushed(
+def buffered_rows(table: TableContext, pinned: Sequence[Pinned]) -> pa.Table:
+    """The rows of pinned generations, payloads and all."""
+    batches = [batch for one in pinned for batch in one.batches]
+    return pa.Table.from_batches(batches, schema=table.accepts.buffered.arrow)
+
+
+def pin_unflushed(
     tables: Sequence[TableContext],
     states: dict[int, TableState],
     visibility: threading.Lock,
 ) -> dict[int, list[Pinned]]:
+    """Generations of each table that no segment has, as far as they are visible."""
     pinned: dict[int, list[Pinned]] = {}
     with visibility:
         for table in tables:

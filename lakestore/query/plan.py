@@ -23,6 +23,7 @@ from lakestore import quoting
 from lakestore.delta.statistics import Ranges
 from lakestore.instances import LOST, interrupted, start
 from lakestore.query.parameters import Parameters
+from lakestore.query.payloads import views_of
 from lakestore.query.pin import TablePin
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, ColumnRange
@@ -90,6 +91,8 @@ class Planner:
                     cursor.register(name, frame)
                 for name, one in pins.items():
                     self._stub(cursor, name, one.table.schema)
+                for name, table in views_of([one.table for one in pins.values()]).items():
+                    self._stub(cursor, name, table.accepts.payload_view)
                 filters = pushed_filters(cursor, statement, parameters)
             if filters is None:
                 return kept, {}

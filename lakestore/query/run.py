@@ -21,6 +21,7 @@ from lakestore.query import plan
 from lakestore.query.failures import FAILURES, may_be_damage, names_a_file, translated
 from lakestore.query.mount import Mounts
 from lakestore.query.parameters import Parameters
+from lakestore.query.payloads import make_view, views_of
 from lakestore.query.pin import FilesInUse, TablePin, pin
 from lakestore.query.reader import Reader
 from lakestore.query.reads import Reading, reading
@@ -228,7 +229,11 @@ class Queries:
         con = start(autoinstall_known_extensions=False, temp_directory=str(spill.folder()))
         con.execute("SET GLOBAL TimeZone = 'UTC'")
         give_access(con, self._site.storage)
-        for one in pin(self._site, tables):
+        pins = pin(self._site, tables)
+        for table in views_of(tables).values():
+            with troubles(f"cannot make a view of payloads of {table.entry.name!r}"):
+                make_view(con, next(one for one in pins if one.table is table), self._mounts.files)
+        for one in pins:
             table = one.table
             buffered = f"lakestore_buffer_{table.entry.id}" if one.buffered.num_rows else None
             if buffered:
@@ -258,7 +263,10 @@ class Queries:
             pins = {one.table.entry.name: one for one in pin(self._site, tables)}
             kept, filters = self._planner.choose(statement, parameters, pins, rows)
             chosen = {name: replace(one, cold=kept[name]) for name, one in pins.items()}
-            release = self._mounts.mount(cursor, chosen, parquet_only=parquet_only)
+            views, names = views_of(tables), mentioned(statement)
+            wanted = [table for name, table in views.items() if name in names]
+            heavy = [one for one in pins.values() if one.table in wanted]
+            release = self._mounts.mount(cursor, chosen, heavy, parquet_only=parquet_only)
             yield cursor, _Chosen(pins, kept, filters)
         finally:
             cursor.close()
@@ -297,7 +305,8 @@ def mentioned(statement: str) -> set[str]:
 
 def _named(statement: str, tables: Sequence[TableContext]) -> list[TableContext]:
     names = mentioned(statement)
-    return [t for t in tables if t.entry.name.casefold() in names or names & _LISTS]
+    heavy = [table for name, table in views_of(tables).items() if name in names]
+    return [t for t in tables if t.entry.name.casefold() in names or t in heavy or names & _LISTS]
 
 
 def _tiers(chosen: _Chosen) -> tuple[TierPlan, ...]:

@@ -65,9 +65,10 @@ class TableReader:
 
     def read(self) -> TableRecord | None:
         """The table as its files tell it; None when they do not, with the reason as a problem."""
-        schema = self._schema(max(self._documents))
-        if schema is None:
+        accepts = self._schema(max(self._documents))
+        if accepts is None:
             return None
+        schema = accepts.stored
         journals = {journal.id for journal in list_journals(self._layout, self._folder)}
         tiles = self._segment_tiles(sorted(self._layout.hot(self._folder).glob("*.parquet")))
         try:
@@ -219,6 +220,7 @@ class TableReader:
             for t in left
             if t.covers <= covers
         )
+        garbage += self._sealed_payload(known)
         used = {*own, *infos, *(item.name for item in garbage)}
         self._found.left_out += [self._shown(n) for n in self._footers if n not in used]
         self._found.left_out += [self._shown(n) for n in self._unreadable]
@@ -251,6 +253,20 @@ class TableReader:
                 for site, tiles in choice.others.items()
             ),
         )
+
+    def _sealed_payload(self, infos: Mapping[str, FileInfo]) -> tuple[Garbage, ...]:
+        """Payload files that lie here still, and that only rows refer to which are sealed."""
+        folder = self._layout.payload(self._folder)
+        here = {path.relative_to(folder).as_posix() for path in folder.rglob("*.parquet")}
+        hot_ones = {p for name, info in infos.items() if "/" not in name for p in info.payload}
+        cold = {
+            p
+            for name, footer in self._footers.items()
+            if "/" in name
+            for p in footer.get("payload", ())
+        }
+        names = sorted(here & cold - hot_ones)
+        return tuple(Garbage(0, 0, self._folder, "payload", name, 0) for name in names)
 
     def _marks(self, names: Sequence[str]) -> dict[str, int]:
         """The highest number of each producer that files hold."""

@@ -16,6 +16,7 @@ from lakestore import datafile
 from lakestore.delta.statistics import Ranges, statistics_text
 from lakestore.errors import CorruptionError
 from lakestore.idhash import Hashes, days, hash_batch
+from lakestore.kept import REFERENCE
 from lakestore.schema import TableSchema
 from lakestore.snapshot import FileInfo
 from lakestore.storage.local import raise_refusal
@@ -128,7 +129,7 @@ class DataFileCheck:
             if not file.schema_arrow.equals(self._schema.arrow):
                 self._note(checked, "columns", "its columns are not those of the table", RESTORE)
                 return
-            order = _Order(self._schema.sort)
+            order, payload = _Order(self._schema.sort), set[str]()
             for index in range(file.metadata.num_row_groups):
                 rows = file.read_row_group(index)
                 group = file.metadata.row_group(index)
@@ -141,6 +142,11 @@ class DataFileCheck:
                     what = f"row group {index} is not in the table's sort order"
                     self._note(checked, "order", what, RESTORE)
                 hashes.append(hash_batch(rows, self._schema))
+                if self._schema.has_references:
+                    payload |= datafile.files_referred_to(rows.column(REFERENCE))
+        if payload != set(measured.payload):
+            what = "its rows refer to other payload files than its footer names"
+            self._note(checked, "payload", what, RESTORE)
         if hashes:
             checked.hashes = np.concatenate(hashes)
 

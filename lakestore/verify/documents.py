@@ -24,10 +24,23 @@ def check_documents(objects: Objects, lake: str, record: TableRecord) -> list[Pr
         path = objects.path(schema_key(record.folder, version))
         for what in _document(storage, schema_key(record.folder, version), text):
             problems.append(Problem("schema", "damage", record.name, path, what, RESTORE))
-        empty = objects.fetch(schema_key(record.folder, version, "parquet"))
-        for what in _empty(empty, lake, record, version, text):
-            problems.append(Problem("schema", "cache", record.name, empty, what, REPAIR, "empty"))
+        for suffix, schema in _empty_schemas(text).items():
+            empty = objects.fetch(schema_key(record.folder, version, suffix))
+            for what in _empty(empty, lake, record, version, schema):
+                problems.append(
+                    Problem("schema", "cache", record.name, empty, what, REPAIR, "empty")
+                )
     return problems
+
+
+def _empty_schemas(text: str) -> dict[str, TableSchema]:
+    """Of what a table's zero-row files are, by the ends of their names."""
+    try:
+        accepts = TableSchema.from_toml(text)
+    except SchemaError:
+        return {}
+    schemas = {"parquet": accepts.stored}
+    return schemas | ({"payload.parquet": accepts.payload_file} if accepts.buffered.payload else {})
 
 
 def _document(storage: Storage, key: str, text: str) -> Iterator[str]:
@@ -41,14 +54,12 @@ def _document(storage: Storage, key: str, text: str) -> Iterator[str]:
         yield f"it cannot be read: {error}"
 
 
-def _empty(path: Path, lake: str, record: TableRecord, version: int, text: str) -> Iterator[str]:
+def _empty(
+    path: Path, lake: str, record: TableRecord, version: int, schema: TableSchema
+) -> Iterator[str]:
     """Whether the zero-row file is what would be made now; every byte, when pyarrow is the same."""
-    try:
-        schema = TableSchema.from_toml(text)
-    except SchemaError:
-        return
     says = {"lake": lake, "table": record.name, "tier": "schema", "schema_version": version}
-    says["document"] = text
+    says["document"] = schema.text
     try:
         footer = datafile.read_footer(path)
         with tempfile.TemporaryDirectory(prefix="lakestore-verify-") as folder:

@@ -1,6 +1,6 @@
 """Verify that nothing lies about that nothing names: what crashes leave, and what was forgotten."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,18 @@ from lakestore.errors import CorruptionError, NotFoundError
 from lakestore.layout import (
     ColdName,
     PartialName,
+    PayloadName,
     SegmentName,
     SiteLayout,
     data_prefix,
     ids_name,
     journal_name,
     parse_schema_name,
+    payload_key,
     rollups_prefix,
     tombstone_key,
 )
+from lakestore.payloadview import payload_names
 from lakestore.snapshot import GenerationId
 from lakestore.verify.objects import Objects
 from lakestore.verify.report import MOVE, REBUILD, Problem
@@ -36,6 +39,7 @@ class Disk:
         self.objects = objects
         self.keys = list(objects.storage.list("tables/"))
         self.hot = _files(layout.local / "hot")
+        self.payload = _files(layout.local / "payload")
         self.ids = _files(layout.local / "ids")
         self.rollups = _files(layout.local / "rollups")
         self.staging = _files(layout.local / "staging")
@@ -71,6 +75,8 @@ def check_leftovers(
             yield from _key_problem(disk.objects, record, folder, key, rest, living)
     for path in disk.hot:
         yield from _hot_problem(disk.layout, records.get(path.parent.name), path)
+    for path in disk.payload:
+        yield from _payload_problem(disk.layout, records, path)
     for path in disk.ids:
         record = records.get(path.parent.name)
         if path.parent.name in unread or (record is not None and record.dropped):
@@ -107,9 +113,11 @@ def _is_kept(record: TableRecord | None, name: str, living: set[str]) -> bool:
 
 
 def _is_of_other(key: str, site: str) -> bool:
-    """Whether a key is that of another site's cold file, or of its partial."""
+    """Whether a key is that of another site's cold file, of its partial, or of its payload file."""
     name = "/".join(key.split("/")[-2:])
     try:
+        if key.split("/")[2] == "_payload":
+            return PayloadName.parse(name).site != site
         if key.split("/")[2] == "_rollups":
             name = PartialName.parse(name).file
         return ColdName.parse(name).site != site
@@ -150,6 +158,13 @@ def _key_problem(
     if record is not None and key.startswith(rollups_prefix(folder)):
         if _is_stray(record, key.removeprefix(rollups_prefix(folder)), living) and exists():
             yield _leftover("orphan", record, path, "it is the partial of no listed file")
+        return
+    if record is not None and key.startswith(payload_key(folder, "")):
+        # A seal puts them there before it lists its files: segments refer to them until then.
+        named = payload_names((*record.state.cold, *record.state.segments))
+        name = key.removeprefix(payload_key(folder, ""))
+        if name not in named and _tells_of_payload(record) and exists():
+            yield _leftover("orphan", record, path, "no event refers to this payload file")
         return
     if record is None:
         if exists() and not living:  # else it may be a table that is being made
@@ -218,6 +233,34 @@ def _hot_problem(layout: SiteLayout, record: TableRecord | None, path: Path) -> 
     yield _unlisted(record, path, "segment")
 
 
+def _tells_of_payload(record: TableRecord) -> bool:
+    """Whether it is known of all cold files which payload files their rows refer to.
+
+    What another engine has rewritten does not say, and its rows keep their references.
+    """
+    try:
+        return all(ColdName.parse(file.name) for file in record.state.cold)
+    except CorruptionError:
+        return False
+
+
+def _payload_problem(
+    layout: SiteLayout, records: Mapping[str, TableRecord], path: Path
+) -> Iterator[Problem]:
+    """What is wrong with a payload file that lies beside segments."""
+    folder = path.relative_to(layout.local / "payload").parts[0]
+    record = records.get(folder)
+    if record is None:
+        if path.exists():
+            yield _leftover("orphan", None, path, "no table has this folder")
+        return
+    named = payload_names(record.state.segments)
+    named += [item.name for item in record.garbage if item.kind == "payload"]
+    name = path.relative_to(layout.payload(folder)).as_posix()
+    if not record.dropped and name not in named and path.exists():
+        yield _leftover("orphan", record, path, "no event refers to this payload file")
+
+
 def _unlisted(record: TableRecord, path: Path, what: str) -> Problem:
     return _leftover("orphan", record, path, f"no version lists this {what}")
 
@@ -259,6 +302,8 @@ def check_garbage(record: TableRecord, layout: SiteLayout) -> Iterator[Problem]:
             path = layout.writer(record.folder, writer) / journal_name(int(number))
         elif item.kind == "segment":
             path = layout.hot(record.folder) / item.name
+        elif item.kind == "payload":
+            path = layout.payload(record.folder) / item.name
         else:
             continue
         if not path.exists():

@@ -35,6 +35,7 @@ from lakestore.layout import (
     data_prefix,
     schema_key,
 )
+from lakestore.payloadview import view_name
 from lakestore.schema import TableSchema
 from lakestore.snapshot import GenerationId
 from lakestore.storage.local import open_to_read, raise_refusal
@@ -54,6 +55,7 @@ from lakestore.verify.logs import (
 )
 from lakestore.verify.objects import Objects, objects_of
 from lakestore.verify.partials import PartialCheck
+from lakestore.verify.payloads import check_payload, published_payload
 from lakestore.verify.report import REBUILD, RESTORE, Problem, Report, by_severity
 from lakestore.verify.tiers import check_tiers, covered
 from lakestore.writers import living
@@ -127,14 +129,19 @@ class _Verification:
             unflushed = {j.id for js in map(self._journals_of, inventory.tables) for j in js}
             self.problems += lost_by_catalog(self.objects, leftovers, unflushed, taken)
             self.problems += _strays(journals)
-            expected = {r.name: self._published(r) for r in inventory.tables if not r.dropped}
+            expected = self._views(inventory)
             path = self.objects.fetch(VIEWS_FILE)
             follows = any(record.cold == "delta" for record in inventory.tables)
             views = check_views(con, path, inventory.version, expected, follows=follows)
         newer = self._with_logs(catalog.inventory())
         if views is not None and newer.version == inventory.version and not self.unread:
             self.problems.append(views)
-        self.problems = _still_true(self.problems, inventory, newer, self._published)
+        self.problems = _still_true(
+            self.problems,
+            inventory,
+            newer,
+            lambda record: self._published(record) + self._published_payload(record),
+        )
 
     def _with_logs(self, inventory: Inventory, keys: Sequence[str] | None = None) -> Inventory:
         """The inventory, with what logs list of the cold tier; with `keys`, problems are noted."""
@@ -143,7 +150,7 @@ class _Verification:
             try:
                 if record.cold != "parquet" and not record.dropped:
                     schema = TableSchema.from_toml(record.schemas[max(record.schemas)], record.name)
-                    record = with_log(self.site, record, schema)
+                    record = with_log(self.site, record, schema.stored)
                     self.problems += check_versions(self.objects, record, keys or ())
             except (SchemaError, ValueError):  # `_table` says so
                 pass
@@ -164,11 +171,15 @@ class _Verification:
         """Check one table; returns the journal generations that its files hold."""
         site = self.site
         try:
-            schema = TableSchema.from_toml(record.schemas[max(record.schemas)], record.name)
+            accepts = TableSchema.from_toml(record.schemas[max(record.schemas)], record.name)
+            schema = accepts.stored
         except (SchemaError, ValueError) as error:
             self._catalog_problem(f"the schema of table {record.name!r} is none: {error}")
             return set()
         self.problems += check_documents(self.objects, site.catalog.lake, record)
+        for problem in check_payload(self.objects, site.layout, record):
+            self.files += 1
+            self.problems += [problem] if problem is not None else []
         checked = self._data_files(con, record, schema)
         own = own_files(record, site.catalog.site)  # what others put there is theirs to account for
         footers = {
@@ -199,7 +210,7 @@ class _Verification:
                 record.name, self._catalog_path, journals, record.state.flushed, took
             )
         check = JournalCheck(
-            site.catalog.lake, record.name, schema.arrow, self.buffers.get(record.id)
+            site.catalog.lake, record.name, accepts.buffered.arrow, self.buffers.get(record.id)
         )
         for journal in journals:
             if journal.id not in record.state.flushed:
@@ -266,6 +277,18 @@ class _Verification:
             return urls
         folder = self.site.layout.hot(record.folder)
         return urls + [str(folder / s.name) for s in state.hot]
+
+    def _published_payload(self, record: TableRecord) -> list[str]:
+        return published_payload(self.site.storage, self.site.layout, record)
+
+    def _views(self, inventory: Inventory) -> dict[str, list[str]]:
+        """The views of `lake.duckdb`, and the paths that each lists."""
+        records = [record for record in inventory.tables if not record.dropped]
+        payload = {view_name(r.name): self._published_payload(r) for r in records}
+        views = {r.name: self._published(r) for r in records}
+        names = {name.casefold() for name in views}
+        views |= {n: paths for n, paths in payload.items() if paths and n.casefold() not in names}
+        return views
 
     @property
     def _catalog_path(self) -> Path:

@@ -8,7 +8,7 @@ from typing import Any
 from lakestore.catalog.records import TableRecord
 from lakestore.errors import CorruptionError
 from lakestore.hot import highest
-from lakestore.layout import ColdName, SegmentName
+from lakestore.layout import ColdName, PayloadName, SegmentName
 from lakestore.snapshot import GenerationId
 from lakestore.verify.report import REBUILD, Problem
 
@@ -99,6 +99,7 @@ def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
     """Nothing that a version names may be deleted, and of the journals all that are flushed."""
     state = record.state
     live = {s.name for s in state.segments} | {f.name for f in state.cold}
+    live |= {name for s in state.segments for name in s.info.payload}
     journals = {item.name for item in record.garbage if item.kind == "journal"}
     for id in sorted(state.flushed):
         if f"{id.writer}/{id.number}" not in journals:
@@ -106,6 +107,8 @@ def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
     for item in record.garbage:
         if item.kind == "segment" and not _is_segment(item.name):
             yield "garbage", f"{item.name!r} is to be deleted, and is no name of a segment"
+        elif item.kind == "payload" and not _is_payload(item.name):
+            yield "garbage", f"{item.name!r} is to be deleted, and is no name of a payload file"
         elif item.kind == "journal":
             writer, _, number = item.name.partition("/")
             if not number.isdecimal() or GenerationId(writer, int(number)) not in state.flushed:
@@ -119,6 +122,14 @@ def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
 def _is_segment(name: str) -> bool:
     try:
         SegmentName.parse(name)
+    except CorruptionError:
+        return False
+    return True
+
+
+def _is_payload(name: str) -> bool:
+    try:
+        PayloadName.parse(name)
     except CorruptionError:
         return False
     return True

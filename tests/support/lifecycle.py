@@ -20,10 +20,12 @@ from support.mutants import plant
 
 import lakestore as ls
 from lakestore import cold
+from lakestore.query.attach import attach
 
 START = datetime(2025, 3, 1, tzinfo=UTC)
 SCHEMA = ls.TableSchema.from_toml(
     """
+    format = 2
     event_id = "id"
     event_time = "at"
     [columns]
@@ -31,6 +33,9 @@ SCHEMA = ls.TableSchema.from_toml(
     at = "TIMESTAMPTZ not null"
     n = "BIGINT"
     note = "VARCHAR"
+    body = "VARCHAR"
+    [payload]
+    body = "full"
     [[rollups]]
     name = "hourly"
     by = ["note"]
@@ -52,6 +57,7 @@ def rows(numbers: Iterable[int]) -> pa.Table:
             "at": [START + timedelta(minutes=36 * n) for n in all_numbers],
             "n": [n * n for n in all_numbers],
             "note": [f"note {n % 7}" for n in all_numbers],
+            "body": [f"body {n % 5}" for n in all_numbers],
         },
         schema=SCHEMA.arrow,
     )
@@ -108,7 +114,7 @@ class Ledger:
                 if table not in self.maybe_dropped | self.maybe_missing:
                     found.append(f"table {table} is lost")
                 continue
-            answer = lake[table].to_arrow().sort_by("n")
+            answer = with_payload(lake, table).sort_by("n")
             found += self.judge(table, answer)
         if hasattr(lake, "verify"):
             report = lake.verify()
@@ -137,6 +143,14 @@ class Ledger:
         if len(ids) == len(present) and not answer.equals(rows(sorted(present))):
             found.append(f"{table}: rows are not as they were handed in")
         return found
+
+
+def with_payload(lake: ls.Lake, table: str) -> pa.Table:
+    """All events of a table, as they were handed in."""
+    events = lake[table].to_arrow().to_pylist()
+    attach(lake._queries, lake[table]._context, events)
+    columns = [[event[name] for event in events] for name in SCHEMA.names]
+    return pa.table(columns, schema=SCHEMA.arrow)
 
 
 def place_of(folder: Path) -> dict[str, Any]:

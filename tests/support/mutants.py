@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lakestore as ls
-from lakestore import flush, hot, recover, retain
+from lakestore import flush, hot, payload, recover, retain
 from lakestore.layout import journal_name
 
 
@@ -41,19 +41,25 @@ def _delete_journals_before_the_commit() -> None:
 
 
 def _commit_before_the_files_are_published() -> None:
-    commit, publish = flush._commit, hot.publish
+    commit, publish, publish_payload = flush._commit, hot.publish, payload.publish
 
     def hasty(table: Any, taken: Any, staged: Any, *rest: Any) -> Any:
         later: list[tuple[Any, ...]] = []
 
-        def name_only(*arguments: Any) -> tuple[str, bool]:
-            later.append(arguments)
-            return str(hot.SegmentName(*arguments[2:], staged.info.sha256[:12])), False
+        def payload_later(*arguments: Any) -> None:
+            later.append((publish_payload, *arguments))
 
-        with _replaced(hot, "publish", name_only):
+        def name_only(*arguments: Any) -> tuple[str, bool]:
+            later.append((publish, *arguments))
+            return str(hot.SegmentName(*arguments[2:], staged.segment.info.sha256[:12])), False
+
+        with (
+            _replaced(hot, "publish", name_only),
+            _replaced(payload, "publish", payload_later),
+        ):
             segment = commit(table, taken, staged, *rest)
-        for arguments in later:
-            publish(*arguments)
+        for function, *arguments in later:
+            function(*arguments)
         return segment
 
     flush._commit = hasty
