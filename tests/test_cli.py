@@ -88,7 +88,7 @@ def test_create_from_shipped_schema_and_from_a_file(tmp_path, file):
     like = file("like.csv", "id,at,n\na,2026-01-01 00:00:00,7\n")
     ok("create", lake, "t", "--like", like, "--event-time", "at", "--event-id", "id")
 
-    assert (len(said["columns"]), said["event_time"]) == (69, "created_at")
+    assert (len(said["columns"]), said["event_time"]) == (70, "created_at")
     with ls.open(lake, mode="r") as opened:
         schema = opened["t"].schema
         assert [c.sql_type for c in schema.columns] == ["VARCHAR", "TIMESTAMP", "BIGINT"]

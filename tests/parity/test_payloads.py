@@ -7,7 +7,6 @@ from gateway import PAYLOADS, TIERS, event, put, usage
 
 import lakestore as ls
 
-pytestmark = pytest.mark.skip(reason="payload files")
 each_tier = pytest.mark.parametrize("tier", TIERS)
 HEAVY = (*PAYLOADS, "error_body", "response_body")
 
@@ -31,7 +30,7 @@ def test_heavy_columns_are_kept_beside_the_event(lake, root, tier):
     assert payloads(light) == {}
     assert (light["last_message_content"], light["payload_ref"]) == ("hello", None)
     assert payloads(table.get("heavy", payload=True)) == PAYLOADS
-    assert bool(payload_files(root)) == (tier in ("hot", "cold"))
+    assert bool(payload_files(root)) == (tier != "buffer")
 
 
 def test_events_of_a_flush_share_a_file_and_have_places_of_their_own(lake):
