@@ -471,8 +471,14 @@ def test_answers_are_taken_by_other_tools(days):
 
 def test_plots_are_charts(days):
     series = days.series(["count", "tokens"], every="1 day", by="status")
-    assert len(series.plot().to_dict()["data"]["values"]) == 2 * len(series)
-    assert days.facets().plot().to_dict()["data"]["values"][0]["column"] == "key"
+    panels = series.plot().to_dict()["concat"]
+    groups = len({row["status"] for row in series})
+    assert [panel["title"]["text"] for panel in panels] == ["count", "tokens"]
+    for panel in panels:  # a point a bucket, and one where each line ends
+        assert len(panel["data"]["values"]) == len(series) + groups
+    menus = days.facets().plot().to_dict()["concat"]
+    assert [menu["title"]["text"] for menu in menus] == list(days.facets())
+    assert menus[0]["layer"][0]["encoding"]["y"]["field"] == "name"
     assert days.metrics().plot("slow").to_dict()["data"]["values"]
 
 

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import lakestore
-from lakestore.cli import check, demo, hosts, ingest, query, tables
+from lakestore.cli import chart, check, demo, events, hosts, ingest, query, tables
 from lakestore.cli.place import placed
 from lakestore.errors import LakestoreError
 
@@ -57,6 +57,13 @@ for _verb in (
     query.sql,
     query.shell,
     query.tail,
+    events.events,
+    events.event,
+    events.totals,
+    chart.chart,
+    events.facets,
+    events.top,
+    events.metrics,
     tables.status,
     tables.flush,
     tables.seal,

@@ -3,18 +3,30 @@
 from __future__ import annotations
 
 import html
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import pyarrow as pa
 
+from lakestore.columns import interval_micros
 from lakestore.errors import InvalidInputError, NotFoundError
 from lakestore.query.result import Result
 
 if TYPE_CHECKING:
-    import altair as alt
     import polars as pl
+    from altair.typing import ChartType
+
+_SHOWN = 20
+"""So many groups, or bars, are told apart; a title says how many there are."""
+_CLOCK = (
+    "utcFormat(datum.value, utcseconds(datum.value) ? '%H:%M:%S' : "
+    "utchours(datum.value) || utcminutes(datum.value) ? '%H:%M' : "
+    "utcmonth(datum.value) || utcdate(datum.value) > 1 ? '%b %d' : '%b %d, %Y')"
+)
+"""What an axis of time shows, for Vega: its own labels leave out which 12:30 it is."""
 
 
 class Tabular:
@@ -107,28 +119,49 @@ class Series(Tabular):
         """One row a bucket and group."""
         return self.table
 
-    def plot(self) -> alt.Chart:
-        """A line a group, and a panel a measure."""
+    def plot(self) -> ChartType:
+        """An Altair chart: a line a group, and a panel a measure; of groups, those with most."""
         alt = _altair()
-        groups = [_label(row, self.by) for row in self.table.select(list(self.by)).to_pylist()]
-        rows = [
-            {"time": bucket, "group": group, "measure": label, "value": _number(value)}
-            for label in self.measures
-            for bucket, group, value in zip(
-                self.table["bucket"].to_pylist(),
-                groups or [""] * len(self),
-                self.table[label].to_pylist(),
-                strict=True,
-            )
-        ]
-        chart = alt.Chart(alt.Data(values=_json(rows)))
-        chart = chart.mark_line(interpolate="step-after").encode(
-            x=alt.X("time:T", title=f"time, by {self.every}"),
-            y=alt.Y("value:Q", title=None),
-            tooltip=["time:T", "group:N", "value:Q"],
-            **({"color": alt.Color("group:N", title=", ".join(self.by))} if self.by else {}),
+        groups = self._groups()
+        shown = _leading(groups, self.measures[0])
+        note = f" ({len(shown)} of {len(groups):,} groups)" if len(shown) < len(groups) else ""
+        colour = alt.Color(
+            "group:N",
+            title=", ".join(self.by),
+            sort=shown,
+            scale=alt.Scale(domain=shown, scheme="tableau10" if len(shown) <= 10 else "tableau20"),
+            legend=alt.Legend(symbolLimit=0, labelLimit=280) if self.by else None,
         )
-        return _panels(chart, "measure", len(self.measures))
+        panels = []
+        for label in self.measures:
+            values = [p for name in shown for p in _steps(groups[name], name, label, self.every)]
+            chart = alt.Chart(alt.Data(values=values), title=_title(label + note))
+            chart = chart.mark_line(interpolate="step-after").encode(
+                x=alt.X(
+                    "time:T",
+                    title=f"UTC, by {self.every}",
+                    scale=alt.Scale(type="utc"),  # or it would be of the zone of who looks
+                    axis=alt.Axis(labelExpr=_CLOCK, labelOverlap="greedy", labelSeparation=8),
+                ),
+                y=alt.Y("value:Q", title=None),
+                color=colour,
+                tooltip=["time:T", "group:N", alt.Tooltip("value:Q", format=",")],
+            )
+            panels.append(chart.properties(width=640, height=240))
+        return _panels(panels, columns=1)
+
+    def _groups(self) -> dict[str, list[dict[str, Any]]]:
+        """The rows of each group, in the order of time, by a name of its own."""
+        groups: dict[tuple[Any, ...], list[dict[str, Any]]] = {}
+        for row in self:
+            groups.setdefault(tuple(row[name] for name in self.by), []).append(row)
+        named: dict[str, list[dict[str, Any]]] = {}
+        for values, rows in groups.items():
+            name = ", ".join(map(_text, values))
+            while name in named:  # null and the text that stands for it, or a text with a comma
+                name += "*"
+            named[name] = rows
+        return named
 
 
 @dataclass(frozen=True, eq=False)  # as Totals
@@ -164,19 +197,11 @@ class Facets(Tabular, Mapping[str, list[tuple[Any, int]]]):
             }
         )
 
-    def plot(self) -> alt.Chart:
-        """A bar a value, and a panel a column."""
-        alt = _altair()
-        rows = self.to_arrow().to_pylist()
-        for row in rows:
-            row["value"] = "∅" if row["value"] is None else row["value"]
-        chart = alt.Chart(alt.Data(values=rows)).mark_bar()
-        chart = chart.encode(
-            x=alt.X("count:Q", title="events"),
-            y=alt.Y("value:N", sort="-x", title=None),
-            tooltip=["value:N", "count:Q"],
+    def plot(self) -> ChartType:
+        """An Altair chart: a bar a value, and a panel a column; of values, the most frequent."""
+        return _panels(
+            [_bars(column, "events", counts) for column, counts in self.counts.items()], columns=2
         )
-        return _panels(chart, "column", len(self.counts))
 
 
 @dataclass(frozen=True)
@@ -193,26 +218,22 @@ class Metrics(Tabular):
         """The summary as one row."""
         return self.summary.to_arrow()
 
-    def plot(self, measure: str | None = None) -> alt.Chart:
-        """A bar a group, and a panel a grouping.
+    def plot(self, measure: str | None = None) -> ChartType:
+        """An Altair chart: a bar a group, and a panel a grouping; of groups, those with most.
 
         Args:
             measure: which one; by default the first of the summary.
         """
-        alt = _altair()
         label = measure or next(iter(self.summary))
         if label not in self.summary:
             raise NotFoundError(f"no measure {label!r}; there are {', '.join(self.summary)}")
-        rows = [
-            {"grouping": name, "group": str(row["group"]), "value": _number(row[label])}
-            for name, table in self.groups.items()
-            for row in table.to_pylist()
-        ]
-        chart = alt.Chart(alt.Data(values=rows)).mark_bar()
-        chart = chart.encode(
-            x=alt.X("value:Q", title=label), y=alt.Y("group:N", sort="-x", title=None)
+        return _panels(
+            [
+                _bars(name, label, [(row["group"], row[label]) for row in table.to_pylist()])
+                for name, table in self.groups.items()
+            ],
+            columns=2,
         )
-        return _panels(chart, "grouping", len(self.groups))
 
     def _repr_html_(self) -> str:
         parts = [self.summary._repr_html_()]
@@ -229,22 +250,80 @@ def _altair() -> Any:
     return altair
 
 
-def _panels(chart: alt.Chart, column: str, count: int) -> alt.Chart:
-    """The chart, in panels when there is more than one value of the column."""
-    shown: alt.Chart = chart.properties(width=640 if count == 1 else 420, height=240)
-    if count > 1:
-        columns = 1 if column == "measure" else 2
-        shown = shown.facet(f"{column}:N", columns=columns).resolve_scale(y="independent")
-    return shown
+def _panels(panels: Sequence[Any], columns: int) -> ChartType:
+    """The charts under and beside each other.
+
+    Raises:
+        InvalidInputError: there is none.
+    """
+    if not panels:
+        raise InvalidInputError("there is nothing to plot: the schema names no facets")
+    chart: ChartType = panels[0]
+    if len(panels) > 1:
+        chart = _altair().concat(*panels, columns=columns, spacing=24)
+    return chart
 
 
-def _label(row: Mapping[str, Any], by: Sequence[str]) -> str:
-    return ", ".join("∅" if row[name] is None else str(row[name]) for name in by)
+def _title(text: str) -> Any:
+    return _altair().Title(text, anchor="start", frame="group")
+
+
+def _bars(title: str, label: str, measured: Sequence[tuple[Any, Any]]) -> Any:
+    """A bar a value, with its number at the end; no more of them than can be told apart."""
+    alt = _altair()
+    found = [(_text(value), _number(number)) for value, number in measured]
+    known = [(name, number) for name, number in found if number is not None]
+    known.sort(key=lambda row: -row[1])
+    rows = [{"name": name, "value": number, "told": _told(number)} for name, number in known]
+    if len(rows) > _SHOWN:
+        title += f" ({_SHOWN} of {len(rows):,})"
+    chart = alt.Chart(alt.Data(values=rows[:_SHOWN])).encode(
+        x=alt.X("value:Q", title=label, axis=alt.Axis(tickCount=5)),
+        y=alt.Y("name:N", sort=None, title=None, axis=alt.Axis(labelLimit=220)),
+        tooltip=["name:N", alt.Tooltip("value:Q", format=",")],
+    )
+    bars = chart.mark_bar() + chart.mark_text(align="left", dx=3).encode(text="told:N")
+    return bars.properties(title=_title(title), width=360, height=alt.Step(20))
+
+
+def _told(number: float) -> str:
+    if isinstance(number, int):
+        return f"{number:,}"
+    return f"{number:,.2f}" if abs(number) >= 1 else f"{number:.4g}"
+
+
+def _leading(groups: Mapping[str, list[dict[str, Any]]], label: str) -> list[str]:
+    """Names of the groups with most, no more than colours, in their own order."""
+    size = {
+        name: sum(_number(row[label]) or 0 for row in rows if row[label] is not None)
+        for name, rows in groups.items()
+    }
+    most = set(sorted(groups, key=lambda name: -size[name])[:_SHOWN])
+    return [name for name in groups if name in most]
+
+
+def _steps(
+    rows: Sequence[Mapping[str, Any]], group: str, label: str, every: str
+) -> Iterator[dict[str, Any]]:
+    """The points of a line that is level in each bucket, also in the last, and before a gap."""
+    starts = [row["bucket"] for row in rows]
+    width = timedelta(microseconds=interval_micros(every) or 0)
+    ends = [*starts[1:], starts[-1] + width]
+    for at, row in enumerate(rows):
+        value = _number(row[label])
+        yield {"time": starts[at].isoformat(), "group": group, "value": value}
+        after = None if at + 1 == len(rows) else rows[at + 1][label]
+        if value is not None and after is None:
+            yield {"time": ends[at].isoformat(), "group": group, "value": value}
+
+
+def _text(value: Any) -> str:
+    return "∅" if value is None else str(value)
 
 
 def _number(value: Any) -> float | int | None:
-    return value if value is None or isinstance(value, int | float) else float(value)
-
-
-def _json(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    return [row | {"time": row["time"].isoformat()} for row in rows]
+    """A number that JSON has, or None."""
+    if value is None or isinstance(value, bool):
+        return None
+    number = value if isinstance(value, int) else float(value)
+    return number if isinstance(number, int) or math.isfinite(number) else None
