@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 MODELS = {"ordinary": False, "strict": True}
 CHUNKS = 6
-STATES = 260
+STATES = 150
 MUTANTS = {
     "skip the fsync of folders": "strict",
     "skip the fsync of files": "ordinary",

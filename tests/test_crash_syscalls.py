@@ -29,8 +29,8 @@ from support.strace import (
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 CHUNKS = 10
-KILLS = 240
-ERRORS = 160
+KILLS = 120
+ERRORS = 100
 MUTANTS = (
     "acknowledge before the write",
     "delete journals before the commit",
