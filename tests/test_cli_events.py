@@ -394,3 +394,22 @@ def test_values_are_safe_to_print_and_to_parse(lake):
 @pytest.mark.parametrize("verb", ["events", "event", "totals", "chart", "facets", "top", "metrics"])
 def test_help_has_examples(verb):
     assert f"\n  lakestore {verb} lake usage" in ok(verb, "--help")
+
+
+def test_a_table_with_payloads_is_shown_as_it_is_stored(tmp_path):
+    root = tmp_path / "heavy"
+    with ls.open(root, upkeep="manual") as lake:
+        table = lake.create_table("usage", "llm_usage")
+        table.append(
+            {
+                "event_id": "x1", "created_at": START, "provider_type": "p", "endpoint": "/e",
+                "protocol_family": "f", "key_id": "k", "key_name": "n", "status_code": 200,
+                "input_uncached_tokens": 1, "input_cached_tokens": 2, "output_tokens": 3,
+                "billable_tokens": 4, "response_body": "the answer",
+            }
+        )  # fmt: skip
+        table.flush()
+    assert "2026-01-01 00:00:00Z" in ok("events", root, "usage")
+    (row,) = json.loads(ok("events", root, "usage", "--json"))["rows"]
+    assert (row["event_id"], row["response_body_bytes"]) == ("x1", 10)
+    assert "the answer" in ok("event", root, "usage", "x1")

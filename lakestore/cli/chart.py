@@ -58,7 +58,7 @@ def chart(
     """
     with open_lake(lake, mode="r") as opened:
         asked = opened[table]
-        chosen = selection(asked.schema, where, start, end, source)
+        chosen = selection(asked.schema.stored, where, start, end, source)
         found = asked.series(measures or "count", every=every, by=by or (), tz=tz, **chosen)
     written = [path for path, form in ((png, "png"), (page, "html")) if _drawn(found, path, form)]
     if as_json:

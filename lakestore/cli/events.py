@@ -62,20 +62,20 @@ def events(
     """
     with open_lake(lake, mode="r") as opened:
         asked = opened[table]
-        names = _columns(asked.schema, columns)
+        names = _columns(asked.schema.stored, columns)
         found = asked.page(
             limit=limit,
             cursor=cursor,
             offset=offset,
             order="oldest" if oldest else "newest",
-            **selection(asked.schema, where, start, end, source),
+            **selection(asked.schema.stored, where, start, end, source),
         )
     if as_json:
-        rows = [{name: row[name] for name in names or asked.schema.names} for row in found]
+        rows = [{name: row[name] for name in names or asked.schema.stored.names} for row in found]
         told = {"total": found.total, "totals": found.totals, "rows": rows}
         print_json(plain({"table": table, **told, "next_cursor": found.next_cursor}))
     else:
-        _print_page(found, asked.schema, names)
+        _print_page(found, asked.schema.stored, names)
 
 
 def event(
@@ -91,7 +91,7 @@ def event(
     """
     with open_lake(lake, mode="r") as opened:
         asked = opened[table]
-        found = asked.get(value_of(asked.schema.column(asked.schema.event_id), id))
+        found = asked.get(value_of(asked.schema.stored.column(asked.schema.stored.event_id), id))
     if found is None:
         raise NotFoundError(f"no event {id!r} in table {table!r}")
     if as_json:
@@ -118,7 +118,7 @@ def totals(
     """
     with open_lake(lake, mode="r") as opened:
         asked = opened[table]
-        chosen = selection(asked.schema, where, start, end, source)
+        chosen = selection(asked.schema.stored, where, start, end, source)
         found = asked.totals(measures or None, **chosen)
     if as_json:
         print_json(plain({"table": table, "totals": found}))
@@ -149,7 +149,7 @@ def facets(
     """
     with open_lake(lake, mode="r") as opened:
         asked = opened[table]
-        chosen = selection(asked.schema, where, start, end, source)
+        chosen = selection(asked.schema.stored, where, start, end, source)
         found = asked.facets(columns or None, limit=limit + 1, **chosen)
     if as_json:
         menus = {
@@ -191,7 +191,7 @@ def top(
     origin, always = _ALWAYS
     with open_lake(lake, mode="r") as opened:
         asked = opened[table]
-        chosen = selection(asked.schema, where, start, end, source)
+        chosen = selection(asked.schema.stored, where, start, end, source)
         measures = {"measure": measure}
         found = asked.series(measures, every=always, origin=origin, by=column, **chosen).table
     every = list(zip(found[column].to_pylist(), found["measure"].to_pylist(), strict=True))
@@ -229,9 +229,11 @@ def metrics(
     """
     with open_lake(lake, mode="r") as opened:
         asked = opened[table]
-        chosen = selection(asked.schema, where, start, end, source)
+        chosen = selection(asked.schema.stored, where, start, end, source)
         found = asked.metrics(name, top=limit, **chosen)
-        ranks = {ranking: label for ranking, (label, _) in view(asked.schema, name).top.items()}
+        ranks = {
+            ranking: label for ranking, (label, _) in view(asked.schema.stored, name).top.items()
+        }
     if as_json:
         groups = {grouping: rows.to_pylist() for grouping, rows in found.groups.items()}
         told = {"summary": found.summary, "groups": groups, "top": found.top}
