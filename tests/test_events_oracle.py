@@ -190,7 +190,8 @@ class Oracle:
     def __init__(self, rows: list[dict[str, Any]]) -> None:
         self.con = duckdb.connect(config={"python_enable_replacements": False})
         self.con.execute("SET GLOBAL TimeZone = 'UTC'")
-        self.con.register("rows", pa.Table.from_pylist(rows, schema=SCHEMA.arrow))
+        self.con.register("given", pa.Table.from_pylist(rows, schema=SCHEMA.arrow))
+        self.con.execute("CREATE TABLE rows AS FROM given")  # DuckDB 1.5 loses NaN in Arrow's
 
     def ask(self, query: str) -> list[tuple[Any, ...]]:
         return self.con.execute(query).fetchall()

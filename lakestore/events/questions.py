@@ -77,14 +77,32 @@ def _window(filter: Filter, found: pa.ChunkedArray) -> tuple[datetime, datetime]
 
 
 def _filled(reader: Reader, found: pa.Table, starts: Sequence[int], question: Question) -> pa.Table:
-    """The answer with a row for every bucket of every group, by group and then time."""
+    """The answer with a row for every bucket of every group, by group and then time.
+
+    Raises:
+        InvalidInputError: more than a million points.
+    """
+    reader.cursor.register("starts", pa.table({"k0": pa.array(starts, pa.int64())}))
+    reader.cursor.register("found", found)
+    try:
+        groups = question.keys[1:]
+        if groups:
+            distinct = f"(SELECT DISTINCT {', '.join(groups)} FROM found)"
+            rows = reader.cursor.execute(f"SELECT count(*) FROM {distinct}").fetchall()
+            if rows[0][0] * len(starts) > _POINTS_MAX:
+                raise InvalidInputError(
+                    f"{rows[0][0]:,} groups of {len(starts):,} buckets are too many points: ask "
+                    "for wider buckets, or filter"
+                )
+        return reader.cursor.sql(_filling(question)).to_arrow_table()
+    finally:
+        reader.cursor.unregister("starts")
+        reader.cursor.unregister("found")
+
+
+def _filling(question: Question) -> str:
+    """Every one of `starts` and of the groups in `found`, with what was found of both."""
     groups = question.keys[1:]
-    count = found.group_by(groups).aggregate([]).num_rows if groups else 1
-    if count * len(starts) > _POINTS_MAX:
-        raise InvalidInputError(
-            f"{count:,} groups of {len(starts):,} buckets are too many points: ask for wider "
-            "buckets, or filter"
-        )
     cells = [
         f"coalesce(found.m{i}, 0) AS m{i}" if measure.starts_at_zero else f"found.m{i}"
         for i, measure in enumerate(question.measures)
@@ -93,16 +111,10 @@ def _filled(reader: Reader, found: pa.Table, starts: Sequence[int], question: Qu
     same = "".join(f" AND found.{k} IS NOT DISTINCT FROM each.{k}" for k in groups)
     order = ", ".join([*(f"each.{key}" for key in groups), "starts.k0"])
     columns = ", ".join(["starts.k0", *(f"each.{key}" for key in groups), *cells])
-    reader.cursor.register("starts", pa.table({"k0": pa.array(starts, pa.int64())}))
-    reader.cursor.register("found", found)
-    try:
-        return reader.cursor.sql(
-            f"SELECT {columns} FROM starts {each} "
-            f"LEFT JOIN found ON found.k0 = starts.k0{same} ORDER BY {order}"
-        ).to_arrow_table()
-    finally:
-        reader.cursor.unregister("starts")
-        reader.cursor.unregister("found")
+    return (
+        f"SELECT {columns} FROM starts {each} "
+        f"LEFT JOIN found ON found.k0 = starts.k0{same} ORDER BY {order}"
+    )
 
 
 def facets(reader: Reader, filter: Filter, columns: Sequence[str], limit: int) -> Facets:
