@@ -2,8 +2,7 @@
 
 SQLAlchemy Core over SQLite or Postgres. One transaction is one commit point: a flush, a seal, a
 drop. A reader sees one version of everything. The catalog is never the only record of a row:
-segments and cold files say in their footers what they are. Failpoints: catalog.1 begun
-.2 changed    .3 committed
+segments and cold files say in their footers what they are.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -15,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from lakestore.catalog import tables as t
 from lakestore.catalog.commit import Commit
-from lakestore.catalog.database import Creation, Database, add_lake, lay_out, refuse_lost
+from lakestore.catalog.database import Creation, Database, add_lake, changing, lay_out, refuse_lost
 from lakestore.catalog.holdings import holding_of, holdings_of, marks_of, seen, sent_of
 from lakestore.catalog.migrations import migrate
 from lakestore.catalog.records import (
@@ -31,7 +30,6 @@ from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
 from lakestore.catalog.strict import damage
 from lakestore.clock import Clock
 from lakestore.errors import CorruptionError, FormatTooNewError, InvalidInputError, NotFoundError
-from lakestore.failpoint import reach
 from lakestore.snapshot import ColdFile, GenerationId, TableState
 
 _Kind = TypeVar("_Kind", bound=Commit)
@@ -354,8 +352,7 @@ class Catalog:
 
     @contextmanager
     def _commit(self, kind: type[_Kind]) -> Iterator[_Kind]:
-        with self.database.begin("write") as con:
-            reach("catalog.1")
+        with changing(self.database) as con:
             commit = kind(con, self.site, self._clock.now())
             yield commit
             if commit.is_shared:
@@ -363,8 +360,6 @@ class Catalog:
             else:
                 mine = t.sites.update().where(t.sites.c.name == self.site)
                 con.execute(mine.values(version=t.sites.c.version + 1))
-            reach("catalog.2")
-        reach("catalog.3")
 
     def end_leases(self, writers: Collection[str]) -> None:
         """Let others maintain what writers did that are dead."""

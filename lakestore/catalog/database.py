@@ -1,7 +1,7 @@
 """What a catalog needs of the database that keeps it."""
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from typing import Literal, Protocol
 
@@ -9,6 +9,7 @@ from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
 from lakestore.errors import CorruptionError
+from lakestore.failpoint import reach
 
 Kind = Literal["read", "write"]
 """A transaction sees one version; one that writes is alone, and sees the newest."""
@@ -107,3 +108,16 @@ def refuse_lost(database: Database, is_filled: Callable[[], bool]) -> None:
         raise CorruptionError(
             f"the catalog {database.name!r} is lost, and the lake is not empty; {database.remedy}"
         )
+
+
+@contextmanager
+def changing(database: Database) -> Iterator[Connection]:
+    """One transaction that changes what the catalog says; raises as `Database.begin`.
+
+    Failpoints: catalog.1 begun    .2 all of it written    .3 committed
+    """
+    with database.begin("write") as con:
+        reach("catalog.1")
+        yield con
+        reach("catalog.2")
+    reach("catalog.3")

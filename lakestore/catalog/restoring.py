@@ -4,13 +4,12 @@ import sqlalchemy as sa
 
 import lakestore.catalog.tables as t
 from lakestore.catalog.commit import Commit
-from lakestore.catalog.database import add_lake, lay_out
+from lakestore.catalog.database import add_lake, changing, lay_out
 from lakestore.catalog.holdings import holding_of
 from lakestore.catalog.postgres import Postgres
 from lakestore.catalog.records import Elsewhere, TableRecord
 from lakestore.clock import Clock, micros
 from lakestore.errors import ConflictError, CorruptionError
-from lakestore.failpoint import reach
 from lakestore.layout import ColdName
 from lakestore.snapshot import ColdFile
 
@@ -152,8 +151,7 @@ def remake(
         ConflictError: another host has made one since `database` was opened.
         Others: as `Database.begin`.
     """
-    with database.begin("write") as con:
-        reach("catalog.1")
+    with changing(database) as con:
         aside = database.renew(con)
         lay_out(database, con)
         add_lake(con, lake)
@@ -163,6 +161,4 @@ def remake(
             restoration.add_site(other, awaited=True)
         for record in tables:
             restoration.restore(record)
-        reach("catalog.2")
-    reach("catalog.3")
     return aside
