@@ -393,6 +393,7 @@ def test_rows_that_another_engine_rewrote_keep_their_payloads(lake, root):
     assert [(r["body"], r["raw"]) for r in rows] == [(e["body"], e["raw"]) for e in EVENTS[:5]]
 
 
+@pytest.mark.sqlite
 def test_a_rebuild_finds_payloads_again(open_lake, root, clock):
     lake = open_lake(settings={"vacuum_grace_s": 0})
     usage = lake.create_table("usage", SCHEMA)
