@@ -14,7 +14,8 @@ import polars as pl
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakestore.schema import Dedup, TableSchema
+from lakestore.document import Dedup
+from lakestore.schema import TableSchema
 
 Hashes = npt.NDArray[np.uint64]
 HASH_VERSION = f"multilinear-2, polars {pl.__version__}"

@@ -19,12 +19,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakestore import datafile, quoting, rollup
+from lakestore.document import COUNT, Rollup
 from lakestore.engine import Engine
 from lakestore.errors import CorruptionError, LakestoreError
 from lakestore.failpoint import reach
 from lakestore.filecache import FileCache, Wanted
 from lakestore.layout import PartialName, data_prefix, rollups_prefix
-from lakestore.rollup import Rollup
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment
 from lakestore.storage import Storage
@@ -211,7 +211,7 @@ class PartialFiles:
 
     def _counts(self, file: DataFile, partial: pa.Table) -> bool:
         known = bool(file.info.sha256)  # other engines need not say how many rows there are
-        total = pc.sum(partial.column(rollup.COUNT)).as_py() or 0
+        total = pc.sum(partial.column(COUNT)).as_py() or 0
         return total == file.info.rows or not known
 
     def _keep(self, one: Rollup, file: DataFile, partial: pa.Table) -> None:

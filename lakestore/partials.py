@@ -16,11 +16,11 @@ import duckdb
 import pyarrow as pa
 
 from lakestore import rollup
+from lakestore.document import BUCKET, FILE, Rollup
 from lakestore.engine import ROLLUPS, Engine
 from lakestore.errors import LakestoreError
 from lakestore.instances import LOST
 from lakestore.partialfiles import DataFile, PartialFiles
-from lakestore.rollup import FILE, Rollup
 from lakestore.snapshot import ColdFile, Segment
 
 _serial = itertools.count(1)
@@ -245,7 +245,7 @@ def _copy(
     cursor.register("lakestore_ids", pa.table({"old": list(ids), "new": list(ids.values())}))
     cursor.execute(
         f"INSERT INTO {new.name} SELECT ids.new, p.* EXCLUDE ({FILE}) FROM {old.name} AS p "
-        f"JOIN lakestore_ids AS ids ON p.{FILE} = ids.old ORDER BY ids.new, {rollup.BUCKET}"
+        f"JOIN lakestore_ids AS ids ON p.{FILE} = ids.old ORDER BY ids.new, {BUCKET}"
     )
     for i, name in enumerate(kept):
         held = old.files[name]

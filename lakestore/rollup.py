@@ -15,30 +15,20 @@ import json
 import math
 import sys
 from collections.abc import Mapping, Sequence
-from functools import cache
-from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from pydantic import BaseModel, ConfigDict, Field
 
 from lakestore import quoting
-from lakestore.columns import Column, check_unique, interval_micros
-from lakestore.errors import NotFoundError, SchemaError
+from lakestore.document import BUCKET, COUNT, HISTOGRAM, Rollup
+from lakestore.errors import NotFoundError
+from lakestore.schema import TableSchema
 
-if TYPE_CHECKING:
-    from lakestore.schema import TableSchema
-
-BUCKET = "bucket"
-COUNT = "n"
-FILE = "file"
-"""What a loaded partial also has: the number of its file."""
 GAMMA = 1.02
 """Each bin is so many times as wide as the one before it."""
 RELATIVE_ERROR = (GAMMA - 1) / (GAMMA + 1)
 """How far a percentile is from the value it stands for, at most: 0.99 % of it."""
-_DAY_US = 86_400_000_000
 _MIDDLE = 40_000  # the bin of 1.0; those of all doubles are between 2,000 and 76,000
 _INFINITE, _NAN = 100_000, 100_001
 _BIN_BITS = 18  # hold a bin, from the greatest down to its mirror image
@@ -46,97 +36,9 @@ _LN_GAMMA = f"{math.log(GAMMA)!r}::DOUBLE"
 _LN_CENTRE = f"{math.log(2 / (1 + GAMMA))!r}::DOUBLE"  # of a bin, below its upper end
 _LN_MAX = f"({math.log(sys.float_info.max) - 1e-12!r}::DOUBLE)"
 _FORMAT = 1
-_HISTOGRAM = pa.list_(
-    pa.field("element", pa.struct([pa.field("bin", pa.int32()), pa.field("n", pa.int64())]))
-)
 
 
-class Rollup(BaseModel):
-    """Partial aggregates kept per file: one `[[rollups]]` of a schema document."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    name: str = Field(pattern=r"^[a-z][a-z0-9_]{0,62}$")
-    every: str = Field(
-        "1h", description="bucket width, a DuckDB interval that divides a day, such as '1h'"
-    )
-    by: tuple[str, ...] = ()
-    sums: tuple[str, ...] = Field((), description="integer or decimal columns: sum and average")
-    max: tuple[str, ...] = ()
-    histograms: tuple[str, ...] = Field((), description="numeric columns: percentiles, to 1 %")
-
-    @property
-    def every_us(self) -> int:
-        """Bucket width in microseconds; raises `SchemaError` when it does not divide a day."""
-        micros = _micros(self.every)
-        if micros is None or _DAY_US % micros:
-            raise SchemaError(f"{self.every!r} does not divide a day, as '1h' or '5m' do")
-        return micros
-
-    @property
-    def sources(self) -> tuple[str, ...]:
-        """The columns of the table that it reads, beside the event time."""
-        return tuple(dict.fromkeys((*self.by, *self.sums, *self.max, *self.histograms)))
-
-    def fields(self, columns: Mapping[str, Column]) -> list[pa.Field]:
-        """The columns of a partial, in order, twins and all."""
-        found = [pa.field(BUCKET, pa.timestamp("us", "UTC"))]
-        found += [pa.field(name, columns[name].arrow_type) for name in self.by]
-        found.append(pa.field(COUNT, pa.int64()))
-        for name in self.sums:
-            scale = getattr(columns[name].arrow_type, "scale", 0)
-            found.append(pa.field(f"sum_{name}", pa.decimal128(38, scale)))
-            found.append(pa.field(f"n_{name}", pa.int64()))
-        found += [pa.field(f"max_{name}", columns[name].arrow_type) for name in self.max]
-        found += [pa.field(f"hist_{name}", _HISTOGRAM) for name in self.histograms]
-        return found
-
-
-_micros = cache(interval_micros)
-
-
-def check(rollups: Sequence[Rollup], columns: Mapping[str, Column], source: str) -> None:
-    """Refuse rollups whose partials could not be merged exactly; all columns are known.
-
-    Raises:
-        SchemaError: says which rollup, which column, and why.
-    """
-    names = [rollup.name for rollup in rollups]
-    if len(set(names)) < len(names):
-        raise SchemaError(f"{source}: two rollups have one name: {', '.join(names)}")
-    for rollup in rollups:
-        where = f"{source}: rollups.{rollup.name}"
-        try:
-            assert rollup.every_us
-        except SchemaError as error:
-            raise SchemaError(f"{where}.every: {error}") from error
-        for role, refused, why in (
-            ("by", _cannot_group, "cannot be grouped by exactly"),
-            ("sums", _cannot_add, "has no exact sum; declare it an integer or a DECIMAL"),
-            ("max", pa.types.is_nested, "has no greatest value"),
-            ("histograms", _cannot_bin, "is no number"),
-        ):
-            for name in getattr(rollup, role):
-                if refused(columns[name].arrow_type):
-                    kind = columns[name].sql_type
-                    raise SchemaError(f"{where}.{role}: {name!r} is {kind}, which {why}")
-        made = [field.name for field in rollup.fields(columns)]
-        check_unique([FILE, *made], f"{where}, in its partials")
-
-
-def _cannot_group(arrow: pa.DataType) -> bool:
-    return bool(pa.types.is_nested(arrow) or pa.types.is_floating(arrow))
-
-
-def _cannot_add(arrow: pa.DataType) -> bool:
-    return not bool(pa.types.is_integer(arrow) or pa.types.is_decimal(arrow))
-
-
-def _cannot_bin(arrow: pa.DataType) -> bool:
-    return _cannot_add(arrow) and not bool(pa.types.is_floating(arrow))
-
-
-def find(schema: "TableSchema", name: str) -> Rollup:
+def find(schema: TableSchema, name: str) -> Rollup:
     """The rollup of that name; raises `NotFoundError`."""
     for rollup in schema.document.rollups:
         if rollup.name == name:
@@ -144,19 +46,19 @@ def find(schema: "TableSchema", name: str) -> Rollup:
     raise NotFoundError(f"no rollup {name!r}")
 
 
-def arrow_schema(rollup: Rollup, schema: "TableSchema") -> pa.Schema:
+def arrow_schema(rollup: Rollup, schema: TableSchema) -> pa.Schema:
     """Names and types of a partial's columns."""
     return pa.schema(rollup.fields({c.name: c for c in schema.columns}))
 
 
-def fingerprint(rollup: Rollup, schema: "TableSchema") -> str:
+def fingerprint(rollup: Rollup, schema: TableSchema) -> str:
     """Eight hex digits that change whenever a partial of the same rows would."""
     told = [_FORMAT, GAMMA, rollup.every_us, schema.event_time, str(arrow_schema(rollup, schema))]
     told.append(rollup.model_dump(exclude={"name", "every"}))
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 
-def partial_sql(rollup: Rollup, schema: "TableSchema", source: str, *, listed: bool = False) -> str:
+def partial_sql(rollup: Rollup, schema: TableSchema, source: str, *, listed: bool = False) -> str:
     """A SELECT that gives the partial of a relation, in no order.
 
     Args:
@@ -200,8 +102,8 @@ def counted(bins: pa.ListArray) -> pa.ListArray:
     entries = [pa.array(found.astype(np.int32)), pa.array(counts.astype(np.int64))]
     return pa.ListArray.from_arrays(
         pa.array(offsets),
-        pa.StructArray.from_arrays(entries, fields=list(_HISTOGRAM.value_type)),
-        type=_HISTOGRAM,
+        pa.StructArray.from_arrays(entries, fields=list(HISTOGRAM.value_type)),
+        type=HISTOGRAM,
         mask=bins.is_null(),
     )
 

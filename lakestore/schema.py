@@ -5,23 +5,21 @@ accepted when it has one meaning in every tier: in Arrow, in a DuckDB file and i
 UUID and JSON are kept as text, which is what every other engine reads; SQL sees VARCHAR.
 """
 
-import json
 import tomllib
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Self
 
 import pyarrow as pa
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import ValidationError
 
 from lakestore import columns as column_types
-from lakestore import rollup as rollup_types
 from lakestore.columns import Column
+from lakestore.document import Dedup, TableDocument, check_rollups, to_toml
 from lakestore.errors import InvalidInputError, NotFoundError, SchemaError
 from lakestore.kept import SAME_AS, Policy, in_place_of, reference, sha256_name, why_no_payload
-from lakestore.rollup import Rollup
 
 FILE_ROW = "file_row_number"
 """What DuckDB calls the number of a row in its file, for those who ask for it."""
@@ -30,60 +28,6 @@ MADE_ID = "event_id"
 
 _FORMAT = 2
 _TIME_TYPES = (pa.timestamp("us", "UTC"), pa.timestamp("us"))
-Dedup = Literal["day", "table", "none"]
-
-
-class MetricsDocument(BaseModel):
-    """One view of metrics: `[metrics.<name>]` of a schema document."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    measures: dict[str, str] = Field(
-        min_length=1, description="label → measure, as in 'count if status_code >= 500'"
-    )
-    groups: dict[str, str] = Field(
-        default_factory=dict, description="name of a grouping → its column"
-    )
-    top: dict[str, str] = Field(
-        default_factory=dict, description="list of leaders → label of the measure that ranks it"
-    )
-
-
-class TableDocument(BaseModel):
-    """A schema document, as written: the roles of columns, then the columns."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid")
-
-    format: Literal[1, 2] = Field(
-        1, description="version of this document's format; `payload` is acted on from 2 on"
-    )
-    description: str = ""
-    event_time: str = Field(description="TIMESTAMPTZ or TIMESTAMP column; its UTC date is the day")
-    event_id: str | None = Field(
-        None, description="column that identifies an event; without it, ids are made (UUIDv7)"
-    )
-    sort: tuple[str, ...] = Field((), description="default: event_time, event_id")
-    partition: Literal["day"] = "day"
-    dedup: Dedup = Field(
-        "day", description="one row per id and day, per id in the table, or no check"
-    )
-    retention: str | None = Field(None, description="a DuckDB interval, such as '90 days'")
-    bloom: tuple[str, ...] = Field((), description="more id columns that get bloom filters")
-    facets: tuple[str, ...] = Field((), description="columns offered as filter menus")
-    columns: dict[str, str] = Field(
-        min_length=1, description="column → DuckDB type, then optionally NOT NULL and DEFAULT"
-    )
-    derived: dict[str, str] = Field(
-        default_factory=dict,
-        description="column → SQL over the input's columns, used when the input lacks the column",
-    )
-    payload: dict[str, Policy] = Field(
-        default_factory=dict, description="heavy columns, and what is kept of each"
-    )
-    rollups: tuple[Rollup, ...] = ()
-    metrics: dict[str, MetricsDocument] = Field(
-        default_factory=dict, description="views of metrics, by name"
-    )
 
 
 @dataclass(frozen=True)
@@ -294,47 +238,10 @@ class TableSchema:
         return tuple(dict.fromkeys((self.event_id, *self.document.bloom)))
 
 
-def to_toml(document: TableDocument) -> str:
-    """A document as TOML text: the inverse of reading it."""
-    data = document.model_dump(exclude_defaults=True)
-    data = {"format": document.format, **data}
-    tables = {key: data.pop(key) for key in ("columns", "derived", "payload") if key in data}
-    rollups, metrics = data.pop("rollups", ()), data.pop("metrics", {})
-    lines = [f"{key} = {_toml_value(value)}" for key, value in data.items()]
-    for name, table in tables.items():
-        lines += ["", f"[{name}]"]
-        lines += [f"{_toml_value(key)} = {_toml_value(value)}" for key, value in table.items()]
-    for rollup in rollups:
-        lines += ["", "[[rollups]]"]
-        lines += [f"{key} = {_toml_value(value)}" for key, value in rollup.items()]
-    for name, view in metrics.items():
-        for key, table in view.items():
-            lines += ["", f"[metrics.{_toml_value(name)}.{key}]"]
-            lines += [f"{_toml_value(k)} = {_toml_value(value)}" for k, value in table.items()]
-    return "\n".join(lines) + "\n"
-
-
-def json_schema() -> dict[str, Any]:
-    """JSON Schema of the document format, for editors; shipped as `schemas/table.schema.json`."""
-    return {
-        "$schema": "https://json-schema.org/draft/2020-12/schema",
-        **TableDocument.model_json_schema(),
-        "title": "lakestore table schema, formats 1 and 2",
-    }
-
-
 _SHIPPED = (
     Path(__file__).parent / "schemas",  # in an installed package
     Path(__file__).parent.parent / "schemas",  # in a checkout
 )
-
-
-def _toml_value(value: object) -> str:
-    if isinstance(value, tuple | list):
-        return "[" + ", ".join(_toml_value(item) for item in value) + "]"
-    # TOML's basic strings are JSON's, but for DEL, which TOML wants escaped, and for characters
-    # beyond U+FFFF, which JSON escapes as two halves that TOML refuses.
-    return json.dumps(value, ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _explain(error: ValidationError) -> str:
@@ -372,7 +279,7 @@ def _check_roles(schema: TableSchema, source: str) -> None:
                     f"{source}: {role} names {name!r}, which is no column; "
                     f"columns are {', '.join(names)}"
                 )
-    rollup_types.check(document.rollups, {c.name: c for c in schema.columns}, source)
+    check_rollups(document.rollups, {c.name: c for c in schema.columns}, source)
     if schema.column(schema.event_time).arrow_type not in _TIME_TYPES:
         raise SchemaError(
             f"{source}: event_time {schema.event_time!r} is "

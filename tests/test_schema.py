@@ -9,7 +9,7 @@ import pyarrow as pa
 import pytest
 
 import lakestore as ls
-from lakestore.schema import json_schema, to_toml
+from lakestore.document import json_schema, to_toml
 
 SHIPPED = Path(__file__).parents[1] / "schemas"
 

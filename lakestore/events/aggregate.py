@@ -10,11 +10,11 @@ from dataclasses import replace
 
 import pyarrow as pa
 
+from lakestore.document import Rollup
 from lakestore.events.rolled import Window, inside
 from lakestore.events.statement import Part, Question, statement
 from lakestore.query.pin import TablePin
 from lakestore.query.reader import EVENTS, Reader
-from lakestore.rollup import Rollup
 
 _EDGES = "lakestore_edges"
 """What a statement calls the files whose partials it reads, where it reads their rows too."""

@@ -6,6 +6,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from lakestore.document import MetricsDocument
 from lakestore.errors import InvalidInputError, NotFoundError, SchemaError
 from lakestore.events.aggregate import aggregate
 from lakestore.events.answers import Metrics, Totals
@@ -14,7 +15,7 @@ from lakestore.events.measures import Measure, columns_of, default, parse
 from lakestore.events.questions import named
 from lakestore.events.statement import Question
 from lakestore.query.reader import Reader
-from lakestore.schema import MetricsDocument, TableSchema
+from lakestore.schema import TableSchema
 
 GROUP = "group"
 """What the column is called that tells the groups apart."""

@@ -3,12 +3,11 @@
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from lakestore import rollup
+from lakestore.document import BUCKET, Rollup
 from lakestore.events.filters import Filter
 from lakestore.events.measures import Measure
 from lakestore.events.statement import Question
 from lakestore.query.reader import Reader
-from lakestore.rollup import Rollup
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
@@ -23,8 +22,8 @@ class Window:
 
     def of_partials(self) -> list[str]:
         """Tests of a partial's bucket."""
-        tests = [f"{rollup.BUCKET} >= {_literal(self.first)}"] if self.first else []
-        return tests + ([f"{rollup.BUCKET} < {_literal(self.end)}"] if self.end else [])
+        tests = [f"{BUCKET} >= {_literal(self.first)}"] if self.first else []
+        return tests + ([f"{BUCKET} < {_literal(self.end)}"] if self.end else [])
 
     def edges(self, filter: Filter) -> list[tuple[datetime | None, datetime | None]]:
         """The times of the filter's window that are in no whole bucket."""

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lakestore import quoting, rollup
+from lakestore.document import BUCKET, COUNT, Rollup
 from lakestore.events.buckets import Buckets
 from lakestore.events.filters import Filter
 from lakestore.events.measures import Measure
-from lakestore.rollup import Rollup
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,7 @@ def _group_by(keys: Sequence[str]) -> str:
 
 def _states(question: Question, part: Part) -> str:
     filter = question.filter
-    time = rollup.BUCKET if part.rollup else quoting.identifier(filter.schema.event_time)
+    time = BUCKET if part.rollup else quoting.identifier(filter.schema.event_time)
     made = ["1 AS present"]
     for i, measure in enumerate(question.measures):
         state = _rolled(measure) if part.rollup else _raw(measure)
@@ -119,7 +119,7 @@ def _rolled(measure: Measure) -> dict[str, str]:
 
     match measure.kind:
         case "count":
-            return {"": f"sum({kept('n') if column else rollup.COUNT}){only}"}
+            return {"": f"sum({kept('n') if column else COUNT}){only}"}
         case "sum":
             return {"": f"CAST(sum({kept('sum')}){only} AS {measure.sum_type})"}
         case "avg":
@@ -166,7 +166,7 @@ def _bins(question: Question, part: Part, measure: Measure) -> str:
     if part.rollup is None:
         time, value = quoting.identifier(question.filter.schema.event_time), f"{measure.name} AS v"
     else:
-        time = rollup.BUCKET
+        time = BUCKET
         value = quoting.identifier(f"hist_{measure.column.name}") + " AS hist_v"
     source = (
         f"(SELECT {question.keyed(time)}{value} FROM {part.source} WHERE {test}{part.condition})"

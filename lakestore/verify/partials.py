@@ -9,8 +9,8 @@ import pyarrow as pa
 from lakestore import quoting, rollup
 from lakestore.catalog.records import TableRecord
 from lakestore.context import SiteContext
+from lakestore.document import Rollup
 from lakestore.partialfiles import DataFile
-from lakestore.rollup import Rollup
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile
 from lakestore.storage.local import raise_refusal
