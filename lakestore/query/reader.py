@@ -7,6 +7,7 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from lakestore.query import parameters as bound
 from lakestore.query.mount import Mounts
 from lakestore.query.pin import TablePin
 from lakestore.query.plan import Planner
@@ -28,6 +29,7 @@ class Reader:
 
     def pruned(self, statement: str, values: Mapping[str, Any]) -> tuple[ColdFile, ...]:
         """Cold files in which a statement over `EVENTS` can find a row."""
+        bound.check(values)
         kept, _ = self.planner.choose(statement, values or None, {EVENTS: self.pin}, {})
         return kept[EVENTS]
 
@@ -42,7 +44,11 @@ class Reader:
         Args:
             values: of its parameters, by name.
             views: what it reads by which name; by default `EVENTS`, pruned.
+
+        Raises:
+            InvalidInputError: a value that DuckDB cannot bind.
         """
+        bound.check(values)
         if views is None:
             views = {EVENTS: replace(self.pin, cold=self.pruned(statement, values))}
         sources = self.mounts.sources(self.cursor, views, parquet_only=self.parquet_only)
