@@ -34,3 +34,8 @@ class SystemClock:
 def micros(time: datetime) -> int:
     """Microseconds since 1970."""
     return (time - EPOCH) // timedelta(microseconds=1)
+
+
+def from_micros(micros: int) -> datetime:
+    """The inverse of `micros`."""
+    return EPOCH + timedelta(microseconds=micros)

@@ -47,23 +47,7 @@ from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
 from lakestore.storage import Storage
 from lakestore.storage.local import make_folder, refusals
 from lakestore.tail import JournalTails
-from lakestore.writers import sweep_staging, take_over_dead, writers_with_journals
-
-
-@dataclass
-class Recovery:
-    """What this process took over from dead writers since it opened the lake."""
-
-    writers: int = 0
-    generations: int = 0
-    rows: int = 0
-    torn_bytes: int = 0
-    """Cut off the ends of journals: of appends that were not acknowledged."""
-    staged_files: int = 0
-    """Unpublished files that were swept."""
-
-    def __bool__(self) -> bool:
-        return bool(self.writers)
+from lakestore.writers import Recovery, sweep_staging, take_over_dead, writers_with_journals
 
 
 @dataclass(frozen=True)
@@ -287,8 +271,8 @@ class TableContext:
             cold=cold_table(site, entry, schema.stored),
             buffer=buffer,
             tails=JournalTails(site.layout, entry.folder),
-            file_ids=FileIds(site.layout.ids(entry.folder), schema),
-            partials=site.partials_of(entry.folder, schema),
+            file_ids=FileIds(site.layout.ids(entry.folder), schema.stored),
+            partials=site.partials_of(entry.folder, schema.stored),
         )
 
     @property

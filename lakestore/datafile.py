@@ -14,7 +14,6 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import xxhash
 
 from lakestore.errors import CorruptionError
 from lakestore.idhash import hash_ids, id_sum
@@ -36,7 +35,6 @@ UNREADABLE = (
 )  # fmt: skip
 """What reading damaged bytes raises."""
 _NO_MIN, _NO_MAX = datetime.max.replace(tzinfo=UTC), datetime.min.replace(tzinfo=UTC)
-_UNSIGNED = "0" * 16  # what a partial's digest is while the digest is taken
 _RANGE_CHARS = 256
 """Longer least or greatest strings are not kept: they would cost more than they prune."""
 
@@ -98,7 +96,7 @@ class DataFileWriter:
         plain = {c.name for c in schema.columns if pa.types.is_nested(c.arrow_type)}
         plain |= self._unsearched | set(schema.bloom)
         # Statistics pass over NaN, which SQL holds to be the greatest: readers would skip it.
-        ordered = _leaves(schema.arrow, pa.types.is_floating, wanted=False)
+        ordered = leaves(schema.arrow, pa.types.is_floating, wanted=False)
         filters = [
             name
             for name in (schema.bloom if self._bloom else ())
@@ -220,39 +218,6 @@ def write(
     return writer.close()
 
 
-def write_partial(path: Path, partial: pa.Table, footer: Mapping[str, Any]) -> None:
-    """Write the partial of a rollup, which is small, with a digest of its bytes; not fsynced."""
-    told = {FOOTER_KEY: json.dumps({**footer, "digest": _UNSIGNED})}
-    sink = pa.BufferOutputStream()
-    pq.write_table(
-        partial.replace_schema_metadata(told),
-        sink,
-        compression="zstd",
-        use_dictionary=_leaves(partial.schema, pa.types.is_decimal, wanted=False),  # not for sums
-        write_statistics=[partial.schema.names[0]],
-        write_page_checksum=True,
-    )
-    data = sink.getvalue().to_pybytes()
-    head, _, tail = data.rpartition(_UNSIGNED.encode())
-    path.write_bytes(head + xxhash.xxh3_64_hexdigest(data).encode() + tail)
-
-
-def read_partial(path: Path, schema: pa.Schema, footer: Mapping[str, Any]) -> pa.Table | None:
-    """A partial; None when it is missing, damaged, or says something else of itself."""
-    try:
-        with open_to_read(path) as file:
-            data = file.read()
-        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
-            told = json.loads((parquet.metadata.metadata or {})[FOOTER_KEY])
-            partial = parquet.read(use_threads=False).replace_schema_metadata(None)
-        digest = told.pop("digest")
-        head, _, tail = data.rpartition(digest.encode())
-        whole = xxhash.xxh3_64_hexdigest(head + _UNSIGNED.encode() + tail) == digest
-        return partial if whole and told == footer and partial.schema.equals(schema) else None
-    except UNREADABLE:
-        return None
-
-
 def check(path: Path, schema: TableSchema, rows: int, expected_id_sum: int | None) -> None:
     """Read a whole file back, page checksums and all.
 
@@ -344,7 +309,7 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _leaves(schema: pa.Schema, test: Callable[[pa.DataType], bool], *, wanted: bool) -> list[str]:
+def leaves(schema: pa.Schema, test: Callable[[pa.DataType], bool], *, wanted: bool) -> list[str]:
     """Paths of the Parquet columns whose type passes the test, or (not `wanted`) does not."""
     paths = []
 

@@ -26,7 +26,7 @@ from lakestore import coerce, exits, schema
 from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
 from lakestore.clock import Clock
-from lakestore.context import Recovery, SiteContext, TableContext
+from lakestore.context import SiteContext, TableContext
 from lakestore.engine import troubles
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
 from lakestore.failpoint import reach
@@ -49,6 +49,7 @@ from lakestore.upkeep import Report, Upkeep
 from lakestore.verify.report import Report as VerifyReport
 from lakestore.verify.run import verify
 from lakestore.watermark import watermark
+from lakestore.writers import Recovery
 
 
 class Lake:

@@ -18,7 +18,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakestore import datafile, quoting, rollup
+from lakestore import partialfile, quoting, rollup
 from lakestore.document import COUNT, Rollup
 from lakestore.engine import Engine
 from lakestore.errors import CorruptionError, LakestoreError
@@ -126,7 +126,7 @@ class PartialFiles:
 
     def checked(self, one: Rollup, file: DataFile, path: Path) -> pa.Table | None:
         """What a file holds, when it is that partial."""
-        partial = datafile.read_partial(path, self._types[one.name], self.footer(one, file))
+        partial = partialfile.read(path, self._types[one.name], self.footer(one, file))
         return partial if partial is not None and self._counts(file, partial) else None
 
     def make(self, one: Rollup, file: DataFile) -> pa.Table | None:
@@ -230,7 +230,7 @@ class PartialFiles:
         place: Callable[[], object],
     ) -> None:
         try:
-            datafile.write_partial(staged, partial, self.footer(one, file))
+            partialfile.write(staged, partial, self.footer(one, file))
             reach("rollup.2")
             place()
             reach("rollup.3")

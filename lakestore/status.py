@@ -4,9 +4,10 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
-from lakestore.context import Recovery, TableContext
+from lakestore.context import TableContext
 from lakestore.errors import StorageError
 from lakestore.snapshot import GenerationId, TableState
+from lakestore.writers import Recovery
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,9 @@ sites' own clocks.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import datetime
 
-from lakestore.clock import EPOCH, micros
+from lakestore.clock import from_micros, micros
 from lakestore.context import TableContext
 from lakestore.frames import HEADER_MAX, parse_header
 from lakestore.layout import journal_name
@@ -72,7 +72,7 @@ def watermark(table: TableContext) -> datetime | None:
 
 def moment_of(mark: int) -> datetime | None:
     """The moment of a living site's mark, or of the least; None when it tells none."""
-    return EPOCH + timedelta(microseconds=mark) if mark > UNKNOWN else None
+    return from_micros(mark) if mark > UNKNOWN else None
 
 
 def is_behind(marks: Mapping[str, int], site: str, most_s: float, now: int | None) -> int | None:

@@ -6,10 +6,27 @@ writer's lock may take over its journals and sweep its staged files.
 
 import shutil
 from collections.abc import Container
+from dataclasses import dataclass
 
 from lakestore.layout import WRITER_NAME, SiteLayout
 from lakestore.locks import ProcessLock, is_held
 from lakestore.storage.local import make_folder, refusals
+
+
+@dataclass
+class Recovery:
+    """What this process took over from dead writers since it opened the lake."""
+
+    writers: int = 0
+    generations: int = 0
+    rows: int = 0
+    torn_bytes: int = 0
+    """Cut off the ends of journals: of appends that were not acknowledged."""
+    staged_files: int = 0
+    """Unpublished files that were swept."""
+
+    def __bool__(self) -> bool:
+        return bool(self.writers)
 
 
 def writers_with_journals(layout: SiteLayout) -> set[str]:

@@ -20,7 +20,7 @@ from support.store import Store
 from test_shell import attach, run
 
 import lakestore as ls
-from lakestore import datafile, failpoint, partialfiles, partials, rollup
+from lakestore import failpoint, partialfile, partialfiles, partials, rollup
 from lakestore.partialfiles import PartialFiles
 from lakestore.query.pin import pin
 
@@ -348,7 +348,7 @@ def test_a_wrong_value_in_a_whole_partial_is_found_by_verify(lake, usage, root):
     column = partial.schema.get_field_index("n_size")
     wrong = partial.set_column(column, "n_size", partial["n"])
     path = root / "_site/rollups/usage" / files.name(one, segment).flat
-    datafile.write_partial(path, wrong, files.footer(one, segment))
+    partialfile.write(path, wrong, files.footer(one, segment))
     (problem,) = lake.verify().problems
     assert problem.file == path
     assert "add up to" in problem.what

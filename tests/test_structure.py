@@ -56,6 +56,7 @@ LEVELS: list[list[str]] = [
         "hot",
         "fileids",
         "filecache",
+        "partialfile",
         "partialfiles",
         "partials",
         "payload",

@@ -15,18 +15,19 @@ from sqlalchemy.engine import Connection
 from lakestore.catalog import tables as t
 from lakestore.catalog.commit import Commit
 from lakestore.catalog.database import Creation, Database, add_lake, changing, lay_out, refuse_lost
-from lakestore.catalog.holdings import holding_of, holdings_of, marks_of, seen, sent_of
-from lakestore.catalog.migrations import migrate
-from lakestore.catalog.records import (
-    Garbage,
-    Holding,
-    Inventory,
-    Sent,
-    TableEntry,
-    TableRecord,
+from lakestore.catalog.holdings import (
+    garbage_of,
+    holding_of,
+    holdings_of,
+    marks_of,
+    pairs_of,
+    seen,
+    sent_of,
 )
+from lakestore.catalog.migrations import migrate
+from lakestore.catalog.records import Garbage, Holding, Inventory, Sent, TableEntry, TableRecord
 from lakestore.catalog.restoring import Restoration
-from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
+from lakestore.catalog.rows import DAMAGED, cold_of, only_site, segment_of
 from lakestore.catalog.strict import damage
 from lakestore.clock import Clock
 from lakestore.errors import CorruptionError, FormatTooNewError, InvalidInputError, NotFoundError
@@ -69,8 +70,8 @@ class Catalog:
                 self._migrate(found, write=write)
             with database.begin("read") as con:
                 self.lake = con.execute(sa.select(t.lake.c.uuid)).scalar_one()
-                sites = _pairs(con, sa.select(t.sites.c.name, t.sites.c.joined_at))
-            self.site = database.site if database.site is not None else _only(list(sites))
+                sites = pairs_of(con, sa.select(t.sites.c.name, t.sites.c.joined_at))
+            self.site = database.site if database.site is not None else only_site(list(sites))
             if database.site is not None and not sites.get(self.site):
                 self._refuse_unknown(creation, is_awaited=write and self.site in sites)
                 if write:
@@ -261,7 +262,7 @@ class Catalog:
         p = t.producers.c
         with self.database.begin("read") as con:
             held = self._held(con, table_id)
-            return _pairs(con, sa.select(p.producer, p.seq).where(p.holding_id == held))
+            return pairs_of(con, sa.select(p.producer, p.seq).where(p.holding_id == held))
 
     def highest_seq(self, table_id: int, producer: str) -> int:
         """The highest sequence number that a segment holds of a producer, or -1."""
@@ -280,7 +281,7 @@ class Catalog:
     def garbage(self) -> list[Garbage]:
         """Every superseded file not yet deleted."""
         with self.database.begin("read") as con:
-            return _garbage(con, self.site)
+            return garbage_of(con, self.site)
 
     def inventory(self, *, settled: bool = False) -> Inventory:
         """Everything the catalog says, of one version.
@@ -291,7 +292,7 @@ class Catalog:
         """
         with self.database.begin("write" if settled else "read") as con:
             versions = self._versions(con)
-            garbage = _garbage(con, self.site)
+            garbage = garbage_of(con, self.site)
             try:
                 return Inventory(
                     versions[1],
@@ -318,8 +319,8 @@ class Catalog:
             row.cold,
             row.dropped_at is not None,
             con.execute(last).scalar_one_or_none() or 0,
-            _pairs(con, schemas.where(t.schemas.c.table_id == row.id)),
-            _pairs(con, sa.select(p.producer, p.seq).where(p.holding_id == held)),
+            pairs_of(con, schemas.where(t.schemas.c.table_id == row.id)),
+            pairs_of(con, sa.select(p.producer, p.seq).where(p.holding_id == held)),
             frozenset((producer, seq) for producer, seq in con.execute(batches)),
             tuple(g for g in garbage if g.table_id == row.id),
             self._state(con, row.id, versions),
@@ -392,21 +393,3 @@ class Catalog:
         held = sa.func.coalesce(mine, 0)  # a reader may be of no site
         lake, site = con.execute(sa.select(t.lake.c.version, held)).one()
         return lake, lake + site
-
-
-def _only(sites: Sequence[str]) -> str:
-    """The one site of a catalog that is a site's own."""
-    if len(sites) != 1:
-        raise damage(f"it names {len(sites)} sites")
-    return sites[0]
-
-
-def _garbage(con: Connection, site: str) -> list[Garbage]:
-    g, h = t.garbage.c, t.holdings.c
-    query = sa.select(g.id, h.table_id, t.tables.c.folder, g.kind, g.name, g.since)
-    query = query.join(t.holdings, h.id == g.holding_id).join(t.tables, t.tables.c.id == h.table_id)
-    return [Garbage(*row) for row in con.execute(query.where(h.site == site))]
-
-
-def _pairs(con: Connection, query: sa.Select[tuple[Any, Any]]) -> dict[Any, Any]:
-    return {row[0]: row[1] for row in con.execute(query)}

@@ -1,12 +1,13 @@
 """What sites have of the tables: read in a transaction, of one version."""
 
 from collections.abc import Collection
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
-from lakestore.catalog.records import Holding, Sent
+from lakestore.catalog.records import Garbage, Holding, Sent
 from lakestore.catalog.rows import segment_of
 
 
@@ -63,3 +64,16 @@ def seen(con: Connection) -> dict[str, float]:
         for site, when in con.execute(query.group_by(h.site)):
             latest[site] = max(latest[site], when)
     return latest
+
+
+def garbage_of(con: Connection, site: str) -> list[Garbage]:
+    """What a site has that nothing names any more."""
+    g, h = t.garbage.c, t.holdings.c
+    query = sa.select(g.id, h.table_id, t.tables.c.folder, g.kind, g.name, g.since)
+    query = query.join(t.holdings, h.id == g.holding_id).join(t.tables, t.tables.c.id == h.table_id)
+    return [Garbage(*row) for row in con.execute(query.where(h.site == site))]
+
+
+def pairs_of(con: Connection, query: sa.Select[tuple[Any, Any]]) -> dict[Any, Any]:
+    """The rows of a query of two columns, by the first."""
+    return {row[0]: row[1] for row in con.execute(query)}

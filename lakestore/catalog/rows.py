@@ -1,9 +1,11 @@
 """Values as the catalog's rows hold them, and back."""
 
 import json
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
+from lakestore.catalog.strict import damage
 from lakestore.errors import CorruptionError
 from lakestore.layout import PayloadName
 from lakestore.snapshot import ColdFile, ColumnRange, FileInfo, Segment
@@ -67,3 +69,10 @@ def _time(text: str) -> datetime:
     if time.tzinfo is None:
         raise ValueError(f"{text!r} has no time zone")
     return time
+
+
+def only_site(sites: Sequence[str]) -> str:
+    """The one site of a catalog that is a site's own."""
+    if len(sites) != 1:
+        raise damage(f"it names {len(sites)} sites")
+    return sites[0]

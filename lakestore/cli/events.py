@@ -1,6 +1,6 @@
 """Commands that ask as a dashboard does: events, event, totals, facets, top, metrics."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
 
@@ -18,7 +18,7 @@ from lakestore.cli.place import open_lake
 from lakestore.cli.values import heading, number, plain, short, text
 from lakestore.errors import NotFoundError
 from lakestore.events.answers import Metrics, Page
-from lakestore.events.metrics import GROUP, view
+from lakestore.events.metrics import GROUP, leaders, view
 from lakestore.events.pages import PAGE_MAX
 from lakestore.schema import TableSchema
 
@@ -194,16 +194,17 @@ def top(
         chosen = selection(asked.schema.stored, where, start, end, source)
         measures = {"measure": measure}
         found = asked.series(measures, every=always, origin=origin, by=column, **chosen).table
-    every = list(zip(found[column].to_pylist(), found["measure"].to_pylist(), strict=True))
-    leaders = _leaders(every)[:limit]
+    every = zip(found[column].to_pylist(), found["measure"].to_pylist(), strict=True)
+    groups = [{GROUP: value, "measure": measured} for value, measured in every]
+    rows = [(g[GROUP], g["measure"]) for g in leaders(groups, "measure", "measure")[:limit]]
     if as_json:
-        rows = [{"value": value, "measure": measured} for value, measured in leaders]
-        told = {"column": column, "measure": measure, "values": len(every), "rows": rows}
+        values = [{"value": value, "measure": measured} for value, measured in rows]
+        told = {"column": column, "measure": measure, "values": len(groups), "rows": values}
         print_json(plain({"table": table, **told}))
         return
     out = console()
-    counted = f"{text(measure)}: {len(leaders):,} of {len(every):,} values"
-    for line in ranked(text(column), counted, leaders, out.width):
+    counted = f"{text(measure)}: {len(rows):,} of {len(groups):,} values"
+    for line in ranked(text(column), counted, rows, out.width):
         out.print(line)
 
 
@@ -307,14 +308,6 @@ def _is_number(schema: TableSchema, name: str) -> bool:
     kind = schema.column(name).arrow_type
     tests = (pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal)
     return any(test(kind) for test in tests)
-
-
-def _leaders(rows: Iterable[tuple[Any, Any]]) -> list[tuple[Any, Any]]:
-    """By the measure, the most first; those without one last, ties by value."""
-    ordered = sorted(rows, key=lambda row: (row[0] is None, str(row[0])))
-    known = [row for row in ordered if row[1] is not None]
-    known.sort(key=lambda row: row[1], reverse=True)
-    return known + [row for row in ordered if row[1] is None]
 
 
 def _print_metrics(found: Metrics, ranks: Mapping[str, str]) -> None:

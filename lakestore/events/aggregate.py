@@ -44,16 +44,14 @@ def _from_rollup(
     """The answer of a rollup for whole buckets, and of rows for the rest."""
     filter = question.filter
     with pin.table.partials.load(one, pin.segments, pin.cold) as loaded:
-        tests = ["true", *filter.tests.values(), *window.of_partials()]
-        parts = [Part(loaded.relation, " AND ".join(tests), one)]
+        parts = [Part(loaded.relation, filter.also(window.of_partials()), one)]
         views = {}
         rest = _only(pin, lambda name: name in loaded.missing)
         if rest.buffered.num_rows or rest.segments or rest.cold:
             parts.append(Part(EVENTS, filter.condition))
             views[EVENTS] = rest
         for start, end in window.edges(filter):
-            edge = " AND ".join(["true", *filter.tests.values(), *filter.window(start, end)])
-            parts.append(Part(_EDGES, edge))
+            parts.append(Part(_EDGES, filter.within(start, end)))
             covered = _only(pin, lambda name: name not in loaded.missing)
             views[_EDGES] = replace(covered, buffered=pin.buffered.slice(0, 0))
         return _fetch(reader, question, parts, views)

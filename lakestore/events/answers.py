@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import html
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import timedelta
@@ -29,12 +30,12 @@ _CLOCK = (
 """What an axis of time shows, for Vega: its own labels leave out which 12:30 it is."""
 
 
-class Tabular:
+class Tabular(ABC):
     """An answer that is a table: `to_arrow`, `to_polars`, a notebook's view, an Arrow stream."""
 
+    @abstractmethod
     def to_arrow(self) -> pa.Table:
         """The answer as a pyarrow table."""
-        raise NotImplementedError
 
     def to_polars(self) -> pl.DataFrame:
         """The answer as a Polars frame."""

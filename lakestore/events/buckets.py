@@ -1,15 +1,15 @@
 """Buckets of time: any width, in any zone, from any origin."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Self
 
 import duckdb
 
 from lakestore import quoting
+from lakestore.clock import micros
 from lakestore.errors import InvalidInputError
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MONDAY_US = 946_857_600_000_000
 """2000-01-03, a Monday: where DuckDB's buckets of days begin."""
 _HOUR_US = 3_600_000_000
@@ -48,15 +48,15 @@ class Buckets:
         """
         if isinstance(every, timedelta):
             every = f"{every // timedelta(microseconds=1)} microseconds"
-        months, days, micros = _parts(cursor, every, zone)
-        if [months > 0, days > 0, micros > 0].count(True) != 1 or min(months, days, micros) < 0:
+        months, days, rest = _parts(cursor, every, zone)
+        if [months > 0, days > 0, rest > 0].count(True) != 1 or min(months, days, rest) < 0:
             raise InvalidInputError(
                 f"every={every!r} is not a width such as '15m', '1h' or '1 month'"
             )
         if origin is not None and months:
             raise InvalidInputError(f"every={every!r}: from an origin, buckets are equally long")
-        start = None if origin is None else (origin - _EPOCH) // timedelta(microseconds=1)
-        return cls(every, months, days, micros, zone, start)
+        start = None if origin is None else micros(origin)
+        return cls(every, months, days, rest, zone, start)
 
     @property
     def fixed_us(self) -> int | None:
@@ -107,9 +107,9 @@ class Buckets:
 
     def _fixed(self, moment: datetime) -> int:
         """The bucket of a time, where all are equally long; as `sql`."""
-        micros, width = (moment - _EPOCH) // timedelta(microseconds=1), self.fixed_us
+        at, width = micros(moment), self.fixed_us
         assert width is not None
-        return micros - (micros - (_MONDAY_US if self.origin is None else self.origin)) % width
+        return at - (at - (_MONDAY_US if self.origin is None else self.origin)) % width
 
     def made_of(
         self, cursor: duckdb.DuckDBPyConnection, every_us: int, first: datetime, end: datetime
@@ -153,7 +153,7 @@ def _parts(cursor: duckdb.DuckDBPyConnection, every: str, zone: str) -> tuple[in
             {"every": every, "zone": zone},
         ).fetchall()
         found = rows[0][0]
-        micros = found["hour"] * _HOUR_US + found["minute"] * 60_000_000 + found["microsecond"]
-        return found["year"] * 12 + found["month"], found["day"], micros
+        rest = found["hour"] * _HOUR_US + found["minute"] * 60_000_000 + found["microsecond"]
+        return found["year"] * 12 + found["month"], found["day"], rest
     except (duckdb.Error, TypeError) as error:
         raise InvalidInputError(f"every={every!r}, tz={zone!r}: {error}") from error

@@ -1,7 +1,7 @@
 """Filters: which events a question is about, as a value that SQL is made of."""
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any, Literal, Self
@@ -81,19 +81,18 @@ class Filter:
     @property
     def condition(self) -> str:
         """All tests, and the window, as an SQL condition."""
-        return " AND ".join(["true", *self.tests.values(), *self.window(self.start, self.end)])
+        return self.within(self.start, self.end)
 
-    def window(self, start: datetime | None, end: datetime | None) -> Iterator[str]:
-        """Tests of the event time: at or after `start`, before `end`."""
-        time = quoting.identifier(self.schema.event_time)
-        if start is not None:
-            yield f"{time} >= {self.literal(start)}"
-        if end is not None:
-            yield f"{time} < {self.literal(end)}"
+    def within(self, start: datetime | None, end: datetime | None) -> str:
+        """All tests, and another window of the event time."""
+        schema = self.schema
+        zoned = schema.column(schema.event_time).arrow_type == pa.timestamp("us", "UTC")
+        window = window_of(quoting.identifier(schema.event_time), start, end, zoned=zoned)
+        return self.also(window)
 
-    def literal(self, moment: datetime) -> str:
-        """A time as SQL, of the type of the event time, so that statistics can be compared."""
-        return time_literal(moment, self.schema)
+    def also(self, more: Iterable[str]) -> str:
+        """All tests, and more of them."""
+        return " AND ".join(["true", *self.tests.values(), *more])
 
     def bound(self, statement: str) -> dict[str, Any]:
         """The values that a statement mentions: DuckDB refuses others."""
@@ -108,11 +107,20 @@ class Filter:
         return pin
 
 
-def time_literal(moment: datetime, schema: TableSchema) -> str:
-    """A time in UTC as an SQL literal of the type of a table's event time."""
-    zoned = schema.column(schema.event_time).arrow_type == pa.timestamp("us", "UTC")
-    naive = moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ")
-    return f"TIMESTAMPTZ '{naive}+00'" if zoned else f"TIMESTAMP '{naive}'"
+def window_of(
+    time: str, start: datetime | None, end: datetime | None, *, zoned: bool = True
+) -> Iterator[str]:
+    """SQL tests of a time: at or after `start`, before `end`.
+
+    Args:
+        zoned: whether it is a TIMESTAMPTZ; of another type, statistics could not be compared.
+    """
+    for sign, moment in ((">=", start), ("<", end)):
+        if moment is not None:
+            naive = moment.astimezone(UTC).replace(tzinfo=None).isoformat(sep=" ")
+            yield f"{time} {sign} " + (
+                f"TIMESTAMPTZ '{naive}+00'" if zoned else f"TIMESTAMP '{naive}'"
+            )
 
 
 def _pairs(wanted: Any) -> list[tuple[str, Any]]:
@@ -124,7 +132,7 @@ def _pairs(wanted: Any) -> list[tuple[str, Any]]:
     return pairs
 
 
-def _test(name: str, column: str, operator: str, value: Any, bind: Any) -> str:
+def _test(name: str, column: str, operator: str, value: Any, bind: Callable[[Any], str]) -> str:
     operator = str(operator).lower()
     if operator not in _OPERATORS:
         raise InvalidInputError(
@@ -144,7 +152,7 @@ def _test(name: str, column: str, operator: str, value: Any, bind: Any) -> str:
     return f"{column} {operator} {bind(value)}"
 
 
-def _any_of(column: str, values: list[Any], bind: Any) -> str:
+def _any_of(column: str, values: list[Any], bind: Callable[[Any], str]) -> str:
     some = [value for value in values if value is not None]
     parts = [f"{column} IN ({', '.join(bind(value) for value in some)})"] if some else []
     parts += [f"{column} IS NULL"] if len(some) < len(values) else []

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from functools import partial
 from typing import Any
 
@@ -11,13 +11,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakestore import quoting
+from lakestore.clock import EPOCH
 from lakestore.context import TableContext
 from lakestore.errors import InvalidInputError
 from lakestore.idhash import Hashes, hash_ids, on_day
 from lakestore.query.reader import EVENTS, Reader
 from lakestore.snapshot import ColdFile, FileInfo, Segment
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _DAY = timedelta(days=1)
 _DAYS_MAX = 366
 """A file of more days is opened rather than asked for each."""
@@ -89,7 +89,7 @@ class _Asked:
             return self._hashes[:0]
         if self._table.schema.dedup != "day":
             return self._hashes
-        first, last = ((t - _EPOCH) // _DAY for t in (info.min_time, info.max_time))
+        first, last = ((t - EPOCH) // _DAY for t in (info.min_time, info.max_time))
         if not first <= last < first + _DAYS_MAX:
             return None
         days = [self._on_day(day) for day in range(first, last + 1)]

@@ -55,6 +55,11 @@ class Measure:
         assert self.column is not None
         return quoting.identifier(self.column.name)
 
+    def kept(self, state: str) -> str:
+        """What partials call a state of the column, as an SQL identifier."""
+        assert self.column is not None
+        return quoting.identifier(f"{state}_{self.column.name}")
+
     @property
     def filter(self) -> str:
         """The FILTER clause of an aggregate."""

@@ -1,10 +1,8 @@
 """Metrics: a summary, the same by group, and who leads; as a schema declares, for any table."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
-
-import pyarrow as pa
 
 from lakestore.document import MetricsDocument
 from lakestore.errors import InvalidInputError, NotFoundError, SchemaError
@@ -93,7 +91,7 @@ def metrics(reader: Reader, filter: Filter, shown: View, top: int) -> Metrics:
     first = shown.measures[0].label
     lists = {
         name: {
-            grouping: _leaders(table, label, first, least=least)[:top]
+            grouping: leaders(table.to_pylist(), label, first, least=least)[:top]
             for grouping, table in groups.items()
         }
         for name, (label, least) in shown.top.items()
@@ -101,10 +99,15 @@ def metrics(reader: Reader, filter: Filter, shown: View, top: int) -> Metrics:
     return Metrics(Totals.of(named(summary, [], shown.measures)), groups, lists)
 
 
-def _leaders(table: pa.Table, label: str, first: str, *, least: bool) -> list[dict[str, Any]]:
-    """Rows by a measure, those without it last; ties by the first measure, then by group."""
-    rows: list[dict[str, Any]] = table.to_pylist()
-    rows.sort(key=lambda row: (row[GROUP] is None, str(row[GROUP])))
+def leaders(
+    groups: Iterable[dict[str, Any]], label: str, first: str, *, least: bool = False
+) -> list[dict[str, Any]]:
+    """Groups by a measure, the most first or the `least`, those without it last.
+
+    Args:
+        first: the measure that decides between equals; then the group does.
+    """
+    rows = sorted(groups, key=lambda row: (row[GROUP] is None, str(row[GROUP])))
     rows.sort(key=lambda row: -(row[first] or 0))
     known = [row for row in rows if row[label] is not None]
     known.sort(key=lambda row: row[label], reverse=not least)

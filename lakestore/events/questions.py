@@ -2,12 +2,13 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from lakestore.clock import from_micros
 from lakestore.errors import InvalidInputError
 from lakestore.events.aggregate import aggregate
 from lakestore.events.answers import Facets, Series, Totals
@@ -17,7 +18,6 @@ from lakestore.events.measures import Measure
 from lakestore.events.statement import Question
 from lakestore.query.reader import Reader
 
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _POINTS_MAX = 1_000_000
 _COUNT = Measure("count", "count", None)
 
@@ -70,9 +70,9 @@ def _window(filter: Filter, found: pa.ChunkedArray) -> tuple[datetime, datetime]
     first, last = filter.start, filter.end
     if span["min"] is None and (first is None or last is None):
         return None
-    first = first or _EPOCH + timedelta(microseconds=span["min"])
+    first = first or from_micros(span["min"])
     if last is None:  # of the last bucket only the beginning is known, which may be before `first`
-        last = max(first, _EPOCH + timedelta(microseconds=span["max"])) + timedelta(microseconds=1)
+        last = max(first, from_micros(span["max"])) + timedelta(microseconds=1)
     return (first, last) if first < last else None
 
 
@@ -135,16 +135,12 @@ def named(answer: pa.Table, keys: Sequence[str], measures: Sequence[Measure]) ->
     """The answer with the labels of its measures, and integers as integers where they fit."""
     columns = list(answer.columns)
     for index, measure in enumerate(measures, len(keys)):
-        if measure.kind in ("sum", "count", "distinct") and pa.types.is_decimal(
-            columns[index].type
-        ):
-            columns[index] = _integers(columns[index], measure)
+        if measure.kind == "sum" and measure.sum_type == "HUGEINT":
+            columns[index] = _integers(columns[index])
     return pa.table(columns, names=[*keys, *(m.label for m in measures)])
 
 
-def _integers(column: pa.ChunkedArray, measure: Measure) -> pa.ChunkedArray:
-    if measure.kind == "sum" and measure.sum_type != "HUGEINT":
-        return column
+def _integers(column: pa.ChunkedArray) -> pa.ChunkedArray:
     try:
         return column.cast(pa.int64())
     except pa.ArrowInvalid:  # beyond 64 bits: they stay decimals without a fraction

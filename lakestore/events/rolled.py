@@ -1,16 +1,14 @@
 """What a rollup answers of a question: which of its buckets, exactly, and what is left to rows."""
 
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import datetime
 
+from lakestore.clock import EPOCH, from_micros, micros
 from lakestore.document import BUCKET, Rollup
-from lakestore.events.filters import Filter
+from lakestore.events.filters import Filter, window_of
 from lakestore.events.measures import Measure
 from lakestore.events.statement import Question
 from lakestore.query.reader import Reader
-
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-_MICROSECOND = timedelta(microseconds=1)
 
 
 @dataclass(frozen=True)
@@ -22,8 +20,7 @@ class Window:
 
     def of_partials(self) -> list[str]:
         """Tests of a partial's bucket."""
-        tests = [f"{BUCKET} >= {_literal(self.first)}"] if self.first else []
-        return tests + ([f"{BUCKET} < {_literal(self.end)}"] if self.end else [])
+        return list(window_of(BUCKET, self.first, self.end))
 
     def edges(self, filter: Filter) -> list[tuple[datetime | None, datetime | None]]:
         """The times of the filter's window that are in no whole bucket."""
@@ -59,16 +56,15 @@ def _keeps(one: Rollup, measure: Measure) -> bool:
         "avg": one.sums,
         "max": one.max,
         "distinct": one.by,
-        "percentile": () if measure.test else one.histograms,
+        "percentile": one.histograms,
     }
     return measure.column.name in kept.get(measure.kind, ())
 
 
 def _whole(moment: datetime, every_us: int, *, up: bool) -> datetime:
     """The start of the bucket that a moment is in, or (`up`) of the first that is not before it."""
-    since = (moment - _EPOCH) // _MICROSECOND
-    count = -(-since // every_us) if up else since // every_us
-    return _EPOCH + count * every_us * _MICROSECOND
+    since = micros(moment)
+    return from_micros((-(-since // every_us) if up else since // every_us) * every_us)
 
 
 def _times(reader: Reader) -> tuple[datetime, datetime]:
@@ -76,10 +72,6 @@ def _times(reader: Reader) -> tuple[datetime, datetime]:
     infos = [s.info for s in reader.pin.segments] + [f.info for f in reader.pin.cold]
     infos = [info for info in infos if info.rows]
     return (
-        min((info.min_time for info in infos), default=_EPOCH),
-        max((info.max_time for info in infos), default=_EPOCH),
+        min((info.min_time for info in infos), default=EPOCH),
+        max((info.max_time for info in infos), default=EPOCH),
     )
-
-
-def _literal(moment: datetime) -> str:
-    return f"TIMESTAMPTZ '{moment.astimezone(UTC).isoformat(sep=' ')}'"

@@ -82,7 +82,7 @@ def _states(question: Question, part: Part) -> str:
     time = BUCKET if part.rollup else quoting.identifier(filter.schema.event_time)
     made = ["1 AS present"]
     for i, measure in enumerate(question.measures):
-        state = _rolled(measure) if part.rollup else _raw(measure)
+        state = _of_measure(measure, rolled=part.rollup is not None)
         made += [f"{sql} AS s{i}{end}" for end, sql in state.items()]
     return (
         f"SELECT {question.keyed(time)}{', '.join(made)} FROM {part.source} "
@@ -90,45 +90,27 @@ def _states(question: Question, part: Part) -> str:
     )
 
 
-def _raw(measure: Measure) -> dict[str, str]:
-    """The states of a measure, made of rows, by the ends of their names."""
-    only = measure.filter
+def _of_measure(measure: Measure, *, rolled: bool) -> dict[str, str]:
+    """The states of a measure, of rows or (`rolled`) of partials, by the ends of their names."""
+
+    def made(aggregate: str, kept: str) -> str:
+        """An aggregate of the column, or of what partials keep of it."""
+        return f"{aggregate}({measure.kept(kept) if rolled else measure.name}){measure.filter}"
+
+    if measure.column is None:
+        return {"": f"{f'sum({COUNT})' if rolled else 'count(*)'}{measure.filter}"}
     match measure.kind:
         case "count":
-            return {"": f"count({measure.name if measure.column else '*'}){only}"}
+            return {"": made("sum" if rolled else "count", "n")}
         case "sum":
-            return {"": f"CAST(sum({measure.name}){only} AS {measure.sum_type})"}
+            return {"": f"CAST({made('sum', 'sum')} AS {measure.sum_type})"}
         case "avg":
-            total = f"CAST(sum({measure.name}){only} AS {measure.sum_type})"
-            return {"": total, "n": f"count({measure.name}){only}"}
+            count = made("sum" if rolled else "count", "n")
+            return {"": f"CAST({made('sum', 'sum')} AS {measure.sum_type})", "n": count}
         case "min" | "max":
-            return {"": f"{measure.kind}({measure.name}){only}"}
+            return {"": made(measure.kind, measure.kind)}
         case "distinct":
-            return {"": f"list(DISTINCT {measure.name}){only}"}
-        case _:
-            return {}
-
-
-def _rolled(measure: Measure) -> dict[str, str]:
-    """The states of a measure, made of partials."""
-    only, column = measure.filter, measure.column
-
-    def kept(prefix: str) -> str:
-        assert column is not None
-        return quoting.identifier(f"{prefix}_{column.name}")
-
-    match measure.kind:
-        case "count":
-            return {"": f"sum({kept('n') if column else COUNT}){only}"}
-        case "sum":
-            return {"": f"CAST(sum({kept('sum')}){only} AS {measure.sum_type})"}
-        case "avg":
-            total = f"CAST(sum({kept('sum')}){only} AS {measure.sum_type})"
-            return {"": total, "n": f"sum({kept('n')}){only}"}
-        case "max":
-            return {"": f"max({kept('max')}){only}"}
-        case "distinct":
-            return {"": f"list(DISTINCT {measure.name}){only}"}
+            return {"": f"list(DISTINCT {measure.name}){measure.filter}"}
         case _:
             return {}
 
@@ -161,13 +143,12 @@ def _binned(question: Question) -> dict[Measure, list[int]]:
 
 def _bins(question: Question, part: Part, measure: Measure) -> str:
     """Counts of bins by key, of rows or of partials."""
-    assert measure.column is not None
     test = f"({measure.test}) AND " if measure.test else ""
     if part.rollup is None:
         time, value = quoting.identifier(question.filter.schema.event_time), f"{measure.name} AS v"
     else:
         time = BUCKET
-        value = quoting.identifier(f"hist_{measure.column.name}") + " AS hist_v"
+        value = f"{measure.kept('hist')} AS hist_v"
     source = (
         f"(SELECT {question.keyed(time)}{value} FROM {part.source} WHERE {test}{part.condition})"
     )

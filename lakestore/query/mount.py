@@ -82,9 +82,7 @@ class Mounts:
                 make_view(cursor, one, self.files)
             return stack.pop_all().close
 
-    def parquet_view(
-        self, con: duckdb.DuckDBPyConnection, one: TablePin, buffered: str | None
-    ) -> str:
+    def parquet_view(self, one: TablePin, buffered: str | None) -> str:
         """The statement of a view over Parquet alone, for a DuckDB that shares nothing with us.
 
         Args:

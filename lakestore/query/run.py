@@ -238,7 +238,7 @@ class Queries:
             buffered = f"lakestore_buffer_{table.entry.id}" if one.buffered.num_rows else None
             if buffered:
                 con.register(buffered, one.buffered)
-            view = self._mounts.parquet_view(con, one, buffered)
+            view = self._mounts.parquet_view(one, buffered)
             with troubles(f"cannot make a view of {table.entry.name!r}"):
                 con.execute(f"CREATE TEMP VIEW {quoting.identifier(table.entry.name)} AS {view}")
         return con

@@ -12,6 +12,7 @@ site is not opened.
 """
 
 import shutil
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -119,7 +120,7 @@ def rebuild(storage: Storage, layout: SiteLayout, catalog: str | None, clock: Cl
     return kind(storage, layout, catalog, clock).run()
 
 
-class _Rebuild:
+class _Rebuild(ABC):
     """What is the same wherever the catalog is."""
 
     def __init__(
@@ -140,8 +141,9 @@ class _Rebuild:
         with _alone(self._layout) as lock:
             return self._made(lake, lock)
 
+    @abstractmethod
     def _made(self, lake: str | None, lock: ProcessLock) -> Rebuilt:
-        raise NotImplementedError
+        """Make the catalog again."""
 
     def _found(self, finder: Finder, shared: Shared | None) -> Found:
         """What the files tell; raises `CorruptionError` where they do not tell all."""

@@ -1,0 +1,51 @@
+"""The file of one partial: small Parquet whose footer holds a digest of all its bytes.
+
+Readers give wrong values for most flipped bits, and page checksums do not cover the footer.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import xxhash
+
+from lakestore.datafile import FOOTER_KEY, UNREADABLE, leaves
+from lakestore.storage.local import open_to_read
+
+_UNSIGNED = "0" * 16  # what the digest is while it is taken
+
+
+def write(path: Path, partial: pa.Table, footer: Mapping[str, Any]) -> None:
+    """Write the partial of a rollup, which is small, with a digest of its bytes; not fsynced."""
+    told = {FOOTER_KEY: json.dumps({**footer, "digest": _UNSIGNED})}
+    sink = pa.BufferOutputStream()
+    pq.write_table(
+        partial.replace_schema_metadata(told),
+        sink,
+        compression="zstd",
+        use_dictionary=leaves(partial.schema, pa.types.is_decimal, wanted=False),  # not for sums
+        write_statistics=[partial.schema.names[0]],
+        write_page_checksum=True,
+    )
+    data = sink.getvalue().to_pybytes()
+    head, _, tail = data.rpartition(_UNSIGNED.encode())
+    path.write_bytes(head + xxhash.xxh3_64_hexdigest(data).encode() + tail)
+
+
+def read(path: Path, schema: pa.Schema, footer: Mapping[str, Any]) -> pa.Table | None:
+    """A partial; None when it is missing, damaged, or says something else of itself."""
+    try:
+        with open_to_read(path) as file:
+            data = file.read()
+        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+            told = json.loads((parquet.metadata.metadata or {})[FOOTER_KEY])
+            partial = parquet.read(use_threads=False).replace_schema_metadata(None)
+        digest = told.pop("digest")
+        head, _, tail = data.rpartition(digest.encode())
+        whole = xxhash.xxh3_64_hexdigest(head + _UNSIGNED.encode() + tail) == digest
+        return partial if whole and told == footer and partial.schema.equals(schema) else None
+    except UNREADABLE:
+        return None
