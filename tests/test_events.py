@@ -109,6 +109,16 @@ def test_pages_show_each_event_once_while_data_comes_and_moves(table, order):
     assert seen == (wanted if order == "oldest" else wanted[::-1])
 
 
+@pytest.mark.parametrize("order", ["newest", "oldest"])
+def test_a_page_reads_on_while_a_file_may_reach_it(table, order):
+    """Twelve files of one day that lie across each other, of which a page opens four first."""
+    for start in range(12):
+        table.append(usage(0, 144)[start::12])
+        table.seal()
+    wanted = [f"e{i:05d}" for i in range(144)]
+    assert walk(table, limit=10, order=order) == (wanted if order == "oldest" else wanted[::-1])
+
+
 def test_pages_go_through_ties_and_equal_ids(lake):
     twice = ls.TableSchema.from_toml('dedup = "none"\n' + DOCUMENT)
     table = lake.create_table("usage", twice)
