@@ -15,6 +15,7 @@ import pyarrow as pa
 import pytest
 from conftest import FixedClock
 from support.commands import ok
+from support.partials import relation
 from support.soundness import assert_sound
 from support.store import Store
 from test_shell import attach, run
@@ -124,7 +125,7 @@ def query(lake: ls.Lake, table: ls.Table, select: str, name: str = "hourly") -> 
     with context.partials.load(one, pinned.segments, pinned.cold) as loaded:
         assert loaded.missing == frozenset()
         with lake._site.engine.cursor() as cursor:
-            return cursor.execute(select.format(loaded.relation)).fetchall()
+            return cursor.execute(select.format(relation(loaded))).fetchall()
 
 
 def found(lake: ls.Lake, table: ls.Table) -> dict[Any, Any]:
@@ -441,13 +442,13 @@ def test_who_was_told_of_files_sees_these_whatever_is_loaded_meanwhile(lake, usa
         usage.append(rows(chance, 50, 600))
         usage.seal()
         assert totals(lake, usage)[0] == 650
-        assert cursor.execute(count.format(before.relation)).fetchone() == (600,)
+        assert cursor.execute(count.format(relation(before))).fetchone() == (600,)
         some = context.state().cold[:1]
         with context.partials.load(one, (), some) as few:
-            assert cursor.execute(count.format(few.relation)).fetchone() == (some[0].info.rows,)
-            assert cursor.execute(count.format(before.relation)).fetchone() == (600,)
+            assert cursor.execute(count.format(relation(few))).fetchone() == (some[0].info.rows,)
+            assert cursor.execute(count.format(relation(before))).fetchone() == (600,)
         with context.partials.load(one, (), ()) as none:
-            assert cursor.execute(count.format(none.relation)).fetchone() == (None,)
+            assert cursor.execute(count.format(relation(none))).fetchone() == (None,)
 
 
 def resident_rows(lake: ls.Lake) -> int:
@@ -470,7 +471,7 @@ def test_what_is_not_asked_for_any_more_leaves_the_memory(lake, usage, monkeypat
             with context.partials.load(one, (), state.cold[:1]):
                 pass
         with lake._site.engine.cursor() as cursor:  # what is held is there still
-            assert cursor.execute(f"SELECT sum(n) FROM {held.relation}").fetchone() == (600,)
+            assert cursor.execute(f"SELECT sum(n) FROM {relation(held)}").fetchone() == (600,)
     with context.partials.load(one, state.hot[:1], state.cold[:1]):
         pass
     kept = [context.partials.files.read(one, file) for file in (state.hot[0], state.cold[0])]

@@ -6,7 +6,7 @@ from typing import Any
 
 from lakestore.document import MetricsDocument
 from lakestore.errors import InvalidInputError, NotFoundError, SchemaError
-from lakestore.events.aggregate import aggregate
+from lakestore.events.aggregate import aggregate_all
 from lakestore.events.answers import Metrics, Totals
 from lakestore.events.filters import Filter
 from lakestore.events.measures import Measure, columns_of, default, parse
@@ -81,12 +81,12 @@ def _of_facets(schema: TableSchema) -> View:
 
 def metrics(reader: Reader, filter: Filter, shown: View, top: int) -> Metrics:
     """The answer of a view."""
-    summary = aggregate(reader, Question(filter, shown.measures))
+    by = [(), *((column,) for column in shown.groups.values())]
+    questions = [Question(filter, shown.measures, one) for one in by]
+    summary, *grouped = aggregate_all(reader, questions)
     groups = {
-        name: named(
-            aggregate(reader, Question(filter, shown.measures, (column,))), [GROUP], shown.measures
-        )
-        for name, column in shown.groups.items()
+        name: named(answer, [GROUP], shown.measures)
+        for name, answer in zip(shown.groups, grouped, strict=True)
     }
     first = shown.measures[0].label
     lists = {

@@ -10,7 +10,7 @@ import pyarrow.compute as pc
 
 from lakestore.clock import from_micros
 from lakestore.errors import InvalidInputError
-from lakestore.events.aggregate import aggregate
+from lakestore.events.aggregate import aggregate, aggregate_all
 from lakestore.events.answers import Facets, Series, Totals
 from lakestore.events.buckets import Buckets
 from lakestore.events.filters import Filter
@@ -82,6 +82,8 @@ def _filled(reader: Reader, found: pa.Table, starts: Sequence[int], question: Qu
     Raises:
         InvalidInputError: more than a million points.
     """
+    if not question.by:
+        return _placed(found, starts, question)
     reader.cursor.register("starts", pa.table({"k0": pa.array(starts, pa.int64())}))
     reader.cursor.register("found", found)
     try:
@@ -98,6 +100,17 @@ def _filled(reader: Reader, found: pa.Table, starts: Sequence[int], question: Qu
     finally:
         reader.cursor.unregister("starts")
         reader.cursor.unregister("found")
+
+
+def _placed(found: pa.Table, starts: Sequence[int], question: Question) -> pa.Table:
+    """As `_filled`, without groups: no statement is needed."""
+    times = pa.array(starts, pa.int64())
+    at = pc.index_in(times, value_set=found.column("k0").combine_chunks())
+    columns = [column.take(at) for column in found.columns[1:]]
+    for i, measure in enumerate(question.measures):
+        if measure.starts_at_zero:
+            columns[i] = pc.fill_null(columns[i], 0)
+    return pa.table([times, *columns], names=found.column_names)
 
 
 def _filling(question: Question) -> str:
@@ -120,9 +133,8 @@ def _filling(question: Question) -> str:
 def facets(reader: Reader, filter: Filter, columns: Sequence[str], limit: int) -> Facets:
     """The values of each column among the events that pass all other tests."""
     counts: dict[str, list[tuple[Any, int]]] = {}
-    for column in columns:
-        question = Question(filter.without(column), (_COUNT,), (column,))
-        found = aggregate(reader, question)
+    questions = [Question(filter.without(column), (_COUNT,), (column,)) for column in columns]
+    for column, found in zip(columns, aggregate_all(reader, questions), strict=True):
         rows = list(
             zip(found.column("k0").to_pylist(), found.column("m0").to_pylist(), strict=True)
         )

@@ -8,10 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from lakestore import quoting, rollup
-from lakestore.document import BUCKET, COUNT, Rollup
+from lakestore.document import BUCKET, COUNT
 from lakestore.events.buckets import Buckets
 from lakestore.events.filters import Filter
 from lakestore.events.measures import Measure
+from lakestore.resident import CODE, Source
 
 
 @dataclass(frozen=True)
@@ -28,25 +29,79 @@ class Question:
         """The answer's key columns: `k0`, `k1`, …; the bucket is the first."""
         return [f"k{i}" for i in range(len(self.by) + (self.buckets is not None))]
 
-    def keyed(self, time: str) -> str:
-        """The keys of a row as SQL with a comma after each.
+    def keyed(self, values: Sequence[str]) -> str:
+        """SQL of the keys' values under their names, with a comma after each."""
+        return "".join(f"{sql} AS {key}, " for sql, key in zip(values, self.keys, strict=True))
 
-        Args:
-            time: SQL of the row's time.
-        """
-        made = [self.buckets.sql(time)] if self.buckets else []
-        made += [quoting.identifier(name) for name in self.by]
-        return "".join(f"{sql} AS {key}, " for sql, key in zip(made, self.keys, strict=True))
+    @property
+    def reads(self) -> set[str]:
+        """Columns that its measures look at by value."""
+        values = {m.column.name for m in self.measures if m.column and m.kind == "distinct"}
+        return values.union(*(m.tested for m in self.measures))
 
 
 @dataclass(frozen=True)
-class Part:
-    """Rows, or partials of rows, that a statement takes states from."""
+class Rows:
+    """Events that a statement takes states from."""
 
     source: str
     condition: str
-    rollup: Rollup | None = None
-    """None: rows."""
+
+    def relation(self, question: Question) -> str:
+        """What stands after FROM."""
+        return self.source
+
+    def bucket(self, question: Question) -> str:
+        """The question's bucket of a row."""
+        time = quoting.identifier(question.filter.schema.event_time)
+        return question.buckets.sql(time) if question.buckets else ""
+
+    def keys(self, question: Question) -> list[str]:
+        """The keys of a row."""
+        buckets = [self.bucket(question)] if question.buckets else []
+        return buckets + [quoting.identifier(name) for name in question.by]
+
+
+@dataclass(frozen=True)
+class Rolled:
+    """Partials that a statement takes states from: grouped by numbers, which are then named."""
+
+    source: Source
+    condition: str
+
+    def relation(self, question: Question) -> str:
+        """What stands after FROM."""
+        return self.source.with_texts(question.reads)
+
+    def bucket(self, question: Question, number: str = BUCKET) -> str:
+        """The question's bucket of a partial's."""
+        return question.buckets.sql(self.source.time(number)) if question.buckets else ""
+
+    def keys(self, question: Question) -> list[str]:
+        """What stands for the keys of a partial."""
+        return [BUCKET] * bool(question.buckets) + [self.source.key(name) for name in question.by]
+
+    def named(self, question: Question, states: str, *, bucketed: bool = False) -> str:
+        """States by the keys themselves.
+
+        Args:
+            states: a SELECT of states by what stands for them.
+            bucketed: but for the bucket, which is the question's already.
+        """
+        keys, replaced, joins = question.keys, [], ""
+        if question.buckets and not bucketed:
+            replaced.append(f"{self.bucket(question, keys[0])} AS {keys[0]}")
+        for key, name in zip(keys[len(keys) - len(question.by) :], question.by, strict=True):
+            if name in self.source.dictionaries:
+                replaced.append(f"{key}t.{quoting.identifier(name)} AS {key}")
+                texts = self.source.dictionaries[name]
+                joins += f" JOIN {texts} AS {key}t ON {key}t.{CODE} = s.{key}"
+        if not replaced:
+            return states
+        return f"SELECT s.* REPLACE ({', '.join(replaced)}) FROM ({states}) AS s{joins}"
+
+
+Part = Rows | Rolled
 
 
 def statement(question: Question, parts: Sequence[Part]) -> str:
@@ -78,16 +133,15 @@ def _group_by(keys: Sequence[str]) -> str:
 
 
 def _states(question: Question, part: Part) -> str:
-    filter = question.filter
-    time = BUCKET if part.rollup else quoting.identifier(filter.schema.event_time)
     made = ["1 AS present"]
     for i, measure in enumerate(question.measures):
-        state = _of_measure(measure, rolled=part.rollup is not None)
+        state = _of_measure(measure, rolled=isinstance(part, Rolled))
         made += [f"{sql} AS s{i}{end}" for end, sql in state.items()]
-    return (
-        f"SELECT {question.keyed(time)}{', '.join(made)} FROM {part.source} "
-        f"WHERE {part.condition}{_group_by(question.keys)}"
+    states = (
+        f"SELECT {question.keyed(part.keys(question))}{', '.join(made)} "
+        f"FROM {part.relation(question)} WHERE {part.condition}{_group_by(question.keys)}"
     )
+    return part.named(question, states) if isinstance(part, Rolled) else states
 
 
 def _of_measure(measure: Measure, *, rolled: bool) -> dict[str, str]:
@@ -144,13 +198,16 @@ def _binned(question: Question) -> dict[Measure, list[int]]:
 def _bins(question: Question, part: Part, measure: Measure) -> str:
     """Counts of bins by key, of rows or of partials."""
     test = f"({measure.test}) AND " if measure.test else ""
-    if part.rollup is None:
-        time, value = quoting.identifier(question.filter.schema.event_time), f"{measure.name} AS v"
-    else:
-        time = BUCKET
-        value = f"{measure.kept('hist')} AS hist_v"
+    rolled = isinstance(part, Rolled)
+    value = f"{measure.kept('hist')} AS hist_v" if rolled else f"{measure.name} AS v"
+    keys = part.keys(question)
+    if question.buckets:  # before there is a row a bin
+        keys[0] = part.bucket(question)
     source = (
-        f"(SELECT {question.keyed(time)}{value} FROM {part.source} WHERE {test}{part.condition})"
+        f"(SELECT {question.keyed(keys)}{value} "
+        f"FROM {part.relation(question)} WHERE {test}{part.condition})"
     )
-    binned = rollup.bins_of_rows if part.rollup is None else rollup.bins_of_partials
-    return f"({binned('v', source, question.keys)})"
+    if isinstance(part, Rolled):
+        bins = rollup.bins_of_partials("v", source, question.keys)
+        return part.named(question, f"({bins})", bucketed=True)
+    return f"({rollup.bins_of_rows('v', source, question.keys)})"

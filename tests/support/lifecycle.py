@@ -17,6 +17,7 @@ import duckdb
 import pyarrow as pa
 from deltalake import DeltaTable
 from support.mutants import plant
+from support.partials import relation
 
 import lakestore as ls
 from lakestore import cold
@@ -395,7 +396,7 @@ def rolled_up(lake: ls.Lake) -> tuple[object, ...]:
     with context.partials.load(one, state.hot, state.cold) as loaded:
         assert not loaded.missing
         with lake._site.engine.cursor() as cursor:
-            query = f"SELECT sum(n), sum(sum_n) FROM {loaded.relation}"
+            query = f"SELECT sum(n), sum(sum_n) FROM {relation(loaded)}"
             return cursor.execute(query).fetchall()[0]
 
 
