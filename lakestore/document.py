@@ -62,13 +62,19 @@ class Rollup(BaseModel):
         for name in self.sums:
             scale = getattr(columns[name].arrow_type, "scale", 0)
             found.append(pa.field(f"sum_{name}", pa.decimal128(38, scale)))
-            found.append(pa.field(f"n_{name}", pa.int64()))
+            if columns[name].nullable:
+                found.append(pa.field(count_of(columns[name]), pa.int64()))
         found += [pa.field(f"max_{name}", columns[name].arrow_type) for name in self.max]
         found += [pa.field(f"hist_{name}", HISTOGRAM) for name in self.histograms]
         return found
 
 
 _micros = cache(interval_micros)
+
+
+def count_of(column: Column) -> str:
+    """What partials call the number of a column's values; of one that is never null, of rows."""
+    return f"n_{column.name}" if column.nullable else COUNT
 
 
 def check_rollups(rollups: Sequence[Rollup], columns: Mapping[str, Column], source: str) -> None:

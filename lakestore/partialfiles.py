@@ -133,7 +133,9 @@ class PartialFiles:
         """A file's partial, made from its rows and kept; None when its rows cannot be had."""
         partial = None
         with _expendable(one, file):
-            partial = self._scanned(one, file, _parquet(self._source(file)))
+            source = _parquet(self._source(file))
+            self._refuse_nulls(one, file, source)
+            partial = self._scanned(one, file, source)
             if self._writes:
                 self._keep(one, file, partial)
         return partial
@@ -187,6 +189,16 @@ class PartialFiles:
         with self._engine.cursor() as cursor:
             query = self._query(one, source, listed=False)
             return self._settled(one, file, cursor.sql(query).to_arrow_table())
+
+    def _refuse_nulls(self, one: Rollup, file: DataFile, source: str) -> None:
+        """Leave a file to the scan, when another engine wrote nulls where there should be none."""
+        tests = [f"{quoting.identifier(c)} IS NULL" for c in rollup.uncounted(one, self.schema)]
+        if file.info.sha256 or not tests:  # ours has none
+            return
+        with self._engine.cursor() as cursor:
+            query = f"SELECT 1 FROM {source} WHERE {' OR '.join(tests)} LIMIT 1"
+            if cursor.execute(query).fetchall():
+                raise CorruptionError(f"{file.name!r} has nulls in a column declared NOT NULL")
 
     def _query(self, one: Rollup, source: str, *, listed: bool) -> str:
         keys = ", ".join(str(i + 1) for i in range(1 + len(one.by)))

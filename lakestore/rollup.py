@@ -6,6 +6,8 @@ whose width grows with the value. Partials of several files are merged by adding
 
     bucket, <by …>, n, sum_<c>, n_<c> (values that are not null), max_<c>, hist_<c>
 
+A column that is declared NOT NULL has no n_<c>, which would be n.
+
 A percentile is the middle of its bin, whether it comes from partials or from rows: it is wrong by
 at most 1 % of the value, and does not depend on how rows lie in files.
 """
@@ -21,7 +23,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakestore import quoting
-from lakestore.document import BUCKET, COUNT, HISTOGRAM, Rollup
+from lakestore.document import BUCKET, COUNT, HISTOGRAM, Rollup, count_of
 from lakestore.errors import NotFoundError
 from lakestore.schema import TableSchema
 
@@ -35,7 +37,7 @@ _BIN_BITS = 18  # hold a bin, from the greatest down to its mirror image
 _LN_GAMMA = f"{math.log(GAMMA)!r}::DOUBLE"
 _LN_CENTRE = f"{math.log(2 / (1 + GAMMA))!r}::DOUBLE"  # of a bin, below its upper end
 _LN_MAX = f"({math.log(sys.float_info.max) - 1e-12!r}::DOUBLE)"
-_FORMAT = 1
+_FORMAT = 2
 
 
 def find(schema: TableSchema, name: str) -> Rollup:
@@ -58,6 +60,11 @@ def fingerprint(rollup: Rollup, schema: TableSchema) -> str:
     return hashlib.sha256(json.dumps(told).encode()).hexdigest()[:8]
 
 
+def uncounted(rollup: Rollup, schema: TableSchema) -> list[str]:
+    """The columns of which a partial takes every row for a value."""
+    return [name for name in rollup.sums if not schema.column(name).nullable]
+
+
 def partial_sql(rollup: Rollup, schema: TableSchema, source: str, *, listed: bool = False) -> str:
     """A SELECT that gives the partial of a relation, in no order.
 
@@ -68,14 +75,16 @@ def partial_sql(rollup: Rollup, schema: TableSchema, source: str, *, listed: boo
             times as fast as DuckDB, and in memory that grows with the rows.
     """
     named = {name: quoting.identifier(name) for name in rollup.sources}
-    scales = {c.name: getattr(c.arrow_type, "scale", 0) for c in schema.columns}
+    columns = {c.name: c for c in schema.columns}
     kept = [f"{bucket_sql(rollup, quoting.identifier(schema.event_time))} AS {BUCKET}"]
     kept += [named[name] for name in rollup.by]
     kept.append(f"count(*) AS {COUNT}")
     for name in rollup.sums:
-        total = f"CAST(sum({named[name]}) AS DECIMAL(38, {scales[name]}))"
+        scale = getattr(columns[name].arrow_type, "scale", 0)
+        total = f"CAST(sum({named[name]}) AS DECIMAL(38, {scale}))"
         kept.append(f"{total} AS {quoting.identifier(f'sum_{name}')}")
-        kept.append(f"count({named[name]}) AS {quoting.identifier(f'n_{name}')}")
+        if columns[name].nullable:
+            kept.append(f"count({named[name]}) AS {quoting.identifier(count_of(columns[name]))}")
     for name in rollup.max:
         kept.append(f"max({named[name]}) AS {quoting.identifier(f'max_{name}')}")
     for name in rollup.histograms:

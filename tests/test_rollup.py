@@ -14,6 +14,7 @@ import duckdb
 import pyarrow as pa
 import pytest
 from conftest import FixedClock
+from deltalake import write_deltalake
 from support.commands import ok
 from support.partials import relation
 from support.soundness import assert_sound
@@ -429,6 +430,53 @@ def test_a_sum_of_too_many_digits_is_left_to_the_scan(lake):
     with context.partials.load(one, segments, ()) as loaded:
         assert loaded.missing == {segment.name for segment in segments[1:]}
     assert lake.sql("SELECT count(*) FROM big").fetchone() == (5,)
+
+
+def required() -> ls.TableSchema:
+    """Two columns of the same values, of which one is declared NOT NULL."""
+    text = DOCUMENT.format(time="TIMESTAMP").replace('ms = "INTEGER"', 'ms = "INTEGER not null"')
+    return ls.TableSchema.from_toml(
+        text.replace('sums = ["size", "cost"]', 'sums = ["size", "ms"]')
+    )
+
+
+def test_values_of_a_column_without_nulls_are_counted_by_the_rows(lake, chance):
+    table = lake.create_table("usage", required())
+    one = rollup.find(table.schema, "hourly")
+    kept = rollup.arrow_schema(one, table.schema).names
+    assert "n_size" in kept
+    assert "n_ms" not in kept
+    batch = [row | {"ms": chance.randrange(100), "time": row["time"].replace(tzinfo=None)}
+             for row in rows(chance, 400)]  # fmt: skip
+    table.append(batch[:200])
+    table.seal()
+    table.append(batch[200:])
+    table.flush()
+    asked = ["count(ms)", "avg(ms)", "sum(ms)", "max(ms)", "count(size)", "p50(ms)"]
+    by_rows = table.totals([f"{measure} if id >= ''" for measure in asked])  # ids are no keys
+    whole = table.totals(asked)
+    assert list(whole.measures.values()) == list(by_rows.measures.values())
+    tested = [f"{measure} if who = 'w1'" for measure in asked[:2]]
+    answer = lake.sql("SELECT count(ms), avg(ms) FROM usage WHERE who = 'w1'").fetchall()
+    assert [tuple(table.totals(tested).measures.values())] == answer
+    assert_sound(lake, allowed=())
+
+
+def test_nulls_of_another_engine_where_there_should_be_none_are_left_to_the_scan(
+    lake, chance, root
+):
+    table = lake.create_table("usage", required(), cold="delta")
+    batch = [row | {"ms": i, "time": row["time"].replace(tzinfo=None)}
+             for i, row in enumerate(rows(chance, 60))]  # fmt: skip
+    table.append(batch[:50])
+    table.seal()
+    theirs = pa.Table.from_pylist(batch[50:], schema=table.schema.arrow)
+    theirs = theirs.set_column(theirs.schema.get_field_index("ms"), "ms", pa.nulls(10, pa.int32()))
+    days = pa.array([row["time"].date() for row in batch[50:]])
+    theirs = theirs.append_column("day", days)
+    write_deltalake(str(root / "tables/usage/data"), theirs, mode="append")
+    counts = table.totals(["count", "count(ms)", "avg(ms)"]).measures
+    assert list(counts.values()) == [60, 50, 24.5]
 
 
 def test_who_was_told_of_files_sees_these_whatever_is_loaded_meanwhile(lake, usage, chance):

@@ -20,6 +20,7 @@ from sqlglot import expressions as exp
 
 from lakestore import quoting
 from lakestore.columns import Column
+from lakestore.document import count_of
 from lakestore.errors import InvalidInputError
 from lakestore.schema import TableSchema
 
@@ -58,6 +59,8 @@ class Measure:
     def kept(self, state: str) -> str:
         """What partials call a state of the column, as an SQL identifier."""
         assert self.column is not None
+        if state == "n":
+            return quoting.identifier(count_of(self.column))
         return quoting.identifier(f"{state}_{self.column.name}")
 
     @property
