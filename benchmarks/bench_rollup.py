@@ -15,6 +15,7 @@ from typing import Any
 import report
 
 import lakestore as ls
+from lakestore import rollup
 from lakestore.demo import usage_events
 
 MEASURES = ("output_tokens", "billable_tokens", "credit_usage")
@@ -83,7 +84,7 @@ def costs(root: Path, loaded: Loaded) -> None:
 
 def dashboard(lake: ls.Lake, table: ls.Table) -> None:
     context = table._context
-    (one,), state = context.schema.document.rollups, context.state()
+    one, state = rollup.find(context.schema, "hourly"), context.state()
 
     def rolled(select: str) -> list[Any]:
         with (

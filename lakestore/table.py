@@ -211,7 +211,7 @@ class Table:
         Args:
             measures: as `"count"`, `"sum(tokens)"`, `"p95(latency_ms) if status = 200"`, some of
                 these, or label → measure; by default the number of events and the sums that the
-                schema's rollups keep.
+                schema's first rollup with sums keeps.
             where: column → value, list of values (any of), None (null), `(operator, value)`, or
                 several such pairs in a tuple, all of which hold.
             start: event time at or after this; naive times are UTC.

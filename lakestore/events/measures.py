@@ -10,7 +10,7 @@ p50(column)  p99.9(column)     percentile by nearest rank, within 1 % of the exa
 """
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -106,8 +106,11 @@ def parse(measures: Measures, schema: TableSchema) -> tuple[Measure, ...]:
 
 
 def default(schema: TableSchema) -> tuple[Measure, ...]:
-    """The number of events, and the sums that the schema's rollups keep."""
-    sums: Iterable[str] = dict.fromkeys(c for r in schema.document.rollups for c in r.sums)
+    """The number of events, and the sums that the schema's first rollup with sums keeps.
+
+    Those of several would be in none of them, and every question that names no measure a scan.
+    """
+    sums = next((one.sums for one in schema.document.rollups if one.sums), ())
     return (
         Measure("count", "count", None),
         *(Measure(name, "sum", schema.column(name)) for name in sums if name != "count"),

@@ -223,19 +223,53 @@ def test_totals_and_menus_need_no_data_files(lake, root, where, count):
         table.page()
 
 
+@pytest.mark.parametrize("view", ["gateway", "latency"])
+@pytest.mark.parametrize(
+    "where", [None, {"model": "gpt-5"}, {"status_code": ("!=", 200), "provider_type": "kiro"}]
+)
+def test_how_the_gateway_does_needs_no_data_files(lake, root, view, where):
+    """Whole days are answered by the rollup that keeps what is asked; upstream reads rows."""
+    table = usage(lake)
+    events = [event(str(n), n * 3_600_000, status_code=200 + 324 * (n % 3 == 0)) for n in range(60)]
+    put(table, [e | {"model": "gpt-5" if i % 2 else None} for i, e in enumerate(events)], "cold")
+    day = at().replace(hour=0, minute=0, second=0, microsecond=0)
+    asked = [{"where": where}, {"where": where, "start": day, "end": day + timedelta(days=2)}]
+    wanted = [table.metrics(view, **window) for window in asked]
+    count = "SELECT count(latency_ms), avg(latency_ms) FROM usage WHERE {}".format(
+        {None: "true", "model": "model = 'gpt-5'"}.get(
+            where and next(iter(where)), "status_code <> 200 AND provider_type = 'kiro'"
+        )
+    )
+    label = {"gateway": "latency_avg_ms", "latency": "avg_ms"}[view]
+    counted = {"gateway": "requests", "latency": "samples"}[view]
+    summary = wanted[0].summary
+    assert [(summary[counted], summary[label])] == lake.sql(count).fetchall()
+    for path in data_files(root):
+        path.unlink()
+    for window, metrics in zip(asked, wanted, strict=True):
+        found = table.metrics(view, **window)
+        assert (found.summary, found.top) == (metrics.summary, metrics.top)
+    with pytest.raises(ls.CorruptionError):  # a part of a day is of rows
+        table.metrics(view, start=day, end=at(3_600_000))
+
+
 def test_rollups_that_are_missing_are_made_again_once(open_lake, root):
     lake = open_lake()
     put(usage(lake), [event("a")], "cold")
     lake.close()
-    (partial,) = (root / "tables/usage/_rollups").rglob("*.parquet")
-    partial.unlink()
+    hourly, daily = sorted((root / "tables/usage/_rollups").rglob("*.parquet"), reverse=True)
+    hourly.unlink()
+    daily.unlink()
 
-    lake = open_lake()
-    assert usage(lake).facets("model").values_of("model") == ["claude-sonnet-4-5"]
-    lake.close()
+    def check(lake: ls.Lake) -> None:
+        assert usage(lake).facets("model").values_of("model") == ["claude-sonnet-4-5"]
+        assert usage(lake).metrics("latency").summary["samples"] == 1
+        lake.close()
+
+    check(open_lake())
     for path in data_files(root):
         path.unlink()
-    assert usage(open_lake()).facets("model").values_of("model") == ["claude-sonnet-4-5"]
+    check(open_lake())
 
 
 def test_a_damaged_file_is_named_and_what_needs_it_not_is_answered(lake, root):
