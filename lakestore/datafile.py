@@ -15,6 +15,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from lakestore.distinct import hardly_repeats
 from lakestore.errors import CorruptionError
 from lakestore.idhash import hash_ids, id_sum
 from lakestore.kept import REFERENCE
@@ -25,7 +26,8 @@ from lakestore.storage.local import open_to_read, raise_refusal, require_file
 
 ROW_GROUP_ROWS = 131_072
 ROW_GROUP_BYTES = 64 * MIB
-_PAGE_ROWS = 1_024
+_PAGE_BYTES = MIB // 8
+_BATCH_ROWS, _BATCH_BYTES = 1_024, MIB
 FOOTER_KEY = b"lakestore"
 _PAYLOAD = "payload"
 """Where a footer lists the payload files that the rows refer to."""
@@ -84,17 +86,21 @@ class DataFileWriter:
         self._sink = pa.OSFile(str(path), "wb")
         self._writer: pq.ParquetWriter | None = None
 
-    def _open(self, rows: int, row_bytes: int) -> pq.ParquetWriter:
-        """The writer for row groups of at most `rows` rows, which bloom filters are made for.
+    def _open(self, first: pa.Table) -> pq.ParquetWriter:
+        """The writer for row groups like the first, whose rows bloom filters are made for.
 
         Made for pyarrow's default of a million values, each would cost 10 ms however few rows
-        there are. Pages are of about a megabyte: pyarrow looks at their size once a batch, and a
-        reader holds whole pages.
+        there are. Pages are of about 128 KiB, for one row costs whoever looks for it a page of
+        each column. pyarrow looks at their size once a batch, so that those of wide values are of
+        up to a megabyte: with a page for each value of 300 kB, a query of 120 MB of them did not
+        get by with 160 MB any more.
         """
         schema = self._schema
         # Ids are unique: a dictionary of them is built, overflows and is thrown away.
         plain = {c.name for c in schema.columns if pa.types.is_nested(c.arrow_type)}
         plain |= self._unsearched | set(schema.bloom)
+        plain |= {n for n in schema.names if n not in plain and hardly_repeats(first.column(n))}
+        rows = max(1, first.num_rows)
         # Statistics pass over NaN, which SQL holds to be the greatest: readers would skip it.
         ordered = leaves(schema.arrow, pa.types.is_floating, wanted=False)
         filters = [
@@ -113,9 +119,9 @@ class DataFileWriter:
             sorting_columns=pq.SortingColumn.from_ordering(
                 schema.arrow, [(name, "ascending") for name in schema.sort]
             ),
-            bloom_filter_options={key: {"fpp": 0.01, "ndv": max(1, rows)} for key in filters}
-            or None,
-            write_batch_size=min(_PAGE_ROWS, max(1, MIB // max(1, row_bytes))),
+            bloom_filter_options={key: {"fpp": 0.01, "ndv": rows} for key in filters} or None,
+            data_page_size=_PAGE_BYTES,
+            write_batch_size=min(_BATCH_ROWS, max(1, _BATCH_BYTES * rows // max(1, first.nbytes))),
         )
 
     def write(self, batch: pa.RecordBatch) -> None:
@@ -153,7 +159,7 @@ class DataFileWriter:
         """
         self._write_row_group()
         if self._writer is None:
-            self._writer = self._open(0, 0)
+            self._writer = self._open(self._schema.arrow.empty_table())
         payload = tuple(sorted(self._payload))
         said = self._footer | more | ({_PAYLOAD: payload} if self._schema.has_references else {})
         self._writer.add_key_value_metadata({FOOTER_KEY: json.dumps(said)})
@@ -192,7 +198,7 @@ class DataFileWriter:
             return
         table = pa.Table.from_batches(self._pending)
         if self._writer is None:
-            self._writer = self._open(table.num_rows, table.nbytes // table.num_rows)
+            self._writer = self._open(table)
         self._writer.write_table(table, row_group_size=max(1, table.num_rows))
         self.rows += table.num_rows
         self._pending, self._pending_rows, self._pending_bytes = [], 0, 0

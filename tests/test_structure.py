@@ -43,6 +43,7 @@ LEVELS: list[list[str]] = [
         "derive",
         "policy",
         "coerce",
+        "distinct",
         "datafile",
     ],
     [
@@ -58,6 +59,7 @@ LEVELS: list[list[str]] = [
         "filecache",
         "partialfile",
         "partialfiles",
+        "resident",
         "partials",
         "payload",
     ],
