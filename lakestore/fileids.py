@@ -8,7 +8,7 @@ file. Segments are read when first asked for; they live too briefly for a cache 
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from pathlib import Path
 
@@ -52,6 +52,18 @@ class FileIds:
         """
         run = self._load(name, source)
         return in_sorted(run, hashes) if len(run) else np.zeros(len(hashes), dtype=np.bool_)
+
+    def in_memory(self, names: Sequence[str]) -> list[Hashes | None]:
+        """The sorted hashes of each file, None where they have to be loaded first.
+
+        Of all files at once, for with thousands of them a lock for each is most of a lookup.
+        """
+        with self._lock:
+            found = [self._known.get(name) for name in names]
+            for name, hashes in zip(names, found, strict=True):
+                if hashes is not None:
+                    self._known.move_to_end(name)
+        return found
 
     def remember(self, name: str, hashes: Hashes) -> None:
         """Keep the hashes of a cold file just written."""

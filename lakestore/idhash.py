@@ -237,8 +237,7 @@ class _Bloom:
 
 
 def in_sorted(run: Hashes, probes: Hashes) -> npt.NDArray[np.bool_]:
-    """For each of `probes`, whether the sorted `run` holds it."""
-    at = np.searchsorted(run, probes)
-    at[at == len(run)] = 0
-    same: npt.NDArray[np.bool_] = run[at] == probes
+    """For each of `probes`, whether the sorted `run` holds it; the run is not empty."""
+    at = run.searchsorted(probes)
+    same: npt.NDArray[np.bool_] = run.take(at, mode="clip") == probes  # past the end, the last
     return same

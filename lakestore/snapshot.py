@@ -2,7 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
+from functools import cached_property
+
+from lakestore.clock import EPOCH
+
+_DAY = timedelta(days=1)
 
 
 @dataclass(frozen=True)
@@ -29,6 +34,14 @@ class FileInfo:
     ranges: Mapping[str, ColumnRange] = field(default_factory=dict)
     payload: tuple[str, ...] = ()
     """Names of the payload files that its rows refer to, in order."""
+
+    @cached_property
+    def days(self) -> tuple[int, int]:
+        """The first and the last UTC day (since 1970-01-01) of its rows, if it has any.
+
+        Kept, because each lookup asks it of every file.
+        """
+        return (self.min_time - EPOCH) // _DAY, (self.max_time - EPOCH) // _DAY
 
 
 @dataclass(frozen=True, order=True)

@@ -1,0 +1,96 @@
+"""Which files a lookup opens: those that its ids may be in, and hardly another."""
+
+from datetime import UTC, datetime, timedelta
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import lakestore as ls
+from lakestore.events.lookup import _Asked
+from lakestore.idhash import hash_ids
+from lakestore.snapshot import ColdFile, FileInfo
+
+START = datetime(1969, 10, 1, 7, tzinfo=UTC)
+SPANS = [0, 0, 0, 1, 2, 365, 366, 900]
+"""Days from the first event of a file to its last; those of the last two are not asked for each."""
+
+
+def files_of(table: ls.Table, count: int) -> list[tuple[ColdFile, list[str]]]:
+    """Cold files of four events each, whose hashes are known, with their ids; one has none."""
+    schema, ids = table.schema, table._context.file_ids
+    files = []
+    for number in range(count):
+        first = START + timedelta(days=number % 200)
+        last = first + timedelta(days=SPANS[number % len(SPANS)])
+        held = [f"{number}-{row}" for row in range(4 if number != 17 else 0)]
+        times = pa.array([first, last, last, first][: len(held)], pa.timestamp("us", "UTC"))
+        name = f"day={first.date()}/{number}.parquet"
+        ids.remember(name, hash_ids(pa.array(held, pa.string()), times, schema.dedup))
+        info = FileInfo(len(held), 1, "", first, last)
+        files.append((ColdFile(name, first.date(), 1, 1, 1, info), held))
+    return files
+
+
+@pytest.fixture(params=["day", "table", "none"])
+def asked_table(request, lake) -> ls.Table:
+    schema = ls.TableSchema.from_toml(
+        f"event_id = 'id'\nevent_time = 't'\ndedup = '{request.param}'\n"
+        "[columns]\nid = 'VARCHAR not null'\nt = 'TIMESTAMPTZ not null'"
+    )
+    return lake.create_table("asked", schema)
+
+
+def chosen(table: ls.Table, files: list[ColdFile], ids: list[str]) -> list[ColdFile]:
+    return list(_Asked(table._context, pa.array(ids)).those_that_may_hold(files))
+
+
+def test_a_lookup_chooses_the_files_that_hold_an_id(asked_table):
+    table, held = asked_table, files_of(asked_table, 400)
+    files = [file for file, _ in held]
+    long = [f for f in files if f.info.max_time - f.info.min_time >= timedelta(days=366)]
+    always = set() if table.schema.dedup != "day" else {f.name for f in long}
+    for ids in (["0-0"], ["5-1"], ["7-3"], ["11-2", "399-0", "0-0"], ["nobody"], ["17-0"]):
+        for _ in range(2):  # from the caches, then from memory
+            found = chosen(table, files, ids)
+            wanted = {f.name for f, there in held if set(there) & set(ids)} | always
+            assert {f.name for f in found} == wanted
+            assert found == sorted(found, key=files.index)
+    assert chosen(table, [], ["0-0"]) == []
+
+
+def test_hashes_that_memory_has_no_room_for_are_read_again(asked_table, monkeypatch):
+    from lakestore import fileids
+
+    monkeypatch.setattr(fileids, "_MAPPED_BYTES", 5 * 32)
+    held = [
+        (file, ids)
+        for file, ids in files_of(asked_table, 40)
+        if ids and file.info.max_time - file.info.min_time < timedelta(days=366)
+    ]
+    files = [file for file, _ in held]
+    for file, ids in (*held, *reversed(held)):
+        assert chosen(asked_table, files, ids[:1]) == [file]
+    known = asked_table._context.file_ids.in_memory([f.name for f in files])
+    assert sum(hashes is not None for hashes in known) == 5
+
+
+def test_files_without_hashes_are_read(lake):
+    """As those that another engine wrote, or whose cache is lost."""
+    schema = ls.TableSchema.from_toml(
+        "event_id = 'id'\nevent_time = 't'\n"
+        "[columns]\nid = 'VARCHAR not null'\nt = 'TIMESTAMPTZ not null'"
+    )
+    table = lake.create_table("asked", schema)
+    table.append({"id": f"{i}", "t": START + timedelta(hours=i)} for i in range(100))
+    table.seal()
+    context = table._context
+    files = context.state().cold
+    names = [file.name for file in files]
+    for name in names:
+        context.file_ids.forget(name)
+    assert context.file_ids.in_memory(names) == [None] * 5
+    (found,) = chosen(table, list(files), ["50"])
+    assert found.day == (START + timedelta(hours=50)).date()
+    assert all(hashes is not None for hashes in context.file_ids.in_memory(names))
+    assert np.concatenate(context.file_ids.in_memory(names)).size == 100
