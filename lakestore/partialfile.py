@@ -4,7 +4,8 @@ Readers give wrong values for most flipped bits, and page checksums do not cover
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -37,15 +38,28 @@ def write(path: Path, partial: pa.Table, footer: Mapping[str, Any]) -> None:
 
 def read(path: Path, schema: pa.Schema, footer: Mapping[str, Any]) -> pa.Table | None:
     """A partial; None when it is missing, damaged, or says something else of itself."""
-    try:
-        with open_to_read(path) as file:
-            data = file.read()
-        with pq.ParquetFile(pa.BufferReader(data)) as parquet:
-            told = json.loads((parquet.metadata.metadata or {})[FOOTER_KEY])
-            partial = parquet.read(use_threads=False).replace_schema_metadata(None)
+    with suppress(*UNREADABLE), _opened(path, schema, footer) as parquet:
+        return parquet.read(use_threads=False).replace_schema_metadata(None)
+    return None
+
+
+def is_intact(path: Path, schema: pa.Schema, footer: Mapping[str, Any]) -> bool:
+    """Whether a partial could be read."""
+    with suppress(*UNREADABLE), _opened(path, schema, footer):
+        return True
+    return False
+
+
+@contextmanager
+def _opened(path: Path, schema: pa.Schema, footer: Mapping[str, Any]) -> Iterator[pq.ParquetFile]:
+    """The file, if it is whole; raises `ValueError` and what reading damaged bytes raises."""
+    with open_to_read(path) as file:
+        data = file.read()
+    with pq.ParquetFile(pa.BufferReader(data)) as parquet:
+        told = json.loads((parquet.metadata.metadata or {})[FOOTER_KEY])
         digest = told.pop("digest")
         head, _, tail = data.rpartition(digest.encode())
         whole = xxhash.xxh3_64_hexdigest(head + _UNSIGNED.encode() + tail) == digest
-        return partial if whole and told == footer and partial.schema.equals(schema) else None
-    except UNREADABLE:
-        return None
+        if not (whole and told == footer and parquet.schema_arrow.equals(schema)):
+            raise ValueError(f"{str(path)!r} is not that partial")
+        yield parquet

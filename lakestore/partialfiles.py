@@ -105,17 +105,20 @@ class PartialFiles:
         return None
 
     def _found(self, one: Rollup, file: DataFile) -> pa.Table | None:
-        local = self._local / self.name(one, file).flat
-        sibling = None
-        if isinstance(file, ColdFile) and not isinstance(self._storage, S3Storage):
-            sibling = Path(self._storage.url(self.key(one, file)))
-        for path in (sibling, local):
-            partial = self.checked(one, file, path) if path is not None else None
+        for path in self._paths(one, file):
+            partial = self.checked(one, file, path)
             if partial is not None:
                 return partial
         if isinstance(file, ColdFile) and isinstance(self._storage, S3Storage):
-            return self._fetched(one, file, local)
+            return self._fetched(one, file, self._local / self.name(one, file).flat)
         return None
+
+    def _paths(self, one: Rollup, file: DataFile) -> list[Path]:
+        """Where a file's partial may be on this machine."""
+        paths = [self._local / self.name(one, file).flat]
+        if isinstance(file, ColdFile) and not isinstance(self._storage, S3Storage):
+            paths.insert(0, Path(self._storage.url(self.key(one, file))))
+        return paths
 
     def read_all(self, one: Rollup, files: Sequence[DataFile]) -> list[pa.Table | None]:
         """As `read`; of a store, several at a time."""
@@ -128,6 +131,14 @@ class PartialFiles:
         """What a file holds, when it is that partial."""
         partial = partialfile.read(path, self._types[one.name], self.footer(one, file))
         return partial if partial is not None and self._counts(file, partial) else None
+
+    def intact(self, one: Rollup, file: DataFile) -> Path | None:
+        """Where a file's partial is on this machine, whole; None when it is nowhere."""
+        with suppress(*FAILURES):
+            for path in self._paths(one, file):
+                if partialfile.is_intact(path, self._types[one.name], self.footer(one, file)):
+                    return path
+        return None
 
     def make(self, one: Rollup, file: DataFile) -> pa.Table | None:
         """A file's partial, made from its rows and kept; None when its rows cannot be had."""

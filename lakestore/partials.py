@@ -20,9 +20,11 @@ from lakestore.engine import Engine
 from lakestore.errors import LakestoreError
 from lakestore.instances import LOST
 from lakestore.partialfiles import DataFile, PartialFiles
-from lakestore.resident import Resident, Source, TooWideError
+from lakestore.resident import Resident, Source, TooWideError, in_files
 from lakestore.snapshot import ColdFile, Segment
 
+_MANY_FILES = 16
+"""To load so many partials takes longer than to read what one question needs of them."""
 _STALE_LOADS = 64
 _STALE_ROWS = 50_000
 _NO_ROOM = (duckdb.OutOfMemoryException, duckdb.OutOfRangeException, duckdb.ConversionException)
@@ -33,12 +35,10 @@ _NO_ROOM = (duckdb.OutOfMemoryException, duckdb.OutOfRangeException, duckdb.Conv
 class Loaded:
     """Partials of certain files, ready to be read until the `load` ends."""
 
-    partials: tuple[Source, ...]
-    """Together, exactly those of these files."""
-    days: tuple[Source, ...]
-    """Their sums by day, without histograms; none where the buckets are days."""
+    sources: tuple[tuple[Source, Source | None], ...]
+    """Together, exactly those of these files: partials, and their sums by day if there are any."""
     missing: frozenset[str]
-    """Names of files whose partials could not be had: their rows are in neither."""
+    """Names of files whose partials could not be had: their rows are in none."""
 
 
 class Partials:
@@ -54,9 +54,10 @@ class Partials:
         self.files = files
         self._engine = engine
         self._bytes_max = bytes_max
-        self._lock = threading.Lock()  # guards the three below, and what they hold
+        self._lock = threading.Lock()  # guards the four below, and what they hold
         self._residents: dict[tuple[str, bool], Resident] = {}
         self._retired: list[Resident] = []
+        self._asked: set[tuple[str, bool]] = set()
         self._loads = 0
 
     @contextmanager
@@ -68,18 +69,19 @@ class Partials:
         Whoever holds it sees no other file's rows, and goes on seeing these.
         """
         used: list[Resident] = []
-        sources, missing = [], set[str]()
+        sources, missing = list[tuple[Source, Source | None]](), set[str]()
         try:
             for is_cold, files in ((True, cold), (False, segments)):
-                if files or is_cold:
+                if (source := self._in_files(one, is_cold, files)) is not None:
+                    sources.append((source, None))
+                elif files or is_cold:
                     with self._lock:
                         resident, found = self._with(one, is_cold, files)
                         resident.users += 1
                         used.append(resident)
                         sources.append(resident.sources(found))
                     missing |= {file.name for file in files} - set(found)
-            days = tuple(days for _, days in sources if days is not None)
-            yield Loaded(tuple(one for one, _ in sources), days, frozenset(missing))
+            yield Loaded(tuple(sources), frozenset(missing))
         finally:
             with self._lock:
                 for resident in used:
@@ -92,6 +94,20 @@ class Partials:
             for key in list(self._residents):
                 self._retire(key)
             self._drop_retired()
+
+    def _in_files(self, one: Rollup, is_cold: bool, files: Sequence[DataFile]) -> Source | None:
+        """The partials as they lie in files: for the first question, which may be the only one.
+
+        None for the next, and where they are few, or some would have to be fetched or made.
+        """
+        with self._lock:
+            first = (one.name, is_cold) not in self._asked
+            self._asked.add((one.name, is_cold))
+        if not first or len(files) < _MANY_FILES:
+            return None
+        paths = [self.files.intact(one, file) for file in files]
+        whole = [str(path) for path in paths if path is not None]
+        return in_files(one, whole) if len(whole) == len(files) else None
 
     def _with(
         self, one: Rollup, is_cold: bool, files: Sequence[DataFile]

@@ -80,6 +80,13 @@ class Source:
         return f"(SELECT coded.*{chosen} FROM {self.rows} AS coded{joins})"
 
 
+def in_files(one: Rollup, paths: Sequence[str]) -> Source:
+    """Partials that are not in memory: of these files."""
+    number = f"CAST(epoch_us({BUCKET}) // {one.every_us} AS BIGINT) AS {BUCKET}"
+    files = f"read_parquet({quoting.literals(paths)}, hive_partitioning = false)"
+    return Source(f"(SELECT * REPLACE ({number}) FROM {files})", one.every_us, {})
+
+
 @dataclass
 class Held:
     """A file whose partial a resident holds."""

@@ -14,11 +14,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakestore.document import Rollup
-from lakestore.events.rolled import Window, inside
+from lakestore.events.filters import Filter
+from lakestore.events.rolled import Span, Window, inside
 from lakestore.events.statement import Part, Question, Rolled, Rows, statement
 from lakestore.partials import Loaded
 from lakestore.query.pin import TablePin
 from lakestore.query.reader import EVENTS, Reader
+from lakestore.resident import Source
 
 _EDGES = "lakestore_edges"
 """What a statement calls the files whose partials it reads, where it reads their rows too."""
@@ -83,11 +85,10 @@ def _planned(
 def _of_rollup(question: Question, pin: TablePin, loaded: Loaded, window: Window) -> _Planned:
     """The answer of a rollup for whole buckets, and of rows for the rest."""
     filter, parts, views = question.filter, list[Part](), {}
-    for sources, spans in ((loaded.days, window.by_day), (loaded.partials, window.by_bucket)):
-        for source in sources if spans else ():
-            tests = [source.passing(name, test) for name, test in filter.tests.items()]
-            within = " OR ".join(source.within(start, end) for start, end in spans)
-            parts.append(Rolled(source, " AND ".join([*tests, f"({within})"])))
+    for partials, days in loaded.sources:
+        if days is not None:
+            parts += _rolled(filter, days, window.by_day)
+        parts += _rolled(filter, partials, [window.buckets] if days is None else window.by_bucket)
     rest = _only(pin, lambda name: name in loaded.missing)
     if rest.buffered.num_rows or rest.segments or rest.cold:
         parts.append(Rows(EVENTS, filter.condition))
@@ -97,6 +98,15 @@ def _of_rollup(question: Question, pin: TablePin, loaded: Loaded, window: Window
         covered = _only(pin, lambda name: name not in loaded.missing)
         views[_EDGES] = replace(covered, buffered=pin.buffered.slice(0, 0))
     return _Planned(parts, views)
+
+
+def _rolled(filter: Filter, source: Source, spans: Sequence[Span]) -> list[Part]:
+    """What partials have of these spans."""
+    if not spans:
+        return []
+    tests = [source.passing(name, test) for name, test in filter.tests.items()]
+    within = " OR ".join(source.within(start, end) for start, end in spans)
+    return [Rolled(source, " AND ".join([*tests, f"({within})"]))]
 
 
 def _only(pin: TablePin, wanted: Callable[[str], bool]) -> TablePin:

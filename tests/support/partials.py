@@ -8,7 +8,7 @@ from lakestore.partials import Loaded
 def relation(loaded: Loaded) -> str:
     """What stands after FROM: the partials of exactly the files that were loaded."""
     parts = []
-    for source in loaded.partials:
+    for source, _ in loaded.sources:
         texts = list(source.dictionaries)
         numbers = "".join(f", {source.key(name)}" for name in texts)
         columns = "".join(f", {quoting.identifier(name)}" for name in texts)
