@@ -34,13 +34,16 @@ class Mounts:
         pins: Mapping[str, TablePin],
         heavy: Sequence[TablePin] = (),
         *,
+        test: str = "",
         parquet_only: bool = False,
     ) -> Iterator[dict[str, str]]:
         """A SELECT of the rows of each pin, for the cursor; within the `with` no file goes.
 
         Args:
             heavy: pins whose payload files are to stay too.
+            test: an expression; only rows that pass it are selected.
         """
+        where = f" WHERE {test}" if test else ""
         attached: list[tuple[Path, str]] = []
         names = [s.name for one in pins.values() for s in one.segments]
         names += [f.name for one in pins.values() for f in one.cold]
@@ -50,7 +53,11 @@ class Mounts:
         try:
             yield {
                 name: self._source(
-                    cursor, f"lakestore_buffer_{number}", one, None if parquet_only else attached
+                    cursor,
+                    f"lakestore_buffer_{number}",
+                    one,
+                    None if parquet_only else attached,
+                    where,
                 )
                 for number, (name, one) in enumerate(pins.items(), 1)
             }
@@ -102,13 +109,14 @@ class Mounts:
         buffered: str,
         one: TablePin,
         attached: list[tuple[Path, str]] | None,
+        where: str,
     ) -> str:
         table = one.table
         columns = quoting.identifiers(table.schema.names)
         parts, parquet = [], self._cold_sources(table, one.cold)
         if one.buffered.num_rows:
             cursor.register(buffered, one.buffered)
-            parts.append(f"SELECT {columns} FROM {buffered_source(buffered)}")
+            parts.append(f"SELECT {columns} FROM {buffered_source(buffered)}{where}")
         for segment in one.segments:
             path = hot.duckdb_path(table.hot_folder, segment.name)
             alias = None
@@ -119,12 +127,12 @@ class Mounts:
             if alias is None:
                 parquet.append(str(table.segment_path(segment)))
             else:
-                parts.append(f"SELECT {columns} FROM {alias}.{hot.EVENTS}")
+                parts.append(f"SELECT {columns} FROM {alias}.{hot.EVENTS}{where}")
         for source in parquet:
             if not source.startswith("s3://"):
                 require_file(Path(source))
         if parquet:
-            parts.append(_read_parquet(columns, parquet))
+            parts.append(_read_parquet(columns, parquet) + where)
         return _union(parts, one)
 
     def files(self, wanted: Sequence[Wanted]) -> list[str]:

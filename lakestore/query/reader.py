@@ -56,3 +56,25 @@ class Reader:
             named = [f"{name} AS NOT MATERIALIZED ({sql})" for name, sql in selects.items()]
             text = f"WITH {', '.join(named)} {statement}" if named else statement
             return self.cursor.sql(text, params=dict(values) or None).to_arrow_table()
+
+    def rows(self, test: str, values: Mapping[str, Any], one: TablePin) -> pa.Table:
+        """Rows of a pin, or of parts of it, that pass a test.
+
+        As a statement over `EVENTS` would say, but that DuckDB spends 1 ms less on one SELECT
+        than on two, one in the other.
+
+        Args:
+            test: an expression with parameters.
+            values: of its parameters, by name.
+
+        Raises:
+            InvalidInputError: a value that DuckDB cannot bind.
+        """
+        bound.check(values)
+        if not (one.buffered.num_rows or one.segments or one.cold):  # nothing to put a test to
+            return pa.Table.from_batches([], schema=one.table.schema.arrow)
+        sources = self.mounts.sources(
+            self.cursor, {EVENTS: one}, test=test, parquet_only=self.parquet_only
+        )
+        with sources as selects:
+            return self.cursor.sql(selects[EVENTS], params=dict(values)).to_arrow_table()
