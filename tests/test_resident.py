@@ -83,8 +83,21 @@ WHERE: list[tuple[dict[str, Any], str]] = [
 ]
 
 
+class Never(set[Any]):
+    """Remembers nothing: every question is the first."""
+
+    def add(self, item: Any) -> None:
+        """Nothing."""
+
+
+@pytest.mark.parametrize("where_partials_are", ["memory", "files"])
 @pytest.mark.parametrize(("where", "condition"), WHERE, ids=[sql for _, sql in WHERE])
-def test_days_hours_and_rows_add_up_whatever_the_window(lake, usage, where, condition):
+def test_days_hours_and_rows_add_up_whatever_the_window(
+    lake, usage, where, condition, where_partials_are, monkeypatch
+):
+    if where_partials_are == "files":
+        monkeypatch.setattr(partials, "_MANY_FILES", 1)
+        usage._context.partials._asked = Never()
     chance = random.Random(str(where))
     for _ in range(12):
         unit = chance.choice([timedelta(minutes=7), HOUR, 24 * HOUR])
@@ -113,6 +126,29 @@ def test_days_hours_and_rows_add_up_whatever_the_window(lake, usage, where, cond
     others = "kind = 7" if "kind" in where else "true"
     menu = lake.sql(f"SELECT who, count(*) FROM usage WHERE {others} GROUP BY 1").fetchall()
     assert dict(usage.facets("who", where=where, limit=1000)["who"]) == dict(menu)
+
+
+def test_the_first_question_reads_partials_in_files_and_the_second_loads_them(
+    lake, usage, monkeypatch
+):
+    monkeypatch.setattr(partials, "_MANY_FILES", 1)
+    one, cold = SCHEMA.document.rollups[0], usage._context.state().cold
+    files = usage._context.partials.files
+    damaged = files.intact(one, cold[0])
+    assert damaged is not None
+    assert usage.totals(source="cold")["count"] == 400
+    assert held(usage) == []
+    assert usage.totals(source="cold")["count"] == 400
+    (resident,) = held(usage)
+    assert set(resident.files) == {file.name for file in cold}
+    usage._context.partials.close()
+    usage._context.partials._asked.clear()
+    data = bytearray(damaged.read_bytes())
+    data[len(data) // 2] ^= 1
+    damaged.write_bytes(data)
+    assert files.intact(one, cold[0]) is None
+    assert usage.totals(source="cold")["count"] == 400  # one is made again: it is no first question
+    assert len(held(usage)) == 1
 
 
 def test_whole_days_are_not_read_by_the_hour(lake, usage):
