@@ -9,7 +9,7 @@ Failpoints: rollup.1 rows aggregated    .2 file written    .3 put in its place
 import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -18,12 +18,13 @@ import duckdb
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from lakestore import partialfile, quoting, rollup
+from lakestore import grouping, partialfile, quoting, rollup
 from lakestore.document import COUNT, Rollup
 from lakestore.engine import Engine
 from lakestore.errors import CorruptionError, LakestoreError
 from lakestore.failpoint import reach
 from lakestore.filecache import FileCache, Wanted
+from lakestore.grouping import Binner, Columns, FileColumns
 from lakestore.layout import PartialName, data_prefix, rollups_prefix
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment
@@ -71,15 +72,17 @@ class PartialFiles:
         self._storage = storage
         self._files = files
         self._engine = engine
+        self._binner = Binner(engine.aggregated)
         self._reads_store = reads_store
         self._writes = writes
         self._seen: dict[str, bool] = {}  # of a store's siblings: whether they are there
 
     def keep(self, segment: Segment, rows: pa.Table) -> None:
         """Make the partials of a segment just published, of its rows; a failure leaves none."""
+        columns = Columns(rows)
         for one in self.rollups:
             with _expendable(one, segment):
-                self._keep(one, segment, self._made(one, segment, "rows", rows))
+                self._keep(one, segment, self._made(one, segment, columns, "rows", rows))
 
     def put(self, file: ColdFile, path: Path, staging: Path) -> None:
         """Make the partials of a cold file about to be listed; a failure leaves none.
@@ -88,15 +91,20 @@ class PartialFiles:
             path: where the file is staged.
             staging: a folder for theirs.
         """
-        for one in self.rollups:
-            with _expendable(one, file):
-                made, key = self._made(one, file, _parquet(path)), self.key(one, file)
-                staged = staging / f"{uuid4().hex}.parquet"
-                place = functools.partial(self._storage.put_new, key, staged)
-                self._write(one, file, made, staged, place)
-                if self._storage.remote:
-                    self._seen[key] = True
-                    self._keep(one, file, made)
+        keys = dict.fromkeys(name for one in self.rollups for name in one.by)
+        with closing(FileColumns(path, file.info.rows, keys)) as columns:
+            for one in self.rollups:
+                with _expendable(one, file):
+                    made = self._made(one, file, columns, _parquet(path))
+                    self._put(one, file, made, staging / f"{uuid4().hex}.parquet")
+
+    def _put(self, one: Rollup, file: ColdFile, made: pa.Table, staged: Path) -> None:
+        key = self.key(one, file)
+        place = functools.partial(self._storage.put_new, key, staged)
+        self._write(one, file, made, staged, place)
+        if self._storage.remote:
+            self._seen[key] = True
+            self._keep(one, file, made)
 
     def read(self, one: Rollup, file: DataFile) -> pa.Table | None:
         """A file's partial, if it has one that is its own."""
@@ -184,22 +192,39 @@ class PartialFiles:
         }
 
     def _made(
-        self, one: Rollup, file: DataFile, source: str, rows: pa.Table | None = None
+        self,
+        one: Rollup,
+        file: DataFile,
+        columns: Columns,
+        source: str,
+        rows: pa.Table | None = None,
     ) -> pa.Table:
-        """The partial of a file that is written, beside appends and queries."""
+        """The partial of a file that is written, beside appends and queries.
+
+        Args:
+            source: the same rows for DuckDB, which calls those in memory `rows`.
+        """
+        partial = self._grouped(one, columns)
+        if partial is not None:
+            return self._settled(one, file, partial)
         try:
-            query = self._query(one, source, listed=True)
-            return self._settled(one, file, self._engine.aggregated(query, rows))
+            return self._settled(one, file, self._engine.aggregated(self._query(one, source), rows))
         except duckdb.OutOfMemoryException:
             if rows is not None:
                 raise
             return self._scanned(one, file, source)
 
+    def _grouped(self, one: Rollup, columns: Columns) -> pa.Table | None:
+        """The partial by numpy; None when it is left to DuckDB."""
+        try:
+            return grouping.partial(one, self.schema, columns, self._binner)
+        except (MemoryError, duckdb.OutOfMemoryException):
+            return None
+
     def _scanned(self, one: Rollup, file: DataFile, source: str) -> pa.Table:
         """The partial of a file, with all the memory that queries have."""
         with self._engine.cursor() as cursor:
-            query = self._query(one, source, listed=False)
-            return self._settled(one, file, cursor.sql(query).to_arrow_table())
+            return self._settled(one, file, cursor.sql(self._query(one, source)).to_arrow_table())
 
     def _refuse_nulls(self, one: Rollup, file: DataFile, source: str) -> None:
         """Leave a file to the scan, when another engine wrote nulls where there should be none."""
@@ -211,21 +236,13 @@ class PartialFiles:
             if cursor.execute(query).fetchall():
                 raise CorruptionError(f"{file.name!r} has nulls in a column declared NOT NULL")
 
-    def _query(self, one: Rollup, source: str, *, listed: bool) -> str:
+    def _query(self, one: Rollup, source: str) -> str:
         keys = ", ".join(str(i + 1) for i in range(1 + len(one.by)))
-        partial = rollup.partial_sql(one, self.schema, source, listed=listed)
-        return f"{partial} ORDER BY {keys}"
+        return f"{rollup.partial_sql(one, self.schema, source)} ORDER BY {keys}"
 
     def _settled(self, one: Rollup, file: DataFile, partial: pa.Table) -> pa.Table:
-        """What DuckDB gave, in the partial's types; refused when a sum is beyond them."""
-        partial = partial.combine_chunks()
-        for name in (f"hist_{column}" for column in one.histograms):
-            index, bins = partial.schema.get_field_index(name), partial.column(name)
-            if pa.types.is_integer(bins.type.value_type):
-                counted = [rollup.counted(chunk) for chunk in bins.chunks]
-                whole = pa.chunked_array(counted, self._types[one.name].field(name).type)
-                partial = partial.set_column(index, name, whole)
-        partial = partial.cast(self._types[one.name])
+        """What was made, in the partial's types; refused when a sum is beyond them."""
+        partial = partial.combine_chunks().cast(self._types[one.name])
         partial.validate(full=True)  # DuckDB 1.5 lets a sum of 39 digits pass
         if not self._counts(file, partial):
             raise CorruptionError(f"{file.name!r} does not hold {file.info.rows:,} rows")

@@ -19,8 +19,8 @@ import sys
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from lakestore import quoting
 from lakestore.document import BUCKET, COUNT, HISTOGRAM, Rollup, count_of
@@ -65,14 +65,12 @@ def uncounted(rollup: Rollup, schema: TableSchema) -> list[str]:
     return [name for name in rollup.sums if not schema.column(name).nullable]
 
 
-def partial_sql(rollup: Rollup, schema: TableSchema, source: str, *, listed: bool = False) -> str:
+def partial_sql(rollup: Rollup, schema: TableSchema, source: str) -> str:
     """A SELECT that gives the partial of a relation, in no order.
 
     Args:
         source: what stands after FROM: a table function, a name, a subquery in parentheses. It
             has the table's columns that the rollup reads.
-        listed: leave each histogram a list of bins, one a value, for `counted` to count: several
-            times as fast as DuckDB, and in memory that grows with the rows.
     """
     named = {name: quoting.identifier(name) for name in rollup.sources}
     columns = {c.name: c for c in schema.columns}
@@ -88,32 +86,30 @@ def partial_sql(rollup: Rollup, schema: TableSchema, source: str, *, listed: boo
     for name in rollup.max:
         kept.append(f"max({named[name]}) AS {quoting.identifier(f'max_{name}')}")
     for name in rollup.histograms:
-        bins = bin_sql(named[name])
-        if listed:
-            made = f"list({bins}) FILTER ({named[name]} IS NOT NULL)"
-        else:
-            counts = f"map_entries(histogram({bins}))"
-            made = f"[{{'bin': e.key, 'n': CAST(e.value AS BIGINT)}} FOR e IN {counts}]"
+        counts = f"map_entries(histogram({bin_sql(named[name])}))"
+        made = f"[{{'bin': e.key, 'n': CAST(e.value AS BIGINT)}} FOR e IN {counts}]"
         kept.append(f"{made} AS {quoting.identifier(f'hist_{name}')}")
     keys = ", ".join(str(i + 1) for i in range(1 + len(rollup.by)))
     return f"SELECT {', '.join(kept)} FROM {source} GROUP BY {keys}"
 
 
-def counted(bins: pa.ListArray) -> pa.ListArray:
-    """Histograms of lists of bins, as `partial_sql` gives them when they are not `listed`."""
-    sizes = pc.fill_null(pc.list_value_length(bins), 0).to_numpy()
-    groups = np.repeat(np.arange(len(bins), dtype=np.int64), sizes)
-    keys = np.sort((groups << _BIN_BITS) + bins.flatten().to_numpy() + _NAN)
+def counted(groups: npt.NDArray[np.int64], bins: npt.NDArray[np.int32], count: int) -> pa.ListArray:
+    """The histograms of so many groups, of a group's number and a bin for each value.
+
+    Groups come ascending; one without a value has null, as in `partial_sql`.
+    """
+    keys = (groups << _BIN_BITS) + bins + _NAN  # in 64 bits, and above 0
+    keys.sort()
     starts = np.flatnonzero(np.diff(keys, prepend=-1))
     counts = np.diff(starts, append=len(keys))
-    groups, found = keys[starts] >> _BIN_BITS, (keys[starts] & ((1 << _BIN_BITS) - 1)) - _NAN
-    offsets = np.searchsorted(groups, np.arange(len(bins) + 1)).astype(np.int32)
+    found, of = (keys[starts] & ((1 << _BIN_BITS) - 1)) - _NAN, keys[starts] >> _BIN_BITS
+    offsets = np.searchsorted(of, np.arange(count + 1)).astype(np.int32)
     entries = [pa.array(found.astype(np.int32)), pa.array(counts.astype(np.int64))]
     return pa.ListArray.from_arrays(
         pa.array(offsets),
         pa.StructArray.from_arrays(entries, fields=list(HISTOGRAM.value_type)),
         type=HISTOGRAM,
-        mask=bins.is_null(),
+        mask=pa.array(np.diff(offsets) == 0),
     )
 
 

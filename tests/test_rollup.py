@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pytest
 from conftest import FixedClock
@@ -22,7 +23,7 @@ from support.store import Store
 from test_shell import attach, run
 
 import lakestore as ls
-from lakestore import failpoint, partialfile, partialfiles, partials, rollup
+from lakestore import failpoint, grouping, partialfile, partialfiles, partials, rollup
 from lakestore.partialfiles import PartialFiles
 from lakestore.query.pin import pin
 
@@ -266,23 +267,25 @@ def test_every_double_has_a_bin_in_order_and_a_value_near_it():
 
 
 def test_counting_bins_is_what_duckdb_counts(chance):
-    one, table = schema().document.rollups[0], schema()
+    table = schema()
+    one = table.document.rollups[0].model_copy(update={"sums": ("ms",), "max": ("ms",)})
     batch = pa.Table.from_pylist(rows(chance, 3_000), schema=table.arrow)
     with duckdb.connect() as con:
+        con.execute("SET TimeZone = 'UTC'")
         con.register("t", batch)
-        listed, whole = (
-            con.sql(rollup.partial_sql(one, table, "t", listed=way) + " ORDER BY ALL")
-            .to_arrow_table()
-            .sort_by([("bucket", "ascending"), ("who", "ascending"), ('od"d', "ascending")])
-            .combine_chunks()
-            for way in (True, False)
+        binner = grouping.Binner(lambda query, rows: con.sql(query).to_arrow_table())
+        counted, whole = (
+            made.sort_by([(name, "ascending") for name in ("bucket", "who", 'od"d')])
+            for made in (
+                grouping.partial(one, table, grouping.Columns(batch), binner),
+                con.sql(rollup.partial_sql(one, table, "t")).to_arrow_table(),
+            )
         )
     for name in ("hist_ms", "hist_x"):
-        counted = rollup.counted(listed.column(name).chunk(0))
-        assert counted.to_pylist() == whole.column(name).to_pylist()
-        assert counted.null_count == whole.column(name).null_count > 0
-    nothing = pa.array([None, None], pa.list_(pa.int32()))
-    assert rollup.counted(nothing).to_pylist() == [None, None]
+        assert counted.column(name).to_pylist() == whole.column(name).to_pylist()
+        assert counted.column(name).null_count == whole.column(name).null_count > 0
+    nothing = np.zeros(0, np.int64)
+    assert rollup.counted(nothing, nothing.astype(np.int32), 2).to_pylist() == [None, None]
 
 
 def damage(path: Path) -> None:

@@ -22,6 +22,7 @@ LEVELS: list[list[str]] = [
         "document",
         "schema",
         "rollup",
+        "grouping",
         "layout",
         "snapshot",
         "marks",
