@@ -270,7 +270,9 @@ class PartialFiles:
         place: Callable[[], object],
     ) -> None:
         try:
-            partialfile.write(staged, partial, self.footer(one, file))
+            # A segment is sealed soon, and a flush waits for no bytes; a cold file's is for good.
+            codec = "lz4" if isinstance(file, Segment) else "zstd"
+            partialfile.write(staged, partial, self.footer(one, file), codec=codec)
             reach("rollup.2")
             place()
             reach("rollup.3")
