@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from lakestore import rollup
 from lakestore.columns import Column
-from lakestore.document import BUCKET, COUNT, Rollup, count_of
+from lakestore.document import BUCKET, COUNT, HISTOGRAM, Rollup, count_of
 from lakestore.schema import TableSchema
 
 ROWS_MAX = 4_000_000
@@ -246,6 +246,8 @@ def _states(
     name, made = column.name, dict[str, pa.Array]()
     if values.type != column.arrow_type:
         raise Unsupported
+    if column.nullable and values.null_count == len(values):
+        return _of_nulls(one, column, len(groups))
     valid = None
     counts = groups.sizes
     if values.null_count:
@@ -270,6 +272,20 @@ def _states(
             numbers[~valid] = np.iinfo(np.int64).min
         most = np.maximum.reduceat(numbers, groups.starts)
         made[f"max_{name}"] = _restored(most, column.arrow_type, counts == 0)
+    return made
+
+
+def _of_nulls(one: Rollup, column: Column, count: int) -> dict[str, pa.Array]:
+    """What is kept of a column that is not filled, as many are: nothing need be added up."""
+    name, made = column.name, dict[str, pa.Array]()
+    if name in one.sums:
+        scale = getattr(column.arrow_type, "scale", 0)
+        made[f"sum_{name}"] = pa.nulls(count, pa.decimal128(38, scale))
+        made[count_of(column)] = pa.array(np.zeros(count, np.int64))
+    if name in one.max:
+        made[f"max_{name}"] = pa.nulls(count, column.arrow_type)
+    if name in one.histograms:
+        made[f"hist_{name}"] = pa.nulls(count, HISTOGRAM)
     return made
 
 

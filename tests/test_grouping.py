@@ -170,9 +170,9 @@ def fits(one: Rollup, rows: pa.Table) -> bool:
     keys = zip(buckets, *(rows[name].to_pylist() for name in one.by), strict=True)
     largest = max(Counter(keys).values(), default=0)
     for name in dict.fromkeys((*one.sums, *one.max)):
-        if name in LEFT:
-            return False
         values = [v for v in rows[name].to_pylist() if v is not None]
+        if name in LEFT and values:
+            return False
         if name in NUMBERS:
             scale = getattr(rows.schema.field(name).type, "scale", 0)
             whole = [int(Fraction(v) * 10**scale) for v in values]
