@@ -129,8 +129,10 @@ def _listed(table: TableContext, state: TableState) -> dict[str, Segment | ColdF
 
 
 def _rollup_views(tables: Sequence[TableContext]) -> dict[str, tuple[TableContext, Rollup]]:
-    """A view for each rollup, but where a table has its name."""
+    """A view for each rollup, but where a table has its name, or a table's payloads."""
     taken = {table.entry.name.casefold() for table in tables}
+    heavy = [table for table in tables if table.schema.has_references]
+    taken |= {view_name(table.entry.name).casefold() for table in heavy}
     views = {}
     for table in tables:
         for one in table.schema.document.rollups:

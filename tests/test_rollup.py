@@ -601,6 +601,20 @@ def test_a_shell_reads_the_rollups_of_exactly_what_it_sees(lake, chance, root, d
     ]  # fmt: skip
 
 
+def test_a_view_of_payloads_goes_before_one_of_a_rollup(open_lake, root, duckdb_cli):
+    head = 'format = 2\nevent_time = "time"\n[columns]\ntime = "TIMESTAMPTZ not null"\n'
+    with open_lake() as lake:
+        rolled = ls.TableSchema.from_toml(f'{head}[[rollups]]\nname = "b_payload"\n')
+        heavy = ls.TableSchema.from_toml(f'{head}body = "VARCHAR"\n[payload]\nbody = "full"\n')
+        moment = datetime(2026, 11, 22, tzinfo=UTC)
+        lake.create_table("a", rolled).append([{"time": moment}])
+        lake.create_table("a_rollup_b", heavy).append([{"time": moment, "body": "long"}])
+        for name in ("a", "a_rollup_b"):
+            lake[name].flush()
+        assert run(duckdb_cli, root, "SELECT body FROM a_rollup_b_payload") == [["long"]]
+        assert run(duckdb_cli, root, "SELECT count(*) FROM a") == [["1"]]
+
+
 def test_vacuum_and_drop_take_partials_with_their_files(open_lake, chance, root, clock):
     lake = open_lake(settings={"vacuum_grace_s": 10})
     table = lake.create_table("usage", schema())
