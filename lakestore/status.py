@@ -1,24 +1,36 @@
 """How a lake is: rows, bytes and files of each tier, and how far behind each is."""
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
 from typing import Any
 
 from lakestore.context import TableContext
 from lakestore.errors import StorageError
-from lakestore.snapshot import GenerationId, TableState
+from lakestore.layout import PayloadName
+from lakestore.snapshot import ColdFile, GenerationId, Segment, TableState
 from lakestore.writers import Recovery
 
 
 @dataclass(frozen=True)
 class TierStatus:
-    """One tier of one table; `lag_s` is the age of its oldest row that should move on."""
+    """One tier of one table."""
 
     tier: str
     rows: int
     bytes: int
     files: int
     lag_s: float | None
+    """Age of its oldest row that should move on."""
+    payload_bytes: int = 0
+    """Size of the payload files that its rows refer to; those of the buffer are in `bytes`."""
+    payload_files: int = 0
+
+    def __str__(self) -> str:
+        text = f"{self.tier:6} {self.rows:>12,} rows {self.bytes:>14,} bytes {self.files:>6,} files"
+        if self.payload_files:
+            text += f" {self.payload_bytes:>14,} bytes of payloads"
+        return text
 
 
 @dataclass(frozen=True)
@@ -57,10 +69,7 @@ class Status:
         lines = [f"{self.root} ({self.mode})"]
         for table in self.tables:
             lines.append(f"{table.name}: {table.rows:,} rows")
-            lines += [
-                f"  {t.tier:6} {t.rows:>12,} rows {t.bytes:>14,} bytes {t.files:>6,} files"
-                for t in table.tiers
-            ]
+            lines += [f"  {tier}" for tier in table.tiers]
         if self.problem:
             lines.append(f"upkeep: {self.problem}")
         return "\n".join(lines)
@@ -74,34 +83,33 @@ def table_status(table: TableContext) -> TableStatus:
     began = table.buffer.began if table.buffer else None
     oldest = min((s.committed_at for s in state.hot), default=None)
     journals = len(table.buffer.ids) if table.buffer else 0
-    hot_rows = sum(s.info.rows for s in state.hot)
-    cold_rows = sum(f.info.rows for f in state.cold)
-    infos = [*(s.info for s in state.hot), *(f.info for f in state.cold)]
+    infos = [s.info for s in state.hot] + [f.info for f in state.cold]
+    lag = None if began is None else table.site.clock.monotonic() - began
+    hot_lag = None if oldest is None else (now - oldest).total_seconds()
     return TableStatus(
         table.entry.name,
-        unflushed_rows + hot_rows + cold_rows,
+        unflushed_rows + sum(info.rows for info in infos),
         (
-            TierStatus(
-                "buffer",
-                unflushed_rows,
-                unflushed_bytes,
-                journals,
-                None if began is None else table.site.clock.monotonic() - began,
-            ),
-            TierStatus(
-                "hot",
-                hot_rows,
-                sum(s.info.bytes for s in state.hot),
-                len(state.hot),
-                None if oldest is None else (now - oldest).total_seconds(),
-            ),
-            TierStatus(
-                "cold", cold_rows, sum(f.info.bytes for f in state.cold), len(state.cold), None
-            ),
+            TierStatus("buffer", unflushed_rows, unflushed_bytes, journals, lag),
+            _published("hot", state.hot, hot_lag),
+            _published("cold", state.cold, None),
         ),
         state.sealed_through,
         min((i.min_time for i in infos if i.rows), default=None),
         max((i.max_time for i in infos if i.rows), default=None),
+    )
+
+
+def _published(tier: str, files: Sequence[Segment | ColdFile], lag_s: float | None) -> TierStatus:
+    payload = {name for file in files for name in file.info.payload}
+    return TierStatus(
+        tier,
+        sum(file.info.rows for file in files),
+        sum(file.info.bytes for file in files),
+        len(files),
+        lag_s,
+        sum(PayloadName.parse(name).bytes for name in payload),
+        len(payload),
     )
 
 

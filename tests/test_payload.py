@@ -156,6 +156,27 @@ def test_events_refer_to_one_file_a_flush_and_day(lake, usage):
         assert (path.stat().st_size, payload.sha256(path)[:12]) == (name.bytes, name.sha12)
 
 
+def test_the_status_tells_how_large_payloads_are(lake, usage, root):
+    def told() -> list[tuple[int, int]]:
+        tiers = lake.status().tables[0].tiers
+        return [(tier.payload_files, tier.payload_bytes) for tier in tiers]
+
+    def found(folder: Path) -> tuple[int, int]:
+        sizes = [path.stat().st_size for path in folder.rglob("*.parquet")]
+        return len(sizes), sum(sizes)
+
+    usage.append(EVENTS)
+    assert told() == [(0, 0)] * 3
+    usage.flush()
+    hot = found(root / "_site/payload/usage")
+    assert told() == [(0, 0), hot, (0, 0)]
+    assert "bytes of payloads" in str(lake.status())
+    usage.seal()
+    assert told() == [(0, 0), (0, 0), hot]
+    assert found(root / "tables/usage/_payload") == hot
+    assert hot[0] > 0
+
+
 def test_identical_payloads_of_a_flush_and_day_are_stored_once(lake, usage):
     usage.append([event(n, BIG) for n in range(20)] + [event(20, BIG, b"more")])
     usage.flush()

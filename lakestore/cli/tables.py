@@ -120,10 +120,14 @@ def _tiers(table: TableStatus) -> Grid:
     grid.add_column("rows", f"{table.rows:,}", justify="right")
     grid.add_column("bytes", human_bytes(sum(t.bytes for t in table.tiers)), justify="right")
     grid.add_column("files", f"{sum(t.files for t in table.tiers):,}", justify="right")
+    payload = sum(tier.payload_bytes for tier in table.tiers)
+    if payload:
+        grid.add_column("payloads", human_bytes(payload), justify="right")
     grid.add_column("lag", justify="right")
     for tier in table.tiers:
-        lag = "" if tier.lag_s is None else f"{tier.lag_s:,.0f} s"
-        grid.add_row(tier.tier, f"{tier.rows:,}", human_bytes(tier.bytes), f"{tier.files:,}", lag)
+        cells = [tier.tier, f"{tier.rows:,}", human_bytes(tier.bytes), f"{tier.files:,}"]
+        cells += [human_bytes(tier.payload_bytes)] if payload else []
+        grid.add_row(*cells, "" if tier.lag_s is None else f"{tier.lag_s:,.0f} s")
     return grid
 
 
