@@ -140,13 +140,39 @@ def partial(one: Rollup, schema: TableSchema, columns: Columns, binner: Binner) 
     if columns.rows > ROWS_MAX:
         return None
     try:
-        groups, made = _grouped(one, schema, columns)
+        groups, made = _grouped(one, schema, columns, schema.event_time)
         for name in dict.fromkeys((*one.sums, *one.max, *one.histograms)):
             values = columns.read(name).combine_chunks()
             made |= _states(one, schema.column(name), values, groups, binner)
         return pa.table([made[name] for name in arrow.names], schema=arrow)
     except Unsupported:
         return None
+
+
+def merged(one: Rollup, schema: TableSchema, partials: pa.Table) -> pa.Table | None:
+    """Partials added up to one, ordered by bucket; None when it is left to whoever has the rows."""
+    arrow = rollup.arrow_schema(one, schema)
+    if not partials.num_rows:
+        return arrow.empty_table()
+    try:
+        groups, made = _grouped(one, schema, Columns(partials), BUCKET)
+        for name in (COUNT, *(count_of(schema.column(name)) for name in one.sums)):
+            made[name] = pa.array(groups.total(_integers(_whole(partials, name))[groups.order]))
+        for name in one.sums:
+            values = _integers(_whole(partials, f"sum_{name}"))[groups.order]
+            none = made[count_of(schema.column(name))].to_numpy() == 0
+            made[f"sum_{name}"] = _sums(values, groups, arrow.field(f"sum_{name}").type, none)
+        for name in (f"max_{name}" for name in one.max):
+            made[name] = _greatest(_whole(partials, name), groups)
+        for name in (f"hist_{name}" for name in one.histograms):
+            made[name] = _merged_histograms(_whole(partials, name), groups)
+        return pa.table([made[name] for name in arrow.names], schema=arrow)
+    except Unsupported:
+        return None
+
+
+def _whole(table: pa.Table, name: str) -> pa.Array:
+    return table.column(name).combine_chunks()
 
 
 class _Groups:
@@ -190,10 +216,10 @@ class _Groups:
 
 
 def _grouped(
-    one: Rollup, schema: TableSchema, columns: Columns
+    one: Rollup, schema: TableSchema, columns: Columns, time: str
 ) -> tuple[_Groups, dict[str, pa.Array]]:
     """The groups, and their columns of a partial so far: the keys, and how many rows."""
-    buckets = columns.times(schema.event_time) // one.every_us  # downwards before 1970 too
+    buckets = columns.times(time) // one.every_us  # downwards before 1970 too
     least = int(buckets.min())
     keys = buckets - least
     below = int(keys.max()) + 1
@@ -255,23 +281,14 @@ def _states(
         counts = groups.total(valid)
     if name in one.histograms:
         made[f"hist_{name}"] = _histograms(binner.of(values)[groups.order], valid, groups)
-    if name not in (*one.sums, *one.max):
-        return made
-    numbers = _integers(values)[groups.order]
     if name in one.sums:
-        greatest = max(-int(numbers.min()), int(numbers.max()))
-        if greatest * int(groups.sizes.max()) >= 1 << 63:
-            raise Unsupported
-        scale = getattr(column.arrow_type, "scale", 0)
-        kind = pa.decimal128(38, scale)
-        made[f"sum_{name}"] = _restored(groups.total(numbers), kind, counts == 0)
+        numbers = _integers(values)[groups.order]
+        kind = pa.decimal128(38, getattr(column.arrow_type, "scale", 0))
+        made[f"sum_{name}"] = _sums(numbers, groups, kind, counts == 0)
         if column.nullable:
             made[count_of(column)] = pa.array(counts)
     if name in one.max:
-        if valid is not None:
-            numbers[~valid] = np.iinfo(np.int64).min
-        most = np.maximum.reduceat(numbers, groups.starts)
-        made[f"max_{name}"] = _restored(most, column.arrow_type, counts == 0)
+        made[f"max_{name}"] = _greatest(values, groups)
     return made
 
 
@@ -289,11 +306,38 @@ def _of_nulls(one: Rollup, column: Column, count: int) -> dict[str, pa.Array]:
     return made
 
 
+def _sums(
+    numbers: Integers, groups: _Groups, kind: pa.DataType, none: npt.NDArray[Any]
+) -> pa.Array:
+    """Sums of numbers in the order of their groups, null where there are `none`."""
+    greatest = max(-int(numbers.min()), int(numbers.max()))
+    if greatest * int(groups.sizes.max()) >= 1 << 63:
+        raise Unsupported
+    return _restored(groups.total(numbers), kind, none)
+
+
+def _greatest(values: pa.Array, groups: _Groups) -> pa.Array:
+    """The greatest value of each group, null where it has none."""
+    numbers = _integers(values)[groups.order]
+    none = np.zeros(len(groups), np.bool_)
+    if values.null_count:
+        valid = values.is_valid().to_numpy(zero_copy_only=False)[groups.order]
+        numbers[~valid] = np.iinfo(np.int64).min
+        none = groups.total(valid) == 0
+    return _restored(np.maximum.reduceat(numbers, groups.starts), values.type, none)
+
+
 def _histograms(bins: Bins, valid: npt.NDArray[Any] | None, groups: _Groups) -> pa.Array:
     numbers = groups.numbers()
     if valid is not None:
         bins, numbers = bins[valid], numbers[valid]
     return rollup.counted(numbers, bins, len(groups))
+
+
+def _merged_histograms(lists: pa.ListArray, groups: _Groups) -> pa.Array:
+    sizes = pc.fill_null(pc.list_value_length(lists), 0).to_numpy()
+    bins, values = (lists.flatten().field(name).to_numpy() for name in ("bin", "n"))
+    return rollup.counted(np.repeat(groups.ranked(), sizes), bins, len(groups), values)
 
 
 def _integers(values: pa.Array) -> Integers:

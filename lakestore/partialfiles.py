@@ -10,7 +10,9 @@ import functools
 import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 from uuid import uuid4
 
@@ -19,7 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakestore import grouping, partialfile, quoting, rollup
-from lakestore.document import COUNT, Rollup
+from lakestore.document import BUCKET, COUNT, Rollup
 from lakestore.engine import Engine
 from lakestore.errors import CorruptionError, LakestoreError
 from lakestore.failpoint import reach
@@ -36,6 +38,12 @@ log = logging.getLogger("lakestore")
 DataFile = Segment | ColdFile
 FAILURES = (LakestoreError, duckdb.Error, pa.ArrowException, OSError, ValueError)
 """What may go wrong with a cache."""
+Parts = Mapping[str, pa.Table]
+"""Partials of several files together, by rollup."""
+_NO_PARTS: Parts = MappingProxyType({})
+_PARTS_ROWS = 500_000
+"""Partials of so many rows are not read to make others: it would take 100 MB."""
+_NO_TIME, _ONE_DAY = (pa.scalar(timedelta(days=n), pa.duration("us")) for n in (0, 1))
 
 
 class PartialFiles:
@@ -77,25 +85,49 @@ class PartialFiles:
         self._writes = writes
         self._seen: dict[str, bool] = {}  # of a store's siblings: whether they are there
 
-    def keep(self, segment: Segment, rows: pa.Table) -> None:
-        """Make the partials of a segment just published, of its rows; a failure leaves none."""
+    def of_segments(self, segments: Sequence[Segment]) -> Parts:
+        """Partials of segments that are about to become other files, where all have theirs."""
+        parts: dict[str, pa.Table] = {}
+        for one in self.rollups:
+            tables = [self._types[one.name].empty_table()]
+            for segment in segments if sum(map(len, parts.values())) < _PARTS_ROWS else ():
+                read = self.read(one, segment)
+                if read is None:
+                    break
+                tables.append(read)
+            else:
+                parts[one.name] = pa.concat_tables(tables)
+        return parts
+
+    def keep(self, segment: Segment, rows: pa.Table, parts: Parts = _NO_PARTS) -> None:
+        """Make the partials of a segment just published, of its rows; a failure leaves none.
+
+        Args:
+            parts: of the segments that it was merged from.
+        """
         columns = Columns(rows)
         for one in self.rollups:
             with _expendable(one, segment):
-                self._keep(one, segment, self._made(one, segment, columns, "rows", rows))
+                made = self._merged(one, segment, parts.get(one.name))
+                if made is None:
+                    made = self._made(one, segment, columns, "rows", rows)
+                self._keep(one, segment, made)
 
-    def put(self, file: ColdFile, path: Path, staging: Path) -> None:
+    def put(self, file: ColdFile, path: Path, staging: Path, parts: Parts = _NO_PARTS) -> None:
         """Make the partials of a cold file about to be listed; a failure leaves none.
 
         Args:
             path: where the file is staged.
             staging: a folder for theirs.
+            parts: of the segments that it was made from.
         """
         keys = dict.fromkeys(name for one in self.rollups for name in one.by)
         with closing(FileColumns(path, file.info.rows, keys)) as columns:
             for one in self.rollups:
                 with _expendable(one, file):
-                    made = self._made(one, file, columns, _parquet(path))
+                    made = self._merged(one, file, parts.get(one.name))
+                    if made is None:
+                        made = self._made(one, file, columns, _parquet(path))
                     self._put(one, file, made, staging / f"{uuid4().hex}.parquet")
 
     def _put(self, one: Rollup, file: ColdFile, made: pa.Table, staged: Path) -> None:
@@ -213,6 +245,24 @@ class PartialFiles:
             if rows is not None:
                 raise
             return self._scanned(one, file, source)
+
+    def _merged(self, one: Rollup, file: DataFile, parts: pa.Table | None) -> pa.Table | None:
+        """The partial of a file, of those of the segments whose rows it holds.
+
+        None when it does not hold all of them, of its day: some were known by then, or there is
+        more than one file of the day.
+        """
+        if parts is None:
+            return None
+        if isinstance(file, ColdFile) and file.day is not None:
+            start = pa.scalar(datetime.combine(file.day, time(), UTC), parts.field(BUCKET).type)
+            since = pc.subtract(parts.column(BUCKET), start)
+            within = pc.and_(pc.greater_equal(since, _NO_TIME), pc.less(since, _ONE_DAY))
+            parts = parts.filter(within)
+        if (pc.sum(parts.column(COUNT)).as_py() or 0) != file.info.rows:
+            return None
+        partial = grouping.merged(one, self.schema, parts)
+        return None if partial is None else self._settled(one, file, partial)
 
     def _grouped(self, one: Rollup, columns: Columns) -> pa.Table | None:
         """The partial by numpy; None when it is left to DuckDB."""

@@ -93,15 +93,30 @@ def partial_sql(rollup: Rollup, schema: TableSchema, source: str) -> str:
     return f"SELECT {', '.join(kept)} FROM {source} GROUP BY {keys}"
 
 
-def counted(groups: npt.NDArray[np.int64], bins: npt.NDArray[np.int32], count: int) -> pa.ListArray:
+def counted(
+    groups: npt.NDArray[np.int64],
+    bins: npt.NDArray[np.int32],
+    count: int,
+    values: npt.NDArray[np.int64] | None = None,
+) -> pa.ListArray:
     """The histograms of so many groups, of a group's number and a bin for each value.
 
-    Groups come ascending; one without a value has null, as in `partial_sql`.
+    A group without a value has null, as in `partial_sql`.
+
+    Args:
+        values: how many are in the bin each time, where it is not one.
     """
     keys = (groups << _BIN_BITS) + bins + _NAN  # in 64 bits, and above 0
-    keys.sort()
+    if values is None:
+        keys.sort()
+    else:
+        order = np.argsort(keys, kind="stable")
+        keys, values = keys[order], values[order]
     starts = np.flatnonzero(np.diff(keys, prepend=-1))
-    counts = np.diff(starts, append=len(keys))
+    if values is None:
+        counts = np.diff(starts, append=len(keys))
+    else:
+        counts = np.add.reduceat(values, starts) if len(starts) else values
     found, of = (keys[starts] & ((1 << _BIN_BITS) - 1)) - _NAN, keys[starts] >> _BIN_BITS
     offsets = np.searchsorted(of, np.arange(count + 1)).astype(np.int32)
     entries = [pa.array(found.astype(np.int32)), pa.array(counts.astype(np.int64))]

@@ -182,9 +182,10 @@ def _seal_in(
     for name in sorted({name for file, _ in named for name in file.info.payload}):
         key = table.payload_key(name)
         payload.put(site.storage, key, name, table.payload_folder, site.staging)
+    parts = table.partials.files.of_segments(segments)
     for file, one in named:
         table.site.files.put(table.wanted(file), one.path)
-        table.partials.files.put(file, one.path, folder)
+        table.partials.files.put(file, one.path, folder, parts)
         _publish(table, file, one.path)
     reach("seal.5")
     files = [file for file, _ in named]

@@ -1,5 +1,6 @@
 """Partials by numpy: what DuckDB adds up for the same rows, or nothing."""
 
+import itertools
 import random
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -229,6 +230,41 @@ def test_partials_are_those_of_duckdb(con, tmp_path, monkeypatch, figure, codes_
     case()
     assert sum(made) > len(made) / 4
     assert not all(made)
+
+
+def merged_case(con: duckdb.DuckDBPyConnection, seed: int, count: int) -> bool:
+    """Draw rows, and merge the partials of pieces of them; whether it was done."""
+    chance = Chance(seed)
+    table = schema(chance.choice(["TIMESTAMP", "TIMESTAMPTZ"]))
+    rows, one = draw_rows(chance, table, count), draw_rollup(chance)
+    cuts = sorted(chance.randrange(count + 1) for _ in range(chance.randrange(4)))
+    parts = []
+    for start, end in itertools.pairwise([0, *cuts, count]):
+        con.register("piece", rows.slice(start, end - start))
+        made = con.sql(rollup.partial_sql(one, table, "(FROM piece OFFSET 0)")).to_arrow_table()
+        parts.append(made.cast(rollup.arrow_schema(one, table)))
+    partial = grouping.merged(one, table, pa.concat_tables(parts))
+    if partial is None:
+        return False
+    partial.validate(full=True)
+    buckets = partial["bucket"].to_pylist()
+    assert buckets == sorted(buckets)
+    assert not differ(con, partial, one, table, rows)
+    return True
+
+
+def test_partials_of_pieces_add_up_to_that_of_the_whole(con, figure):
+    done = []
+
+    @settings(max_examples=80, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @given(seed=st.integers(0, 2**32), count=st.sampled_from([0, 1, 3, 60, 600]))
+    def case(seed, count):
+        done.append(merged_case(con, seed, count))
+        figure("test_grouping.py", "merged partials that DuckDB made too", done[-1])
+
+    case()
+    assert sum(done) > len(done) / 4
+    assert not all(done)
 
 
 @pytest.mark.parametrize(

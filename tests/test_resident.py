@@ -10,11 +10,12 @@ import duckdb
 import pytest
 
 import lakestore as ls
-from lakestore import partials, resident
+from lakestore import datafile, partials, resident, seal
 from lakestore.events.filters import Filter
 from lakestore.events.measures import parse
 from lakestore.events.rolled import inside
 from lakestore.events.statement import Question
+from lakestore.partialfiles import PartialFiles
 from lakestore.query.pin import pin
 from lakestore.query.reader import Reader
 
@@ -227,3 +228,68 @@ def test_what_was_interrupted_is_not_counted_twice(usage, monkeypatch):
         with pytest.raises(KeyboardInterrupt):
             usage.totals()
     assert usage.totals()["count"] == 800
+
+
+@pytest.mark.parametrize("left_out", ["nothing", "a partial", "a day's second file"])
+def test_a_seal_adds_up_the_partials_of_its_segments(open_lake, monkeypatch, left_out):
+    made: list[str] = []
+    make = PartialFiles._made
+    monkeypatch.setattr(
+        PartialFiles,
+        "_made",
+        lambda self, one, file, *rest: made.append(file.name) or make(self, one, file, *rest),
+    )
+    several = left_out == "a day's second file"
+    monkeypatch.setattr(datafile, "ROW_GROUP_ROWS", 16)
+    monkeypatch.setattr(seal, "_BATCH_ROWS", 16)
+    with open_lake(settings={"cold_file_bytes": 1 if several else 10**9}) as lake:
+        usage = lake.create_table("usage", SCHEMA)
+        for part in range(3):
+            usage.append(rows(random.Random(part), 300, 300 * part))
+            usage.flush()
+        files = usage._context.partials.files
+        if left_out == "a partial":
+            path = files.intact(SCHEMA.document.rollups[0], usage._context.state().hot[1])
+            assert path is not None
+            path.unlink()
+        flushed = len(made)
+        usage.seal()
+        cold = usage._context.state().cold
+        assert (len({file.day for file in cold}) < len(cold)) == several
+        kept = [files.intact(SCHEMA.document.rollups[0], file) for file in cold]
+        assert None not in kept
+        assert (len(made) > flushed) == (left_out != "nothing")
+        query = "SELECT who, kind, count(*), sum(size), max(size) FROM usage GROUP BY ALL"
+        found = usage.series(
+            ["count", "sum(size)", "max(size)"], every="1 day", by=["who", "kind"], source="cold"
+        )
+        sums: dict[Any, list[Any]] = {}
+        for row in found:
+            group = sums.setdefault((row["who"], row["kind"]), [0, 0, None])
+            group[0] += row["count"]
+            group[1] += row["sum(size)"]
+            most = [v for v in (group[2], row["max(size)"]) if v is not None]
+            group[2] = max(most, default=None)
+        known = lake.sql(query).fetchall()
+        assert sums == {(who, kind): [n, s or 0, m] for who, kind, n, s, m in known}
+
+
+def test_a_merge_adds_up_the_partials_of_its_segments(open_lake, monkeypatch):
+    with open_lake(settings={"segments_max": 3}) as lake:
+        usage = lake.create_table("usage", SCHEMA)
+        made: list[str] = []
+        make = PartialFiles._made
+        monkeypatch.setattr(
+            PartialFiles,
+            "_made",
+            lambda self, one, file, *rest: made.append(file.name) or make(self, one, file, *rest),
+        )
+        for part in range(6):
+            usage.append(rows(random.Random(part), 100, 100 * part))
+            usage.flush()
+        hot = usage._context.state().hot
+        assert len(made) == 6
+        assert any(segment.first < segment.last for segment in hot)
+        assert usage.totals()["count"] == 600
+        (total,) = lake.sql("SELECT sum(size) FROM usage").fetchall()
+        assert usage.totals()["size"] == total[0]
