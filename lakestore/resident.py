@@ -23,8 +23,8 @@ from lakestore.document import BUCKET, DAY_US, FILE, Rollup
 from lakestore.engine import ROLLUPS
 from lakestore.schema import TableSchema
 
-CODE = "lakestore_code"
-"""Number of a text in its dictionary; with the column's name behind it, a column of numbers."""
+_CODE = "lakestore_code_"
+"""Before the name of a column of texts, what the column of their numbers is called."""
 _serial = itertools.count(1)
 _NARROW = 18
 """Digits of sums that DuckDB adds up in half the time; a sum of more has its table made anew."""
@@ -43,11 +43,12 @@ class Source:
     every_us: int
     """Width of the buckets."""
     dictionaries: Mapping[str, str]
-    """By column of texts: the table that has `lakestore_code` and the column."""
+    """By column of texts: the table that has their numbers and the column."""
+    prefix: str = _CODE
 
     def key(self, column: str) -> str:
         """What stands for a column in `rows`, as an SQL identifier."""
-        return quoting.identifier(_number(column) if column in self.dictionaries else column)
+        return quoting.identifier(self.prefix + column if column in self.dictionaries else column)
 
     def time(self, number: str) -> str:
         """The start of a bucket, from its number: SQL of a TIMESTAMPTZ."""
@@ -57,9 +58,8 @@ class Source:
         """A test of a column as a test of `rows`."""
         if column not in self.dictionaries:
             return test
-        return (
-            f"{self.key(column)} IN (SELECT {CODE} FROM {self.dictionaries[column]} WHERE {test})"
-        )
+        key, texts = self.key(column), self.dictionaries[column]
+        return f"{key} IN (SELECT {key} FROM {texts} WHERE {test})"
 
     def within(self, start: datetime | None, end: datetime | None) -> str:
         """A test of the bucket: it begins at or after `start`, which is one's, and before `end`."""
@@ -73,7 +73,8 @@ class Source:
         if not texts:
             return self.rows
         joins = "".join(
-            f" JOIN {self.dictionaries[name]} AS t{i} ON t{i}.{CODE} = coded.{self.key(name)}"
+            f" JOIN {self.dictionaries[name]} AS t{i} ON t{i}.{self.key(name)} = "
+            f"coded.{self.key(name)}"
             for i, name in enumerate(texts)
         )
         chosen = "".join(f", t{i}.{quoting.identifier(name)}" for i, name in enumerate(texts))
@@ -128,9 +129,8 @@ class Resident:
         new._codes = {name: {} for name in one.by if pa.types.is_string(types.field(name).type)}
         with _transaction(cursor):
             for name, table in new._dictionaries.items():
-                cursor.execute(
-                    f"CREATE TABLE {table} ({CODE} INTEGER, {quoting.identifier(name)} VARCHAR)"
-                )
+                number, text = map(quoting.identifier, (new._number(name), name))
+                cursor.execute(f"CREATE TABLE {table} ({number} INTEGER, {text} VARCHAR)")
             rows = _numbered([types.empty_table()], 0)
             for table, made in new._levels(cursor, new._coded(rows, {})).items():
                 cursor.register("lakestore_empty", made)
@@ -152,8 +152,9 @@ class Resident:
         rows = f"(SELECT * EXCLUDE ({FILE}) FROM {{}} WHERE {self._among(names)})"
         days = None
         if self._days:
-            days = Source(rows.format(self._days), DAY_US, self._dictionaries)
-        return Source(rows.format(self.name), self.rollup.every_us, self._dictionaries), days
+            days = Source(rows.format(self._days), DAY_US, self._dictionaries, self._prefix)
+        every = self.rollup.every_us
+        return Source(rows.format(self.name), every, self._dictionaries, self._prefix), days
 
     def add(
         self,
@@ -173,7 +174,8 @@ class Resident:
         with _transaction(cursor):
             for name, codes in fresh.items():
                 if codes:
-                    texts = {CODE: pa.array(codes.values(), pa.int32()), name: [*codes]}
+                    numbers = pa.array(codes.values(), pa.int32())
+                    texts = {self._number(name): numbers, name: [*codes]}
                     cursor.register("lakestore_fresh", pa.table(texts))
                     cursor.execute(f"INSERT INTO {self._dictionaries[name]} FROM lakestore_fresh")
             for table, part in levels.items():
@@ -198,9 +200,10 @@ class Resident:
                         f"ORDER BY ids.new, {BUCKET}"
                     )
             for name, table in self._dictionaries.items():
-                used = f"SELECT {quoting.identifier(_number(name))} FROM {self.name}"
+                number = quoting.identifier(self._number(name))
                 cursor.execute(
-                    f"INSERT INTO {table} FROM {old._dictionaries[name]} WHERE {CODE} IN ({used})"
+                    f"INSERT INTO {table} FROM {old._dictionaries[name]} "
+                    f"WHERE {number} IN (SELECT {number} FROM {self.name})"
                 )
         for name, table in self._dictionaries.items():
             texts = cursor.execute(f"FROM {table}").fetchall()
@@ -219,6 +222,18 @@ class Resident:
     def _days(self) -> str:
         """The table of days; empty where the buckets are days themselves."""
         return f"{self.name}_days" if self.rollup.every_us < DAY_US else ""
+
+    @property
+    def _prefix(self) -> str:
+        """What no key begins with: before the name of a column of texts, it is that of no other."""
+        prefix = _CODE
+        while any(name.casefold().startswith(prefix) for name in self.rollup.by):
+            prefix += "_"
+        return prefix
+
+    def _number(self, name: str) -> str:
+        """What a column of numbers is called, of the column of texts."""
+        return self._prefix + name
 
     @property
     def _dictionaries(self) -> dict[str, str]:
@@ -248,7 +263,7 @@ class Resident:
         for name, known in self._codes.items():
             index = rows.schema.get_field_index(name)
             codes = _encoded(rows.column(index), {**known, **fresh.get(name, {})})
-            rows = rows.set_column(index, _number(name), codes)
+            rows = rows.set_column(index, self._number(name), codes)
         return rows
 
     def _levels(self, cursor: duckdb.DuckDBPyConnection, coded: pa.Table) -> dict[str, pa.Table]:
@@ -263,7 +278,7 @@ class Resident:
         """A SELECT of the coded partials' sums by day, without histograms."""
         one = self.rollup
         day = f"CAST(floor({BUCKET} / {DAY_US // one.every_us}) AS BIGINT)"
-        keys = [quoting.identifier(_number(c) if c in self._codes else c) for c in one.by]
+        keys = [quoting.identifier(self._number(c) if c in self._codes else c) for c in one.by]
         columns = [FILE, f"{day} AS {BUCKET}", *keys]
         group = ", ".join(str(i + 1) for i in range(len(columns)))
         greatest = {f"max_{name}" for name in one.max}
@@ -288,11 +303,6 @@ def _transaction(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
         with suppress(duckdb.Error):  # an instance that is lost has nothing to take back
             cursor.execute("ROLLBACK")
         raise
-
-
-def _number(name: str) -> str:
-    """What a column of numbers is called, of the column of texts."""
-    return f"{CODE}_{name}"
 
 
 def _numbered(partials: Sequence[pa.Table], first: int) -> pa.Table:

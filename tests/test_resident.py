@@ -293,3 +293,36 @@ def test_a_merge_adds_up_the_partials_of_its_segments(open_lake, monkeypatch):
         assert usage.totals()["count"] == 600
         (total,) = lake.sql("SELECT sum(size) FROM usage").fetchall()
         assert usage.totals()["size"] == total[0]
+
+
+@pytest.mark.parametrize("key", ["k0", "lakestore_code", "lakestore_code_who", "LAKESTORE_CODE_K"])
+@pytest.mark.parametrize(("kind", "made"), [("VARCHAR", str), ("INTEGER", int)])
+def test_a_key_may_be_called_as_what_statements_name(open_lake, key, kind, made):
+    schema = ls.TableSchema.from_document(
+        {
+            "event_id": "id",
+            "event_time": "time",
+            "columns": {
+                "id": "VARCHAR not null", "time": "TIMESTAMPTZ not null",
+                "who": "VARCHAR", key: kind,
+            },
+            "rollups": [{"name": "hourly", "by": ["who", key]}],
+        }
+    )  # fmt: skip
+    with open_lake() as lake:
+        usage = lake.create_table("usage", schema)
+        usage.append(
+            {"id": f"e{i}", "time": DAY + i * HOUR, "who": "ab"[i % 2], key: made(i % 3)}
+            for i in range(30)
+        )
+        usage.flush()
+        answers = [dict(usage.facets([key, "who"])[column]) for column in (key, "who")]
+        assert answers == [
+            dict(lake.sql(f"SELECT {column}, count(*) FROM usage GROUP BY 1").fetchall())
+            for column in (f'"{key}"', "who")
+        ]
+        value = made(1)
+        found = usage.totals(f"distinct({key})", where={key: value, "who": "a"})
+        assert found[f"distinct({key})"] == 1
+        points = usage.series(every="1h", by=[key, "who"], where={key: [value, None]})
+        assert sum(row["count"] for row in points) == 10

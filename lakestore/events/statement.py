@@ -12,7 +12,7 @@ from lakestore.document import BUCKET, COUNT
 from lakestore.events.buckets import Buckets
 from lakestore.events.filters import Filter
 from lakestore.events.measures import Measure
-from lakestore.resident import CODE, Source
+from lakestore.resident import Source
 
 
 @dataclass(frozen=True)
@@ -90,12 +90,12 @@ class Rolled:
         """
         keys, replaced, joins = question.keys, [], ""
         if question.buckets and not bucketed:
-            replaced.append(f"{self.bucket(question, keys[0])} AS {keys[0]}")
+            replaced.append(f"{self.bucket(question, f's.{keys[0]}')} AS {keys[0]}")
         for key, name in zip(keys[len(keys) - len(question.by) :], question.by, strict=True):
             if name in self.source.dictionaries:
                 replaced.append(f"{key}t.{quoting.identifier(name)} AS {key}")
                 texts = self.source.dictionaries[name]
-                joins += f" JOIN {texts} AS {key}t ON {key}t.{CODE} = s.{key}"
+                joins += f" JOIN {texts} AS {key}t ON {key}t.{self.source.key(name)} = s.{key}"
         if not replaced:
             return states
         return f"SELECT s.* REPLACE ({', '.join(replaced)}) FROM ({states}) AS s{joins}"
