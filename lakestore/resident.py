@@ -14,6 +14,7 @@ from datetime import datetime
 from typing import Any, Self
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -306,12 +307,10 @@ def _transaction(cursor: duckdb.DuckDBPyConnection) -> Iterator[None]:
 
 
 def _numbered(partials: Sequence[pa.Table], first: int) -> pa.Table:
-    """All rows, each with the number of its partial."""
-    numbers = [
-        pa.repeat(pa.scalar(first + i, pa.int32()), partial.num_rows)
-        for i, partial in enumerate(partials)
-    ]
-    return pa.concat_tables(partials).add_column(0, FILE, pa.chunked_array(numbers, pa.int32()))
+    """All rows, each with the number of its partial; in one piece, of which a chunk costs 50 us."""
+    numbers = np.arange(first, first + len(partials), dtype=np.int32)
+    column = pa.array(numbers.repeat([partial.num_rows for partial in partials]))
+    return pa.concat_tables(partials).combine_chunks().add_column(0, FILE, column)
 
 
 def _encoded(texts: pa.ChunkedArray, codes: Mapping[Any, int]) -> pa.ChunkedArray:

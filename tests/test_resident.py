@@ -326,3 +326,18 @@ def test_a_key_may_be_called_as_what_statements_name(open_lake, key, kind, made)
         assert found[f"distinct({key})"] == 1
         points = usage.series(every="1h", by=[key, "who"], where={key: [value, None]})
         assert sum(row["count"] for row in points) == 10
+
+
+def test_partials_of_many_files_are_loaded_in_one_piece(lake, usage, monkeypatch):
+    """DuckDB takes as long for a chunk as for thousands of rows."""
+    usage.totals()
+    one = SCHEMA.document.rollups[0]
+    pieces = []
+    narrowed = resident._narrowed
+    monkeypatch.setattr(resident, "_narrowed", lambda rows: pieces.append(rows) or narrowed(rows))
+    partial = held(usage)[0]
+    table = usage._context.partials.files.read(one, usage._context.state().cold[0])
+    with lake._site.engine.cursor() as cursor:
+        partial.add(cursor, [(f"f{i}", table) for i in range(50)], 1)
+    assert {column.num_chunks for rows in pieces for column in rows.columns} == {1}
+    assert pieces[0].num_rows == 50 * table.num_rows
