@@ -87,6 +87,7 @@ class FileIds:
                 if "/" in name:  # a cold file; segments have no folder
                     self._store(name, known)
         with self._lock:
+            self._pop(name)  # another thread may have loaded it too
             self._known[name] = known
             self._bytes += known.nbytes
             while self._bytes > _MAPPED_BYTES and len(self._known) > 1:

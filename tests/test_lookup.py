@@ -1,6 +1,8 @@
 """Which files a lookup opens: those that its ids may be in, and hardly another."""
 
+import threading
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -94,3 +96,25 @@ def test_files_without_hashes_are_read(lake):
     assert found.day == (START + timedelta(hours=50)).date()
     assert all(hashes is not None for hashes in context.file_ids.in_memory(names))
     assert np.concatenate(context.file_ids.in_memory(names)).size == 100
+
+
+def test_hashes_that_two_threads_load_count_once(asked_table):
+    context = asked_table._context
+    (file, held), *_ = files_of(asked_table, 1)
+    both = threading.Barrier(2)
+    cached = context.file_ids.cached
+
+    def together(name: str) -> Any:
+        found = cached(name)
+        both.wait(10)
+        return found
+
+    context.file_ids.cached = together
+    loads = [threading.Thread(target=chosen, args=(asked_table, [file], held)) for _ in range(2)]
+    for one in loads:
+        one.start()
+    for one in loads:
+        one.join()
+    (known,) = context.file_ids.in_memory([file.name])
+    assert known is not None
+    assert context.file_ids._bytes == known.nbytes
