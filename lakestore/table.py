@@ -17,7 +17,7 @@ from lakestore.events.answers import Facets, Metrics, Page, Series, Totals
 from lakestore.events.counters import Counters, Running
 from lakestore.events.counters import check as check_counted
 from lakestore.events.filters import Filter, Moment, Source, Where, moment
-from lakestore.events.lookup import lookup
+from lakestore.events.lookup import ids_of, lookup
 from lakestore.events.measures import Measure, Measures, columns_of, parse
 from lakestore.events.metrics import metrics, view
 from lakestore.events.pages import Asked, Order, page
@@ -158,11 +158,12 @@ class Table:
         if not ids:
             self._session.check_open()
             return []
-        found = self._ask(lambda reader: lookup(reader, ids)).to_pylist()
+        wanted = ids_of(ids, self._context)
+        found = self._ask(lambda reader: lookup(reader, wanted)).to_pylist()
         newest = {event[self._context.schema.event_id]: event for event in reversed(found)}
         if payload and self._context.schema.has_references:
             attach(self._session.queries, self._context, list(newest.values()))
-        return [newest.get(id) for id in ids]
+        return [newest.get(id) for id in wanted.to_pylist()]  # a caller's may be written otherwise
 
     def page(
         self,

@@ -118,3 +118,25 @@ def test_hashes_that_two_threads_load_count_once(asked_table):
     (known,) = context.file_ids.in_memory([file.name])
     assert known is not None
     assert context.file_ids._bytes == known.nbytes
+
+
+@pytest.mark.parametrize(
+    ("kind", "id", "asked"),
+    [
+        ("TIMESTAMPTZ", START, START.replace(tzinfo=None)),
+        ("BLOB", b"a", bytearray(b"a")),
+        ("BLOB", b"a", "a"),
+        ("VARCHAR", "5", b"5"),
+        ("VARCHAR", "5", pa.scalar("5")),
+    ],
+)
+def test_an_id_may_be_asked_for_in_another_type_of_python(lake, kind, id, asked):
+    schema = ls.TableSchema.from_toml(
+        "event_id = 'id'\nevent_time = 't'\n"
+        f"[columns]\nid = '{kind} not null'\nt = 'TIMESTAMPTZ not null'"
+    )
+    table = lake.create_table("asked", schema)
+    table.append([{"id": id, "t": START}])
+    for change in (lambda: None, table.flush, table.seal):
+        change()
+        assert table.get_many([asked, asked]) == [{"id": id, "t": START}] * 2

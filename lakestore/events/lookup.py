@@ -22,14 +22,9 @@ _DAYS_MAX = 366
 """A file of more days is opened rather than asked for each."""
 
 
-def lookup(reader: Reader, ids: Sequence[Any]) -> pa.Table:
-    """The events that have one of these ids, the newest first.
-
-    Raises:
-        InvalidInputError: an id is not of the column's type.
-    """
+def lookup(reader: Reader, wanted: pa.Array) -> pa.Table:
+    """The events that have one of these ids, as `ids_of` gives them, the newest first."""
     table = reader.pin.table
-    wanted = _ids(ids, table)
     asked = _Asked(table, wanted)
     pin = reader.pin
     here = pc.is_in(pin.buffered.column(table.schema.event_id), value_set=wanted)
@@ -48,7 +43,12 @@ def lookup(reader: Reader, ids: Sequence[Any]) -> pa.Table:
     return found.sort_by([(table.schema.event_time, "descending")])
 
 
-def _ids(ids: Sequence[Any], table: TableContext) -> pa.Array:
+def ids_of(ids: Sequence[Any], table: TableContext) -> pa.Array:
+    """What a caller takes for ids, in the type of the table's.
+
+    Raises:
+        InvalidInputError: an id is not of the column's type.
+    """
     column = table.schema.column(table.schema.event_id)
     try:
         found = pa.array(ids, column.arrow_type)
