@@ -506,3 +506,9 @@ def test_a_store_answers_as_a_folder_does(store, prefix, tmp_path, days):
     with ls.open(**where, local=tmp_path / "other", mode="r") as lake:
         assert lake["usage"].get("e00500") == days.get("e00500")
         assert lake["usage"].totals(source="cold")["count"] == 7 * 144
+
+
+def test_two_columns_of_a_series_have_two_names(days):
+    for asked in ({"measures": {"key": "count"}, "by": "key"}, {"measures": {"bucket": "count"}}):
+        with pytest.raises(ls.InvalidInputError, match="one name"):
+            days.series(**asked)

@@ -47,8 +47,14 @@ def series(
     """The measures by bucket and group, with a row for every bucket of the window.
 
     Raises:
-        InvalidInputError: more than 10,000 buckets, or a million points.
+        InvalidInputError: more than 10,000 buckets, or a million points; two columns of one name.
     """
+    names = ["bucket", *by, *(measure.label for measure in measures)]
+    if len(set(names)) < len(names):
+        raise InvalidInputError(
+            f"two columns of the series have one name: {', '.join(names)}; name a measure as in "
+            "{'events': 'count'}"
+        )
     buckets = Buckets.of(reader.cursor, spans.every, spans.zone, spans.origin)
     question = Question(filter, tuple(measures), tuple(by), buckets)
     found = aggregate(reader, question)
