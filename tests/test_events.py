@@ -512,3 +512,24 @@ def test_two_columns_of_a_series_have_two_names(days):
     for asked in ({"measures": {"key": "count"}, "by": "key"}, {"measures": {"bucket": "count"}}):
         with pytest.raises(ls.InvalidInputError, match="one name"):
             days.series(**asked)
+
+
+@pytest.mark.parametrize("text", ["$lakestore_w7", "$lakestore_w0", "it's $lakestore_w7"])
+def test_a_text_may_look_like_a_parameter(lake, table, text):
+    table.append({"id": f"{i}", "at": START, "key": [text, "b"][i % 2]} for i in range(10))
+    literal = "'" + text.replace("'", "''") + "'"
+    measure = f"count if key = {literal} or key = 'b' -- it's a comment"
+    for flush in (False, True):
+        if flush:
+            table.flush()
+        assert table.totals({"n": measure}) == {"n": 10}
+        assert table.totals({"n": measure}, where={"key": "b", "status": None}) == {"n": 5}
+
+
+def test_a_column_may_be_called_as_a_parameter(lake):
+    columns = {"id": "VARCHAR not null", "at": "TIMESTAMPTZ not null", "$lakestore_w0": "INTEGER"}
+    document = {"event_id": "id", "event_time": "at", "columns": columns}
+    table = lake.create_table("odd", ls.TableSchema.from_document(document))
+    table.append({"id": f"{i}", "at": START, "$lakestore_w0": i % 2} for i in range(10))
+    assert table.totals("$lakestore_w0") == {"$lakestore_w0": 5}
+    assert table.totals(where={"$lakestore_w0": 1}) == {"count": 5}

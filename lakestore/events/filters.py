@@ -18,7 +18,8 @@ Where = Mapping[str, Any] | None
 Moment = datetime | date | str | None
 
 _OPERATORS = ("=", "==", "!=", "<>", "<", "<=", ">", ">=", "like", "not like", "in", "not in")
-_PARAMETER = re.compile(r"\$(lakestore_w\d+)\b")
+_PARAMETER = re.compile(r"""'[^']*'|"[^"]*"|\$(lakestore_w\d+)\b""")
+"""A parameter, outside of quotes: a quote in a text is two, which ends one and begins another."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,8 @@ class Filter:
 
     def bound(self, statement: str) -> dict[str, Any]:
         """The values that a statement mentions: DuckDB refuses others."""
-        return {name: self.values[name] for name in set(_PARAMETER.findall(statement))}
+        names = set(_PARAMETER.findall(statement)) - {""}
+        return {name: self.values[name] for name in names}
 
     def restrict(self, pin: TablePin) -> TablePin:
         """The part of a snapshot that is of the source."""

@@ -199,4 +199,4 @@ def _condition(text: str, schema: TableSchema) -> tuple[str, frozenset[str]]:
         if column.table:
             raise InvalidInputError(f"'if {text}': {column.sql()!r} is no column of the table")
         column.set("this", exp.to_identifier(schema.column(column.name).name, quoted=True))
-    return tree.sql(dialect="duckdb"), frozenset(column.name for column in columns)
+    return tree.sql(dialect="duckdb", comments=False), frozenset(column.name for column in columns)
