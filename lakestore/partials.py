@@ -54,11 +54,12 @@ class Partials:
         self.files = files
         self._engine = engine
         self._bytes_max = bytes_max
-        self._lock = threading.Lock()  # guards the four below, and what they hold
+        self._lock = threading.Lock()  # guards the five below, and what they hold
         self._residents: dict[tuple[str, bool], Resident] = {}
         self._retired: list[Resident] = []
         self._asked: set[tuple[str, bool]] = set()
         self._loads = 0
+        self._closed = False
 
     @contextmanager
     def load(
@@ -86,13 +87,17 @@ class Partials:
             with self._lock:
                 for resident in used:
                     resident.users -= 1
+                if (
+                    self._closed
+                ):  # whoever still has a dropped table may ask, and nobody closes again
+                    self._retire_all()
                 self._drop_retired()
 
     def close(self) -> None:
         """Let the memory go; what is read at the moment, when it is read."""
         with self._lock:
-            for key in list(self._residents):
-                self._retire(key)
+            self._closed = True
+            self._retire_all()
             self._drop_retired()
 
     def _in_files(self, one: Rollup, is_cold: bool, files: Sequence[DataFile]) -> Source | None:
@@ -202,6 +207,10 @@ class Partials:
 
     def _retire(self, key: tuple[str, bool]) -> None:
         self._retired.append(self._residents.pop(key))
+
+    def _retire_all(self) -> None:
+        for key in list(self._residents):
+            self._retire(key)
 
     def _drop_retired(self) -> None:
         """Drop what no query reads any more; what an older instance held is gone already."""

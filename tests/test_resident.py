@@ -142,7 +142,7 @@ def test_the_first_question_reads_partials_in_files_and_the_second_loads_them(
     assert usage.totals(source="cold")["count"] == 400
     (resident,) = held(usage)
     assert set(resident.files) == {file.name for file in cold}
-    usage._context.partials.close()
+    usage._context.partials._retire_all()
     usage._context.partials._asked.clear()
     data = bytearray(damaged.read_bytes())
     data[len(data) // 2] ^= 1
@@ -341,3 +341,12 @@ def test_partials_of_many_files_are_loaded_in_one_piece(lake, usage, monkeypatch
         partial.add(cursor, [(f"f{i}", table) for i in range(50)], 1)
     assert {column.num_chunks for rows in pieces for column in rows.columns} == {1}
     assert pieces[0].num_rows == 50 * table.num_rows
+
+
+def test_a_dropped_table_leaves_nothing_in_memory(lake, usage):
+    assert usage.totals()["count"] == 750
+    lake.drop_table("usage")
+    assert held(usage) == []
+    assert usage.totals()["count"] == 700  # its files are there until vacuum
+    assert held(usage) == []
+    assert usage._context.partials._retired == []
