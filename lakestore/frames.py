@@ -119,8 +119,12 @@ class Frame:
     end: int
 
     def batch(self, data: memoryview, schema: pa.Schema) -> pa.RecordBatch:
-        """Its rows, which share the bytes."""
-        return pa.ipc.read_record_batch(pa.py_buffer(data[self.body : self.body_end]), schema)
+        """Its rows; in bytes of their own, for those of a frame begin anywhere.
+
+        Arrow wants buffers aligned, and says so on stderr for each when DuckDB 1.5 reads them.
+        """
+        body = bytes(data[self.body : self.body_end])
+        return pa.ipc.read_record_batch(pa.py_buffer(body), schema)
 
 
 def frames(data: memoryview, at: int, header: JournalHeader) -> Iterator[Frame]:

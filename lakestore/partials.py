@@ -87,9 +87,7 @@ class Partials:
             with self._lock:
                 for resident in used:
                     resident.users -= 1
-                if (
-                    self._closed
-                ):  # whoever still has a dropped table may ask, and nobody closes again
+                if self._closed:  # a dropped table may be asked still, and nobody closes again
                     self._retire_all()
                 self._drop_retired()
 

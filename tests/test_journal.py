@@ -74,6 +74,14 @@ def test_queued_appends_have_the_offsets_they_are_written_at(journal):
     assert journal.path.stat().st_size == journal.end == ends[-1]
 
 
+def test_rows_begin_where_arrow_wants_them(journal):
+    for number in range(8):
+        journal.append(batches(number, number + 1), number * "p", 1)
+    for entry in JournalReader(journal.path).read():
+        buffers = entry.batches[0].column("n").buffers()
+        assert all(buffer.address % 8 == 0 for buffer in buffers if buffer is not None)
+
+
 def test_a_reader_goes_on_where_it_stopped(journal):
     reader = JournalReader(journal.path)
     assert reader.read() == []
