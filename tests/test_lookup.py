@@ -1,6 +1,7 @@
 """Which files a lookup opens: those that its ids may be in, and hardly another."""
 
 import threading
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -11,7 +12,9 @@ import pytest
 import lakestore as ls
 from lakestore.events.lookup import _Asked
 from lakestore.idhash import hash_ids
-from lakestore.snapshot import ColdFile, FileInfo
+from lakestore.query.pin import pin
+from lakestore.query.reader import filled
+from lakestore.snapshot import ColdFile, ColumnRange, FileInfo
 
 START = datetime(1969, 10, 1, 7, tzinfo=UTC)
 SPANS = [0, 0, 0, 1, 2, 365, 366, 900]
@@ -140,3 +143,63 @@ def test_an_id_may_be_asked_for_in_another_type_of_python(lake, kind, id, asked)
     for change in (lambda: None, table.flush, table.seal):
         change()
         assert table.get_many([asked, asked]) == [{"id": id, "t": START}] * 2
+
+
+@pytest.mark.parametrize("cold", ["parquet", "delta"])
+def test_columns_that_are_empty_in_some_files_come_back_from_every_tier(lake, cold):
+    """They are not read where a file says that they have no value."""
+    names = ["never", "twos", "number", "list"]
+    schema = ls.TableSchema.from_toml(
+        "event_id = 'id'\nevent_time = 't'\n[columns]\n"
+        "never = 'VARCHAR'\nid = 'VARCHAR not null'\nt = 'TIMESTAMPTZ not null'\n"
+        "twos = 'VARCHAR'\nnumber = 'DECIMAL(9,2)'\nlist = 'INTEGER[]'\n"
+    )
+    table = lake.create_table("asked", schema, cold=cold)
+    events = [
+        {
+            "id": f"{i}",
+            "t": START + timedelta(hours=i),
+            "twos": "two" if i % 2 else None,
+            "number": i if i // 10 == 1 else None,
+            "list": [i, None] if i // 10 == 2 else None,
+        }
+        for i in range(40)
+    ]
+    for first in range(0, 40, 10):  # sealed, sealed, flushed, buffered
+        table.append([e for e in events[first : first + 10] if not (first == 0 and e["twos"])])
+        if first < 20:
+            table.seal()
+        elif first == 20:
+            table.flush()
+    state = table._context.state()
+    assert {r.nulls for f in state.cold if f.first == 1 for r in [f.info.ranges["twos"]]} != {0}
+    known = {
+        row["id"]: row
+        for row in lake.sql("SELECT never, id, t, twos, number, list FROM asked")
+        .to_arrow()
+        .to_pylist()
+    }
+    assert len(known) == 35
+    for id, row in known.items():
+        found = table.get(id)
+        assert found == row
+        assert list(found) == ["never", "id", "t", *names[1:]]
+    ids = ["0", "19", "25", "39", "nobody"]
+    assert table.get_many(ids) == [known.get(id) for id in ids]
+
+
+def test_files_that_do_not_say_how_many_rows_they_have_are_read_whole(lake):
+    """As other engines may leave it out of a Delta log."""
+    schema = ls.TableSchema.from_toml(
+        "event_id = 'id'\nevent_time = 't'\n"
+        "[columns]\nid = 'VARCHAR not null'\nt = 'TIMESTAMPTZ not null'\nv = 'INTEGER'"
+    )
+    table = lake.create_table("asked", schema)
+    table.append({"id": "a", "t": START, "v": 7})
+    table.seal()
+    (one,) = pin(lake._site, [table._context])
+    (file,) = one.cold
+    unsure = replace(file.info, rows=0, ranges={"v": ColumnRange(None, None, 0)})
+    assert filled(replace(one, cold=(replace(file, info=unsure),))) == ["id", "t", "v"]
+    empty = replace(file.info, ranges=file.info.ranges | {"v": ColumnRange(None, None, 1)})
+    assert filled(replace(one, cold=(replace(file, info=empty),))) == ["id", "t"]

@@ -35,6 +35,7 @@ class Mounts:
         heavy: Sequence[TablePin] = (),
         *,
         test: str = "",
+        columns: Sequence[str] | None = None,
         parquet_only: bool = False,
     ) -> Iterator[dict[str, str]]:
         """A SELECT of the rows of each pin, for the cursor; within the `with` no file goes.
@@ -42,6 +43,7 @@ class Mounts:
         Args:
             heavy: pins whose payload files are to stay too.
             test: an expression; only rows that pass it are selected.
+            columns: those that are selected; by default all.
         """
         where = f" WHERE {test}" if test else ""
         attached: list[tuple[Path, str]] = []
@@ -58,6 +60,7 @@ class Mounts:
                     one,
                     None if parquet_only else attached,
                     where,
+                    quoting.identifiers(one.table.schema.names if columns is None else columns),
                 )
                 for number, (name, one) in enumerate(pins.items(), 1)
             }
@@ -110,9 +113,9 @@ class Mounts:
         one: TablePin,
         attached: list[tuple[Path, str]] | None,
         where: str,
+        columns: str,
     ) -> str:
         table = one.table
-        columns = quoting.identifiers(table.schema.names)
         parts, parquet = [], self._cold_sources(table, one.cold)
         if one.buffered.num_rows:
             cursor.register(buffered, one.buffered)
