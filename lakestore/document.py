@@ -60,8 +60,7 @@ class Rollup(BaseModel):
         found += [pa.field(name, columns[name].arrow_type) for name in self.by]
         found.append(pa.field(COUNT, pa.int64()))
         for name in self.sums:
-            scale = getattr(columns[name].arrow_type, "scale", 0)
-            found.append(pa.field(f"sum_{name}", pa.decimal128(38, scale)))
+            found.append(pa.field(f"sum_{name}", sum_of(columns[name])))
             if columns[name].nullable:
                 found.append(pa.field(count_of(columns[name]), pa.int64()))
         found += [pa.field(f"max_{name}", columns[name].arrow_type) for name in self.max]
@@ -75,6 +74,11 @@ _micros = cache(interval_micros)
 def count_of(column: Column) -> str:
     """What partials call the number of a column's values; of one that is never null, of rows."""
     return f"n_{column.name}" if column.nullable else COUNT
+
+
+def sum_of(column: Column) -> pa.DataType:
+    """The type in which partials have the sum of a column: of as many digits as there are."""
+    return pa.decimal128(38, getattr(column.arrow_type, "scale", 0))
 
 
 def check_rollups(rollups: Sequence[Rollup], columns: Mapping[str, Column], source: str) -> None:

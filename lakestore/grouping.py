@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 
 from lakestore import rollup
 from lakestore.columns import Column
-from lakestore.document import BUCKET, COUNT, HISTOGRAM, Rollup, count_of
+from lakestore.document import BUCKET, COUNT, HISTOGRAM, Rollup, count_of, sum_of
 from lakestore.schema import TableSchema
 
 ROWS_MAX = 4_000_000
@@ -145,7 +145,7 @@ def partial(one: Rollup, schema: TableSchema, columns: Columns, binner: Binner) 
             values = columns.read(name).combine_chunks()
             made |= _states(one, schema.column(name), values, groups, binner)
         return pa.table([made[name] for name in arrow.names], schema=arrow)
-    except Unsupported:
+    except (Unsupported, MemoryError):
         return None
 
 
@@ -161,13 +161,13 @@ def merged(one: Rollup, schema: TableSchema, partials: pa.Table) -> pa.Table | N
         for name in one.sums:
             values = _integers(_whole(partials, f"sum_{name}"))[groups.order]
             none = made[count_of(schema.column(name))].to_numpy() == 0
-            made[f"sum_{name}"] = _sums(values, groups, arrow.field(f"sum_{name}").type, none)
+            made[f"sum_{name}"] = _sums(values, groups, sum_of(schema.column(name)), none)
         for name in (f"max_{name}" for name in one.max):
             made[name] = _greatest(_whole(partials, name), groups)
         for name in (f"hist_{name}" for name in one.histograms):
             made[name] = _merged_histograms(_whole(partials, name), groups)
         return pa.table([made[name] for name in arrow.names], schema=arrow)
-    except Unsupported:
+    except (Unsupported, MemoryError):
         return None
 
 
@@ -283,8 +283,7 @@ def _states(
         made[f"hist_{name}"] = _histograms(binner.of(values)[groups.order], valid, groups)
     if name in one.sums:
         numbers = _integers(values)[groups.order]
-        kind = pa.decimal128(38, getattr(column.arrow_type, "scale", 0))
-        made[f"sum_{name}"] = _sums(numbers, groups, kind, counts == 0)
+        made[f"sum_{name}"] = _sums(numbers, groups, sum_of(column), counts == 0)
         if column.nullable:
             made[count_of(column)] = pa.array(counts)
     if name in one.max:
@@ -296,8 +295,7 @@ def _of_nulls(one: Rollup, column: Column, count: int) -> dict[str, pa.Array]:
     """What is kept of a column that is not filled, as many are: nothing need be added up."""
     name, made = column.name, dict[str, pa.Array]()
     if name in one.sums:
-        scale = getattr(column.arrow_type, "scale", 0)
-        made[f"sum_{name}"] = pa.nulls(count, pa.decimal128(38, scale))
+        made[f"sum_{name}"] = pa.nulls(count, sum_of(column))
         made[count_of(column)] = pa.array(np.zeros(count, np.int64))
     if name in one.max:
         made[f"max_{name}"] = pa.nulls(count, column.arrow_type)

@@ -268,7 +268,7 @@ class PartialFiles:
         """The partial by numpy; None when it is left to DuckDB."""
         try:
             return grouping.partial(one, self.schema, columns, self._binner)
-        except (MemoryError, duckdb.OutOfMemoryException):
+        except duckdb.OutOfMemoryException:
             return None
 
     def _scanned(self, one: Rollup, file: DataFile, source: str) -> pa.Table:

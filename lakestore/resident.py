@@ -315,8 +315,7 @@ def _numbered(partials: Sequence[pa.Table], first: int) -> pa.Table:
 
 def _encoded(texts: pa.ChunkedArray, codes: Mapping[Any, int]) -> pa.ChunkedArray:
     """Texts as their numbers."""
-    whole = pa.chunked_array(texts.chunks, texts.type).combine_chunks()
-    found = pc.dictionary_encode(whole, null_encoding="encode")
+    found = pc.dictionary_encode(texts.combine_chunks(), null_encoding="encode")
     numbers = pa.array([codes[text] for text in found.dictionary.to_pylist()], pa.int32())
     return pa.chunked_array([numbers.take(found.indices)], pa.int32())
 

@@ -23,7 +23,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from lakestore import quoting
-from lakestore.document import BUCKET, COUNT, HISTOGRAM, Rollup, count_of
+from lakestore.document import BUCKET, COUNT, HISTOGRAM, Rollup, count_of, sum_of
 from lakestore.errors import NotFoundError
 from lakestore.schema import TableSchema
 
@@ -78,8 +78,7 @@ def partial_sql(rollup: Rollup, schema: TableSchema, source: str) -> str:
     kept += [named[name] for name in rollup.by]
     kept.append(f"count(*) AS {COUNT}")
     for name in rollup.sums:
-        scale = getattr(columns[name].arrow_type, "scale", 0)
-        total = f"CAST(sum({named[name]}) AS DECIMAL(38, {scale}))"
+        total = f"CAST(sum({named[name]}) AS DECIMAL(38, {sum_of(columns[name]).scale}))"
         kept.append(f"{total} AS {quoting.identifier(f'sum_{name}')}")
         if columns[name].nullable:
             kept.append(f"count({named[name]}) AS {quoting.identifier(count_of(columns[name]))}")

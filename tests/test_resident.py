@@ -230,15 +230,21 @@ def test_what_was_interrupted_is_not_counted_twice(usage, monkeypatch):
     assert usage.totals()["count"] == 800
 
 
-@pytest.mark.parametrize("left_out", ["nothing", "a partial", "a day's second file"])
-def test_a_seal_adds_up_the_partials_of_its_segments(open_lake, monkeypatch, left_out):
-    made: list[str] = []
+@pytest.fixture
+def made(monkeypatch) -> list[str]:
+    """Files whose partials are made of rows, as they are made."""
+    names: list[str] = []
     make = PartialFiles._made
     monkeypatch.setattr(
         PartialFiles,
         "_made",
-        lambda self, one, file, *rest: made.append(file.name) or make(self, one, file, *rest),
+        lambda self, one, file, *rest: names.append(file.name) or make(self, one, file, *rest),
     )
+    return names
+
+
+@pytest.mark.parametrize("left_out", ["nothing", "a partial", "a day's second file"])
+def test_a_seal_adds_up_the_partials_of_its_segments(open_lake, made, monkeypatch, left_out):
     several = left_out == "a day's second file"
     monkeypatch.setattr(datafile, "ROW_GROUP_ROWS", 16)
     monkeypatch.setattr(seal, "_BATCH_ROWS", 16)
@@ -274,16 +280,9 @@ def test_a_seal_adds_up_the_partials_of_its_segments(open_lake, monkeypatch, lef
         assert sums == {(who, kind): [n, s or 0, m] for who, kind, n, s, m in known}
 
 
-def test_a_merge_adds_up_the_partials_of_its_segments(open_lake, monkeypatch):
+def test_a_merge_adds_up_the_partials_of_its_segments(open_lake, made):
     with open_lake(settings={"segments_max": 3}) as lake:
         usage = lake.create_table("usage", SCHEMA)
-        made: list[str] = []
-        make = PartialFiles._made
-        monkeypatch.setattr(
-            PartialFiles,
-            "_made",
-            lambda self, one, file, *rest: made.append(file.name) or make(self, one, file, *rest),
-        )
         for part in range(6):
             usage.append(rows(random.Random(part), 100, 100 * part))
             usage.flush()

@@ -50,13 +50,13 @@ def aggregate_all(reader: Reader, questions: Sequence[Question]) -> list[pa.Tabl
     if not questions:
         return []
     with ExitStack() as loads:
-        loaded: dict[str, tuple[TablePin, Loaded]] = {}
+        loaded: dict[str, Loaded] = {}
 
         def load(one: Rollup, pin: TablePin) -> Loaded:
             if one.name not in loaded:
                 partials = pin.table.partials.load(one, pin.segments, pin.cold)
-                loaded[one.name] = (pin, loads.enter_context(partials))
-            return loaded[one.name][1]
+                loaded[one.name] = loads.enter_context(partials)
+            return loaded[one.name]
 
         planned = [_planned(reader, question, load) for question in questions]
         return _fetch(reader, questions, planned)

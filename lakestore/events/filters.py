@@ -1,7 +1,7 @@
 """Filters: which events a question is about, as a value that SQL is made of."""
 
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, date, datetime
 from typing import Any, Literal, Self
@@ -88,12 +88,8 @@ class Filter:
         """All tests, and another window of the event time."""
         schema = self.schema
         zoned = schema.column(schema.event_time).arrow_type == pa.timestamp("us", "UTC")
-        window = window_of(quoting.identifier(schema.event_time), start, end, zoned=zoned)
-        return self.also(window)
-
-    def also(self, more: Iterable[str]) -> str:
-        """All tests, and more of them."""
-        return " AND ".join(["true", *self.tests.values(), *more])
+        window = _window(quoting.identifier(schema.event_time), start, end, zoned=zoned)
+        return " AND ".join(["true", *self.tests.values(), *window])
 
     def bound(self, statement: str) -> dict[str, Any]:
         """The values that a statement mentions: DuckDB refuses others."""
@@ -109,8 +105,8 @@ class Filter:
         return pin
 
 
-def window_of(
-    time: str, start: datetime | None, end: datetime | None, *, zoned: bool = True
+def _window(
+    time: str, start: datetime | None, end: datetime | None, *, zoned: bool
 ) -> Iterator[str]:
     """SQL tests of a time: at or after `start`, before `end`.
 
