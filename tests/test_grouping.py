@@ -306,6 +306,21 @@ def test_more_rows_than_fit_are_left_to_duckdb(con, monkeypatch):
     assert grouping.partial(one, table, grouping.Columns(rows), binner(con)) is None
 
 
+def test_a_lack_of_memory_leaves_it_to_others(con, monkeypatch):
+    table = schema("TIMESTAMP")
+    rows, one = draw_rows(Chance(1), table, 10), Rollup(name="r")
+    made = grouping.partial(one, table, grouping.Columns(rows), binner(con))
+    assert made is not None
+    assert grouping.merged(one, table, made) is not None
+
+    def fail(*_: Any) -> Any:
+        raise MemoryError
+
+    monkeypatch.setattr(grouping, "_grouped", fail)
+    assert grouping.partial(one, table, grouping.Columns(rows), binner(con)) is None
+    assert grouping.merged(one, table, made) is None
+
+
 def test_a_column_is_encoded_once_for_all_rollups(con, monkeypatch):
     table = schema("TIMESTAMP")
     columns = grouping.Columns(draw_rows(Chance(2), table, 100))
