@@ -12,42 +12,34 @@ in neither. A crash before it leaves
 files that nothing names; the next seal writes the same rows under names of their own.
 """
 
-import itertools
-import shutil
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from datetime import date, timedelta
+from dataclasses import replace
 from pathlib import Path
-from tempfile import mkdtemp
 from uuid import uuid4
 
 import duckdb
 import numpy as np
 import pyarrow as pa
 
-from lakestore import datafile, hot, payload, quoting
+from lakestore import coldfiles, datafile, hot, payload, quoting
 from lakestore.clock import micros
+from lakestore.coldfiles import Rows, Written
 from lakestore.context import TableContext
 from lakestore.duplicates import RepeatedError, SealedElsewhere
-from lakestore.engine import SORT_BYTES, sorter
+from lakestore.engine import SORT_BYTES
 from lakestore.errors import CorruptionError, StorageError
 from lakestore.failpoint import reach
 from lakestore.fileids import read_hashes
-from lakestore.idhash import Hashes, days, hash_batch, id_sum
-from lakestore.layout import LAKE_FILE, ColdName
+from lakestore.idhash import hash_batch, id_sum
+from lakestore.layout import LAKE_FILE
 from lakestore.marks import RETIRED, UNKNOWN
 from lakestore.schema import TableSchema
 from lakestore.settings import GIB, MIB, Settings
-from lakestore.snapshot import ColdFile, FileInfo, Segment
-from lakestore.storage.local import refusals, storage_error
+from lakestore.snapshot import ColdFile, Segment
 from lakestore.watermark import Promise, is_behind, promise
 
-_BATCH_ROWS = 65_536
-_BATCH_BYTES = 32 * MIB
 _SEAL_BYTES_MAX = 512 * MIB
 _MORE_SORT_BYTES = (SORT_BYTES, 1 * GIB, 4 * GIB)
-_EPOCH = date(1970, 1, 1)
-_NO_HASHES = np.empty(0, dtype=np.uint64)
 
 
 def is_due(hot_bytes: int, oldest_age_s: float, settings: Settings) -> bool:
@@ -139,18 +131,13 @@ def _seal_some(
         for segment in segments:
             hot.check_intact(table.segment_path(segment), segment.info)
         reach("seal.1")
-        with refusals("cannot stage cold files"):
-            # No TemporaryDirectory: a process forked meanwhile would delete it as it ends.
-            folder = Path(mkdtemp(dir=table.site.staging, prefix="seal-"))
         repeated = None
-        try:
+        with coldfiles.workplace(table, "seal") as folder:
             while True:
                 try:
                     return _seal_in(folder, table, segments, promised, memory_bytes, repeated)
                 except RepeatedError as error:
                     repeated = pa.concat_tables([error.rows, *([repeated] if repeated else [])])
-        finally:  # what cannot be removed is found by the sweep of this writer
-            shutil.rmtree(folder, ignore_errors=True)
 
 
 def _seal_in(
@@ -163,7 +150,7 @@ def _seal_in(
 ) -> list[ColdFile]:
     """Seal what is not among the rows that another site has sealed; raises `RepeatedError`."""
     first, last = segments[0].first, segments[-1].last
-    written = list(_write_files(folder, table, segments, memory_bytes, repeated))
+    written = list(_write(folder, table, segments, memory_bytes, repeated))
     reach("seal.2")
     ids = np.concatenate([read_hashes(table.segment_path(s), table.schema) for s in segments])
     if repeated is not None:
@@ -175,7 +162,7 @@ def _seal_in(
             "nothing was committed"
         )
     reach("seal.3")
-    named = [(_cold_file(table, w, first, last, part), w) for part, w in enumerate(written)]
+    named = [(coldfiles.named(table, w, first, last, part), w) for part, w in enumerate(written)]
     examine = SealedElsewhere(table, [(file, w.path, w.hashes) for file, w in named])
     examine(table.state().cold)
     site = table.site
@@ -184,9 +171,8 @@ def _seal_in(
         payload.put(site.storage, key, name, table.payload_folder, site.staging)
     parts = table.partials.files.of_segments(segments)
     for file, one in named:
-        table.site.files.put(table.wanted(file), one.path)
-        table.partials.files.put(file, one.path, folder, parts)
-        _publish(table, file, one.path)
+        coldfiles.publish(table, file, one, folder, parts)
+        reach("seal.4")
     reach("seal.5")
     files = [file for file, _ in named]
     complete = promised.moment if last >= promised.last else None
@@ -200,26 +186,16 @@ def _seal_in(
     return files
 
 
-@dataclass(frozen=True)
-class _Written:
-    day: date
-    path: Path
-    info: FileInfo
-    hashes: Hashes
-
-
-def _write_files(
+def _write(
     folder: Path,
     table: TableContext,
     segments: Sequence[Segment],
     memory_bytes: int,
     repeated: pa.Table | None,
-) -> Iterator[_Written]:
-    """Write the rows of the segments, sorted within each day, to files in `folder`.
+) -> Iterator[Written]:
+    """Write the rows of the segments to files whose footers say what these took.
 
-    Their footers say of which seal they are, and the last one's how many there are and what they
-    took: files that are not a whole seal are nothing to a rebuild. So a seal whose rows are all
-    known has a file without rows.
+    A seal whose rows are all known has a file without rows, for its footer.
     """
     footer = table.footer(
         tier="cold", seal=uuid4().hex, first=segments[0].first, last=segments[-1].last
@@ -227,77 +203,21 @@ def _write_files(
     took = hot.taken(datafile.read_footer(table.segment_path(s)) for s in segments)
     remembered = table.site.catalog.sent(table.entry.id, {(p, seq) for p, seq in took["sent"]})
     took["sent"] = sorted(remembered)
-    writer: datafile.DataFileWriter | None = None
-    path, day, part = folder, 0, -1
-    hashes: list[Hashes] = []
-
-    def begin(number: int) -> datafile.DataFileWriter:
-        nonlocal path, day, hashes, part
-        path, day, hashes = folder / f"{uuid4().hex}.parquet", number, []
-        part += 1
-        return datafile.DataFileWriter(path, table.schema, footer, bloom=True)
-
-    def finish(**more: object) -> Iterator[_Written]:
-        if writer is not None:
-            info = writer.close(part=part, **more)
-            found = np.concatenate([_NO_HASHES, *hashes])
-            yield _Written(_EPOCH + timedelta(days=day), path, info, found)
-
-    try:
-        for number, batch in _by_day(folder, table, segments, memory_bytes, repeated):
-            full = writer is not None and writer.bytes >= table.site.settings.cold_file_bytes
-            if writer is None or number != day or full:
-                yield from finish()
-                writer = begin(number)
-            writer.write(batch)
-            hashes.append(hash_batch(batch, table.schema))
-        if writer is None:
-            filled = next(s for s in segments if s.info.rows)
-            writer = begin((filled.info.min_time.date() - _EPOCH).days)
-        yield from finish(parts=part + 1, **took)
-    except OSError as error:
-        raise storage_error("cannot write cold files", error) from error
-
-
-def _by_day(
-    folder: Path,
-    table: TableContext,
-    segments: Sequence[Segment],
-    memory_bytes: int,
-    repeated: pa.Table | None,
-) -> Iterator[tuple[int, pa.RecordBatch]]:
-    """Rows of the segments by day, then in sort order: (day number, rows of that day alone)."""
-    schema = table.schema
-    paths = [str(table.segment_path(s)) for s in segments]
-    day = f"CAST({quoting.identifier(schema.event_time)} AS DATE)"
-    order = quoting.identifiers(schema.sort)
-    if schema.sort[0] != schema.event_time:
-        order = f"{day}, {order}"
-    width = max(datafile.row_bytes(path) for path in paths)
-    with sorter(folder / "spill", memory_bytes) as con:
-        if repeated is not None:
-            con.register("repeated", repeated)
-        reader = con.sql(
-            f"SELECT {quoting.identifiers(schema.names)} "
-            f"FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false) AS sealed "
-            f"{_without_repeated(schema) if repeated is not None else ''} ORDER BY {order}"
-        ).to_arrow_reader(max(1, min(_BATCH_ROWS, _BATCH_BYTES // width)))
-        for batch in _until_out_of_memory(reader):
-            rows = pa.Table.from_batches([batch]).cast(schema.arrow).to_batches()[0]
-            numbers = days(rows.column(schema.event_time))
-            borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), rows.num_rows]
-            for start, end in itertools.pairwise(borders):
-                yield int(numbers[start]), rows.slice(start, end - start)
-
-
-def _until_out_of_memory(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
-    """The batches; DuckDB's lack of memory, which Arrow hands on as an OSError, as what it is."""
-    try:
-        yield from reader
-    except (OSError, pa.ArrowException) as error:
-        if "Out of Memory" in str(error):
-            raise duckdb.OutOfMemoryException(str(error)) from error
-        raise
+    rows = Rows([table.segment_path(s) for s in segments])
+    if repeated is not None:
+        rows = replace(
+            rows, condition=_without_repeated(table.schema), relations={"repeated": repeated}
+        )
+    filled = next(s for s in segments if s.info.rows)
+    return coldfiles.write(
+        folder,
+        table.schema,
+        footer,
+        coldfiles.by_day(folder, table.schema, rows, memory_bytes),
+        table.site.settings.cold_file_bytes,
+        ending=lambda: took,
+        at_least_of=filled.info.min_time.date(),
+    )
 
 
 def _without_repeated(schema: TableSchema) -> str:
@@ -307,22 +227,3 @@ def _without_repeated(schema: TableSchema) -> str:
     if schema.dedup == "day":
         same += f" AND CAST(repeated.{time} AS DATE) = CAST(sealed.{time} AS DATE)"
     return f"WHERE NOT EXISTS (FROM repeated WHERE {same})"
-
-
-def _cold_file(
-    table: TableContext, written: _Written, first: int, last: int, part: int
-) -> ColdFile:
-    site = table.site.catalog.site
-    sha12 = written.info.sha256[:12]
-    name = str(ColdName(written.day, site, first, last, part, sha12, table.cold.partition))
-    return ColdFile(name, written.day, first, last, table.entry.schema_version, written.info)
-
-
-def _publish(table: TableContext, file: ColdFile, path: Path) -> None:
-    key = table.cold_key(file)
-    if (
-        not table.site.storage.put_new(key, path)
-        and table.site.storage.size(key) != file.info.bytes
-    ):
-        raise StorageError(f"{key!r} exists and has another size; nothing was committed")
-    reach("seal.4")

@@ -58,14 +58,14 @@ STATES = {
     "sealing": """
 table.flush()
 inside, leave = threading.Event(), threading.Event()
-from lakestore import seal
-real = seal._by_day
+from lakestore import coldfiles
+real = coldfiles.by_day
 def slow(*arguments):
     for item in real(*arguments):
         inside.set()
         leave.wait(90)
         yield item
-seal._by_day = slow
+coldfiles.by_day = slow
 sealing = threading.Thread(target=table.seal)
 sealing.start()
 inside.wait(90)
@@ -257,14 +257,14 @@ lake = ls.open(root, upkeep=UPKEEP, settings=SETTINGS | {"flush_age_s": 999})
 table = lake.create_table("events", SCHEMA)
 table.append(events(0, 1000))
 table.flush()
-from lakestore import seal
-real, acknowledged = seal._publish, threading.Event()
+from lakestore import coldfiles
+real, acknowledged = coldfiles.publish, threading.Event()
 def kill_and_go_on(*arguments):
     acknowledged.wait()
     os.kill(os.getpid(), signal.SIGTERM)
     time.sleep(0)
     return real(*arguments)
-seal._publish = kill_and_go_on
+coldfiles.publish = kill_and_go_on
 HANDLER
 table.append(events(1000, 1010))
 print("acknowledged", flush=True)

@@ -10,7 +10,7 @@ import duckdb
 import pytest
 
 import lakestore as ls
-from lakestore import datafile, partials, resident, seal
+from lakestore import coldfiles, datafile, partials, resident
 from lakestore.events.filters import Filter
 from lakestore.events.measures import parse
 from lakestore.events.rolled import inside
@@ -247,7 +247,7 @@ def made(monkeypatch) -> list[str]:
 def test_a_seal_adds_up_the_partials_of_its_segments(open_lake, made, monkeypatch, left_out):
     several = left_out == "a day's second file"
     monkeypatch.setattr(datafile, "ROW_GROUP_ROWS", 16)
-    monkeypatch.setattr(seal, "_BATCH_ROWS", 16)
+    monkeypatch.setattr(coldfiles, "_BATCH_ROWS", 16)
     with open_lake(settings={"cold_file_bytes": 1 if several else 10**9}) as lake:
         usage = lake.create_table("usage", SCHEMA)
         for part in range(3):

@@ -82,7 +82,7 @@ LEVELS: list[list[str]] = [
         "catalog",
     ],
     ["siting", "cold", "cold.parquet", "cold.delta", "context"],
-    ["append", "recover", "duplicates", "flush", "watermark", "sites", "seal"],
+    ["append", "recover", "duplicates", "flush", "watermark", "sites", "coldfiles", "seal"],
     ["retain", "adopt", "payloadview", "shell", "status"],
     [
         "query",

@@ -13,7 +13,7 @@ import pytest
 from conftest import SCHEMA, START, events
 
 import lakestore as ls
-from lakestore import datafile, flush, hot, retain, seal
+from lakestore import coldfiles, datafile, flush, hot, retain, seal
 from lakestore.catalog.records import Garbage
 from lakestore.demo import usage_events
 from lakestore.engine import sorter
@@ -260,7 +260,7 @@ def test_a_seal_short_of_memory_goes_on_with_fewer_segments(lake, monkeypatch):
         asked.append(memory_bytes)
         return sorter(spill, 24 << 20 if len(asked) <= 2 else memory_bytes)
 
-    monkeypatch.setattr(seal, "sorter", tight)
+    monkeypatch.setattr(coldfiles, "sorter", tight)
     assert table.seal() == 60_000
     assert len(asked) > 2  # all at once, then the first alone, then the rest
     assert lake.sql("SELECT count(*), count(DISTINCT event_id) FROM usage").fetchone() == (

@@ -1,0 +1,204 @@
+"""Write cold files: rows sorted within each day, to files of the target size, and publish them."""
+
+import itertools
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from datetime import date, timedelta
+from pathlib import Path
+from tempfile import mkdtemp
+from typing import Any
+from uuid import uuid4
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+
+from lakestore import datafile, quoting
+from lakestore.clock import EPOCH
+from lakestore.context import TableContext
+from lakestore.engine import sorter
+from lakestore.errors import StorageError
+from lakestore.idhash import Hashes, days, hash_batch
+from lakestore.layout import ColdName
+from lakestore.partialfiles import Parts
+from lakestore.schema import TableSchema
+from lakestore.settings import MIB
+from lakestore.snapshot import ColdFile, FileInfo
+from lakestore.storage.local import refusals, storage_error
+
+_BATCH_ROWS = 65_536
+_BATCH_BYTES = 32 * MIB
+_NO_HASHES = np.empty(0, dtype=np.uint64)
+
+
+@dataclass(frozen=True)
+class Written:
+    """A cold file that is written and checked, but has no name yet."""
+
+    day: date
+    path: Path
+    info: FileInfo
+    hashes: Hashes
+    """Of its rows' ids, in file order."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of some Parquet files of a table: all, or those for which a condition holds."""
+
+    paths: Sequence[Path]
+    condition: str = ""
+    """A WHERE clause on the relation `sealed`."""
+    relations: Mapping[str, pa.Table] = field(default_factory=dict)
+    """What the condition names beside it."""
+    numbered: bool = False
+    """Whether `sealed` also has the columns `filename` and `file_row_number`."""
+
+
+@contextmanager
+def workplace(table: TableContext, verb: str) -> Iterator[Path]:
+    """A folder to stage files in; what cannot be removed is found by the sweep of this writer."""
+    with refusals("cannot stage cold files"):
+        # No TemporaryDirectory: a process forked meanwhile would delete it as it ends.
+        folder = Path(mkdtemp(dir=table.site.staging, prefix=f"{verb}-"))
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def by_day(
+    folder: Path, schema: TableSchema, rows: Rows, memory_bytes: int
+) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """The rows by day, then in the table's sort order: (day number, rows of that day alone).
+
+    Args:
+        folder: for what a sort does not hold in memory.
+
+    Raises:
+        duckdb.OutOfMemoryException: rows so wide that some of them do not fit.
+    """
+    day = f"CAST({quoting.identifier(schema.event_time)} AS DATE)"
+    order = quoting.identifiers(schema.sort)
+    if schema.sort[0] != schema.event_time:
+        order = f"{day}, {order}"
+    paths = [str(path) for path in rows.paths]
+    width = max(datafile.row_bytes(path) for path in paths)
+    numbers = ", filename = true, file_row_number = true" if rows.numbered else ""
+    with sorter(folder / "spill", memory_bytes) as con:
+        for name, relation in rows.relations.items():
+            con.register(name, relation)
+        reader = con.sql(
+            f"SELECT {quoting.identifiers(schema.names)} FROM read_parquet("
+            f"{quoting.literals(paths)}, hive_partitioning = false{numbers}) AS sealed "
+            f"{rows.condition} ORDER BY {order}"
+        ).to_arrow_reader(max(1, min(_BATCH_ROWS, _BATCH_BYTES // width)))
+        for batch in _until_out_of_memory(reader):
+            typed = pa.Table.from_batches([batch]).cast(schema.arrow).to_batches()[0]
+            yield from _split(typed, schema)
+
+
+def _split(batch: pa.RecordBatch, schema: TableSchema) -> Iterator[tuple[int, pa.RecordBatch]]:
+    """Pieces of a batch, each of one day."""
+    numbers = days(batch.column(schema.event_time))
+    borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), batch.num_rows]
+    for start, end in itertools.pairwise(borders):
+        yield int(numbers[start]), batch.slice(start, end - start)
+
+
+def _until_out_of_memory(reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+    """The batches; DuckDB's lack of memory, which Arrow hands on as an OSError, as what it is."""
+    try:
+        yield from reader
+    except (OSError, pa.ArrowException) as error:
+        if "Out of Memory" in str(error):
+            raise duckdb.OutOfMemoryException(str(error)) from error
+        raise
+
+
+def write(
+    folder: Path,
+    schema: TableSchema,
+    footer: Mapping[str, Any],
+    rows: Iterable[tuple[int, pa.RecordBatch]],
+    target_bytes: int,
+    *,
+    ending: Callable[[], Mapping[str, Any]] = dict,
+    at_least_of: date | None = None,
+) -> Iterator[Written]:
+    """Write rows to files in `folder`, one for each day, and more past the target size.
+
+    Their footers number them as parts, and that of the last says how many there are: files that
+    are not all there are nothing to a rebuild.
+
+    Args:
+        footer: what each file says of itself.
+        rows: as `by_day` gives them.
+        ending: what the last one says besides.
+        at_least_of: where there are no rows, there is one file without any, of this day.
+
+    Raises:
+        StorageError: the disk refused.
+        CorruptionError: read back, a file does not hold what was written.
+    """
+    writer: datafile.DataFileWriter | None = None
+    path, day, part = folder, 0, -1
+    hashes: list[Hashes] = []
+
+    def begin(number: int) -> datafile.DataFileWriter:
+        nonlocal path, day, hashes, part
+        path, day, hashes = folder / f"{uuid4().hex}.parquet", number, []
+        part += 1
+        return datafile.DataFileWriter(path, schema, footer, bloom=True)
+
+    def finish(**more: object) -> Iterator[Written]:
+        if writer is not None:
+            info = writer.close(part=part, **more)
+            found = np.concatenate([_NO_HASHES, *hashes])
+            yield Written(EPOCH.date() + timedelta(days=day), path, info, found)
+
+    try:
+        for number, batch in rows:
+            full = writer is not None and writer.bytes >= target_bytes
+            if writer is None or number != day or full:
+                yield from finish()
+                writer = begin(number)
+            writer.write(batch)
+            hashes.append(hash_batch(batch, schema))
+        if writer is None and at_least_of is not None:
+            writer = begin((at_least_of - EPOCH.date()).days)
+        yield from finish(parts=part + 1, **ending())
+    except OSError as error:
+        raise storage_error("cannot write cold files", error) from error
+
+
+def named(table: TableContext, written: Written, first: int, last: int, part: int) -> ColdFile:
+    """The cold file that a written one becomes; `first` and `last` are 0 when it is of no seal."""
+    site = table.site.catalog.site
+    sha12 = written.info.sha256[:12]
+    name = str(ColdName(written.day, site, first, last, part, sha12, table.cold.partition))
+    return ColdFile(name, written.day, first, last, table.entry.schema_version, written.info)
+
+
+def publish(
+    table: TableContext, file: ColdFile, written: Written, folder: Path, parts: Parts
+) -> None:
+    """Give a file its name, its partials before it, and a copy of it to the cache.
+
+    Args:
+        folder: to stage in.
+        parts: partials of what it was made from.
+
+    Raises:
+        StorageError: it was not published.
+    """
+    table.site.files.put(table.wanted(file), written.path)
+    table.partials.files.put(file, written.path, folder, parts)
+    key = table.cold_key(file)
+    if (
+        not table.site.storage.put_new(key, written.path)
+        and table.site.storage.size(key) != file.info.bytes
+    ):
+        raise StorageError(f"{key!r} exists and has another size; nothing was committed")
