@@ -22,7 +22,9 @@ from lakestore.catalog import Catalog
 from lakestore.catalog.records import TableEntry
 from lakestore.clock import Clock, micros
 from lakestore.cold import ColdTable
-from lakestore.cold.delta import DeltaCold, DeltaTable, cold_file
+from lakestore.cold.delta import DeltaCold, DeltaTable
+from lakestore.cold.entries import cold_file
+from lakestore.cold.keeper import RecordKeeper
 from lakestore.cold.parquet import ParquetCold
 from lakestore.delta.log import DeltaLog
 from lakestore.engine import Engine, engine
@@ -238,6 +240,8 @@ class TableContext:
     """Held by the one thread of this process that flushes the table."""
     sealing: threading.Lock = field(default_factory=threading.Lock)
     """Held by the one that merges or seals it; taken after `flushing`, never before."""
+    compacting: threading.Lock = field(default_factory=threading.Lock)
+    """Held by the one that replaces its cold files."""
 
     @classmethod
     def open(cls, site: SiteContext, entry: TableEntry, schema: TableSchema) -> "TableContext":
@@ -374,8 +378,9 @@ def with_cold(
 
 def cold_table(site: SiteContext, entry: TableEntry, schema: TableSchema) -> ColdTable:
     """What lists a table's sealed files, of rows as they are stored; nothing was read yet."""
+    records = RecordKeeper(site.catalog, entry.id, entry.folder, site.put_new)
     if entry.cold == "parquet":
-        return ParquetCold(site.catalog, entry.id)
+        return ParquetCold(site.catalog, entry.id, records)
     log = DeltaLog(
         site.storage,
         log_prefix(entry.folder),
@@ -387,7 +392,7 @@ def cold_table(site: SiteContext, entry: TableEntry, schema: TableSchema) -> Col
     table = DeltaTable(
         entry.id, schema, entry.schema_version, site.storage.url(data_prefix(entry.folder)[:-1])
     )
-    return DeltaCold(log, table, site.catalog, site.clock, site.settings.commit_timeout_s)
+    return DeltaCold(log, table, site.catalog, records, site.clock, site.settings.commit_timeout_s)
 
 
 def _abandon(locks: Sequence[ProcessLock]) -> None:

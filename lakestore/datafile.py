@@ -263,6 +263,16 @@ def read_footer(path: Path) -> dict[str, Any]:
     return footer
 
 
+def read_columns(path: Path, columns: Collection[str]) -> pa.Table:
+    """Some columns of a file, its page checksums checked; raises `CorruptionError`."""
+    try:
+        with pq.ParquetFile(path, page_checksum_verification=True) as file:
+            return file.read(columns=list(columns))
+    except (OSError, pa.ArrowException) as error:
+        raise_refusal(f"cannot read {str(path)!r}", error)
+        raise CorruptionError(f"{str(path)!r} cannot be read: {error}") from error
+
+
 def measure(path: Path, schema: TableSchema) -> FileInfo:
     """What a finished file holds, as its writer measured it: from its bytes and its statistics.
 

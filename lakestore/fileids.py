@@ -53,6 +53,10 @@ class FileIds:
         run = self._load(name, source)
         return in_sorted(run, hashes) if len(run) else np.zeros(len(hashes), dtype=np.bool_)
 
+    def of(self, name: str, path: Path) -> Hashes:
+        """The sorted hashes of a file that is at `path`."""
+        return self._load(name, lambda: path)
+
     def in_memory(self, names: Sequence[str]) -> list[Hashes | None]:
         """The sorted hashes of each file, None where they have to be loaded first.
 

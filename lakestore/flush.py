@@ -290,7 +290,7 @@ def merge(table: TableContext) -> Segment | None:
     finally:
         staged.discard()
     reach("merge.5")
-    table.partials.files.keep(segment, rows, table.partials.files.of_segments(chosen))
+    table.partials.files.keep(segment, rows, table.partials.files.of_files(chosen))
     if all(s.name in table.file_ids.checked for s in chosen):
         table.file_ids.checked.add(name)
     for old in chosen:

@@ -6,6 +6,7 @@
     <root>/tables/<table>/data/day=2026-11-22/<site>-<first>-<last>-<part>-<sha12>.parquet
     <root>/tables/<table>/data/_delta_log/00000000000000000017.json
     <root>/tables/<table>/_rollups/<name of a cold file>.<rollup>-<definition>.parquet
+    <root>/tables/<table>/_replaced/<uuid>.json
     <root>/tables/<table>/_payload/day=2026-11-22/<site>-<bytes>-<sha12>.parquet
     <local>/catalog.sqlite               or site.json, when sites share a catalog in Postgres
     <local>/writers/<writer>
@@ -40,6 +41,7 @@ _LOG_VERSION = re.compile(r"(\d{20})\.json")
 PARTITIONS = ("day", "event_day", "event_day_utc", "lakestore_day")
 """What a partition column may be called: the first that is no column of the table."""
 _DAY = re.compile(rf"({'|'.join(PARTITIONS)})=(\d{{4}}-\d{{2}}-\d{{2}})")
+_RECORD = re.compile(r"[0-9a-f]{32}\.json")
 _PARTIAL = re.compile(r"(.+)\.([a-z][a-z0-9_]{0,62})-([0-9a-f]{8})\.parquet")
 _PAYLOAD = re.compile(r"day=(\d{4}-\d{2}-\d{2})/([0-9a-f]{8})-(\d+)-([0-9a-f]{12})\.parquet")
 _COLD = re.compile(r"([0-9a-f]{8})-(\d{6,})-(\d{6,})-(\d{4,})-([0-9a-f]{12})\.parquet")
@@ -303,6 +305,16 @@ def data_prefix(table: str) -> str:
 def rollups_prefix(table: str) -> str:
     """Key prefix of the partials of a table's cold files."""
     return f"tables/{table}/_rollups/"
+
+
+def record_key(table: str, id: str = "") -> str:
+    """Key of the record of a replacement; with no id, the prefix of all."""
+    return f"tables/{table}/_replaced/{f'{id}.json' if id else ''}"
+
+
+def is_record_name(name: str) -> bool:
+    """Whether that is the name of a record of a replacement."""
+    return _RECORD.fullmatch(name) is not None
 
 
 def payload_key(table: str, name: str) -> str:

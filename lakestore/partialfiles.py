@@ -85,13 +85,13 @@ class PartialFiles:
         self._writes = writes
         self._seen: dict[str, bool] = {}  # of a store's siblings: whether they are there
 
-    def of_segments(self, segments: Sequence[Segment]) -> Parts:
-        """Partials of segments that are about to become other files, where all have theirs."""
+    def of_files(self, files: Sequence[DataFile]) -> Parts:
+        """Partials of files that are about to become others, where all have theirs."""
         parts: dict[str, pa.Table] = {}
         for one in self.rollups:
             tables = [self._types[one.name].empty_table()]
-            for segment in segments if sum(map(len, parts.values())) < _PARTS_ROWS else ():
-                read = self.read(one, segment)
+            for file in files if sum(map(len, parts.values())) < _PARTS_ROWS else ():
+                read = self.read(one, file)
                 if read is None:
                     break
                 tables.append(read)
@@ -119,7 +119,7 @@ class PartialFiles:
         Args:
             path: where the file is staged.
             staging: a folder for theirs.
-            parts: of the segments that it was made from.
+            parts: of the files that it was made from.
         """
         keys = dict.fromkeys(name for one in self.rollups for name in one.by)
         with closing(FileColumns(path, file.info.rows, keys)) as columns:

@@ -17,7 +17,16 @@ from lakestore import hot, partialfiles
 from lakestore.catalog.records import Garbage
 from lakestore.context import SiteContext
 from lakestore.failpoint import reach
-from lakestore.layout import PayloadName, SiteLayout, journal_name, tombstone_key
+from lakestore.layout import (
+    ColdName,
+    PayloadName,
+    SiteLayout,
+    data_prefix,
+    ids_name,
+    journal_name,
+    rollups_prefix,
+    tombstone_key,
+)
 from lakestore.storage.local import fsync_folder, refusals
 
 
@@ -30,23 +39,30 @@ class Vacuumed:
     dry_run: bool
     payload: tuple[str, ...] = ()
     """Payload files of segments; those of sealed rows stay."""
+    cold: tuple[str, ...] = ()
 
     def __len__(self) -> int:
-        return len(self.journals) + len(self.segments) + len(self.payload)
+        return len(self.journals) + len(self.segments) + len(self.payload) + len(self.cold)
 
 
 def choose(
-    garbage: Sequence[Garbage], now: float, grace_s: float, in_use: Container[str]
+    garbage: Sequence[Garbage],
+    now: float,
+    grace_s: float,
+    cold_grace_s: float,
+    in_use: Container[str],
 ) -> list[Garbage]:
     """What may be deleted. Pure.
 
     Journals go at once: only this site reads them, and a reader that misses one finds its rows
-    in a segment. Other files wait out the grace, and queries that still read them.
+    in a segment. Other files wait out their grace, and queries that still read them.
     """
+    graces = {"journal": 0.0, "cold": max(grace_s, cold_grace_s)}
     return [
         g
         for g in garbage
-        if g.kind == "journal" or (now - g.since >= grace_s and g.name not in in_use)
+        if g.kind == "journal"
+        or (now - g.since >= graces.get(g.kind, grace_s) and g.name not in in_use)
     ]
 
 
@@ -62,7 +78,7 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
             with refusals(f"cannot delete {item.name!r}"):
                 _delete(item, site)
                 reach("vacuum.2")
-        for folder in {_folder(item, site.layout) for item in chosen}:
+        for folder in {_folder(item, site.layout) for item in chosen if item.kind != "cold"}:
             if folder.is_dir():  # or a power loss could bring back what the catalog forgets next
                 with refusals(f"cannot sync {str(folder)!r}"):
                     fsync_folder(folder)
@@ -75,9 +91,10 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
             reach("vacuum.5")
     return Vacuumed(
         tuple(g.name for g in chosen if g.kind == "journal"),
-        tuple(g.name for g in chosen if g.kind not in ("journal", "payload")),
+        tuple(g.name for g in chosen if g.kind not in ("journal", "payload", "cold")),
         dry_run,
         tuple(g.name for g in chosen if g.kind == "payload"),
+        tuple(g.name for g in chosen if g.kind == "cold"),
     )
 
 
@@ -102,8 +119,21 @@ def _delete(item: Garbage, site: SiteContext) -> None:
         site.engine.forget(hot.duckdb_path(layout.hot(item.folder), item.name))
     elif item.kind == "payload":
         (layout.payload(item.folder) / str(PayloadName.parse(item.name))).unlink(missing_ok=True)
+    elif item.kind == "cold":
+        _delete_cold(item, site)
     elif item.kind == "table":
         _delete_table(item.folder, site)
+
+
+def _delete_cold(item: Garbage, site: SiteContext) -> None:
+    """Delete a cold file, then its partials, and what is cached of it here."""
+    site.storage.delete(data_prefix(item.folder) + str(ColdName.parse(item.name)))
+    day, _, file = item.name.partition("/")
+    for key in list(site.storage.list(f"{rollups_prefix(item.folder)}{day}/")):
+        if key.rsplit("/", 1)[1].startswith(f"{file.removesuffix('.parquet')}."):
+            site.storage.delete(key)
+    partialfiles.forget(site.layout.rollups(item.folder), item.name)
+    (site.layout.ids(item.folder) / ids_name(item.name)).unlink(missing_ok=True)
 
 
 def _delete_table(name: str, site: SiteContext) -> None:

@@ -169,7 +169,7 @@ def _seal_in(
     for name in sorted({name for file, _ in named for name in file.info.payload}):
         key = table.payload_key(name)
         payload.put(site.storage, key, name, table.payload_folder, site.staging)
-    parts = table.partials.files.of_segments(segments)
+    parts = table.partials.files.of_files(segments)
     for file, one in named:
         coldfiles.publish(table, file, one, folder, parts)
         reach("seal.4")

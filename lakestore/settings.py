@@ -41,6 +41,11 @@ class Settings(BaseModel):
     vacuum_grace_s: float = Field(
         900.0, ge=0, description="superseded files live so long, for shells that still read them"
     )
+    cold_grace_s: float = Field(
+        86_400.0,
+        ge=0,
+        description="cold files that were replaced or expired live so long: to go back to them",
+    )
     memory_bytes: int = Field(
         1 * GIB,
         ge=64 * MIB,

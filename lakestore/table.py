@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from lakestore import quoting
 from lakestore.append import Ack, Appender
+from lakestore.compact import Compacted
 from lakestore.context import TableContext
 from lakestore.engine import troubles
 from lakestore.errors import ClosedError
@@ -98,6 +99,22 @@ class Table:
         """Flush, then move every hot segment to cold files; returns the rows moved."""
         self._writable()
         return self._upkeep.seal(self._context)
+
+    @troubles("cannot compact")
+    def compact(self, *, today: bool = False) -> Compacted:
+        """Merge small cold files of each day to files of the target size; no answer changes.
+
+        The files that are replaced stay for `cold_grace_s`, and then vacuum deletes them.
+
+        Args:
+            today: the day that has not ended too; its seals will make small files again.
+
+        Raises:
+            CorruptionError: a file is not what was published.
+            StorageError: the disk refused; what was compacted before stays so.
+        """
+        self._writable()
+        return self._upkeep.compact(self._context, today=today)
 
     @troubles("cannot vacuum")
     def vacuum(self, dry_run: bool = True) -> Vacuumed:

@@ -28,6 +28,8 @@ class Tile:
     linked: int = field(default=0, compare=False)
     """Ascends with the time at which it was put in place, as far as the file system tells."""
     rows: int = field(default=0, compare=False)
+    gone: tuple[str, ...] = ()
+    """Files whose rows are in others by now, or expired: only a committed seal's are."""
 
 
 class Untileable(ValueError):
@@ -39,16 +41,20 @@ def plausible(seals: Sequence[Tile], starts: Set[int]) -> list[Tile]:
 
     A seal begins where the last committed one ended, so none that was committed spans the start of
     another. And each leaves out what other sites have sealed by then: of several of one range, the
-    one with the fewest rows is the committed one, or has the same rows.
+    one with the fewest rows is the committed one, or has the same rows. One of which files were
+    replaced was committed.
 
     Args:
         starts: first segments of all seals that there are files of, be they whole or not.
     """
     ordered = sorted(starts)
     kept: dict[tuple[int, int], Tile] = {}
+    sure = {seal.first: seal for seal in seals if seal.gone}
     for seal in sorted(seals, key=lambda t: (t.rows, t.files)):
         later = bisect_right(ordered, seal.first)
-        if later == len(ordered) or ordered[later] > seal.last:
+        if sure.get(seal.first, seal) is seal and (
+            later == len(ordered) or ordered[later] > seal.last
+        ):
             kept.setdefault((seal.first, seal.last), seal)
     return list(kept.values())
 
@@ -69,6 +75,8 @@ def chain(seals: Sequence[Tile], starts: Set[int]) -> tuple[list[Tile], list[Til
             raise Untileable(f"no whole seal holds the segments {start} to {end - 1}")
         committed += fitting
     last = [seal for seal in seals if seal.first == max(ordered, default=0)]
+    if any(seal.gone for seal in last):
+        return [*committed, *last], []
     return committed, sorted(last, key=lambda seal: -seal.last)
 
 

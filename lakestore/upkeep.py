@@ -11,9 +11,11 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from datetime import date
 
-from lakestore import flush, retain, seal, shell
+from lakestore import compact, flush, retain, seal, shell
 from lakestore.catalog.records import Garbage
+from lakestore.compact import Compacted, Job
 from lakestore.context import SiteContext, TableContext, states
 from lakestore.errors import ConflictError, CorruptionError, StorageError
 from lakestore.query.pin import FilesInUse
@@ -150,12 +152,15 @@ class Upkeep:
     def vacuum(self, *, dry_run: bool, table: TableContext | None = None) -> retain.Vacuumed:
         """Delete what nothing names any more, or say what would go."""
         garbage = [g for g in self._site.catalog.garbage() if self._may_go(g)]
+        garbage = self._not_live(garbage)
         if table is not None:
             garbage = [g for g in garbage if g.table_id == table.entry.id]
         if self.problem is not None and not dry_run:
             garbage = [g for g in garbage if g.kind == "journal"]
         now = self._site.clock.now().timestamp()
-        chosen = retain.choose(garbage, now, self._site.settings.vacuum_grace_s, self._in_use)
+        settings = self._site.settings
+        graces = settings.vacuum_grace_s, settings.cold_grace_s
+        chosen = retain.choose(garbage, now, *graces, self._in_use)
         vacuumed = retain.vacuum(self._site, chosen, dry_run=dry_run)
         if not dry_run:
             self._site.forget_dead()
@@ -173,6 +178,46 @@ class Upkeep:
         id = GenerationId(writer, int(number))
         held = any(t.buffer is not None and id in t.buffer.ids for t in self._tables())
         return writer in self._site.writers and not held
+
+    def _not_live(self, garbage: Sequence[Garbage]) -> list[Garbage]:
+        """Without cold files that are part of a table, whatever the catalog says of them."""
+        ids = {g.table_id for g in garbage if g.kind == "cold"}
+        tables = [table for table in self._tables() if table.entry.id in ids]
+        live = {
+            (id, file.name)
+            for id, state in states(self._site, tables).items()
+            for file in state.cold
+        }
+        return [g for g in garbage if g.kind != "cold" or (g.table_id, g.name) not in live]
+
+    def compact(self, table: TableContext, *, today: bool) -> Compacted:
+        """Compact all that is worth it now.
+
+        Args:
+            today: that day too, though its seals are still to come.
+        """
+        done = Compacted()
+        with table.compacting:
+            while jobs := self._jobs(table, eager=True, today=today):
+                try:
+                    done += compact.compact(table, jobs[0])
+                except ConflictError:  # what is left is for us
+                    if jobs == self._jobs(table, eager=True, today=today):
+                        raise
+        if done.days:
+            self._on_seal(table)
+            self.publish()
+        return done
+
+    def _jobs(self, table: TableContext, *, eager: bool, today: bool = False) -> list[Job]:
+        now = self._site.clock.now()
+        return compact.choose(
+            table.state(newest=True).cold,
+            date.max if today else now.date(),
+            self._site.settings.cold_file_bytes,
+            schema_version=table.entry.schema_version,
+            eager=eager,
+        )
 
     def publish(self) -> None:
         """Make `lake.duckdb` show what is published."""

@@ -25,6 +25,7 @@ LEVELS: list[list[str]] = [
         "grouping",
         "layout",
         "snapshot",
+        "replacement",
         "marks",
         "exits",
     ],
@@ -72,6 +73,7 @@ LEVELS: list[list[str]] = [
         "catalog.migrations",
         "catalog.records",
         "catalog.holdings",
+        "catalog.coldlist",
         "catalog.commit",
         "catalog.frozen",
         "catalog.integrity",
@@ -81,8 +83,18 @@ LEVELS: list[list[str]] = [
         "catalog.restoring",
         "catalog",
     ],
-    ["siting", "cold", "cold.parquet", "cold.delta", "context"],
-    ["append", "recover", "duplicates", "flush", "watermark", "sites", "coldfiles", "seal"],
+    ["siting", "cold", "cold.keeper", "cold.entries", "cold.parquet", "cold.delta", "context"],
+    [
+        "append",
+        "recover",
+        "duplicates",
+        "flush",
+        "watermark",
+        "sites",
+        "coldfiles",
+        "seal",
+        "compact",
+    ],
     ["retain", "adopt", "payloadview", "shell", "status"],
     [
         "query",
@@ -265,7 +277,7 @@ def test_public_methods_are_the_promised_ones():
         "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
-        "name", "schema", "append", "flush", "seal", "vacuum", "scan", "to_arrow", "get",
+        "name", "schema", "append", "flush", "seal", "compact", "vacuum", "scan", "to_arrow", "get",
         "get_many", "page", "totals", "series", "facets", "metrics", "counters",
     }  # fmt: skip
     assert public(ls.Result) == {

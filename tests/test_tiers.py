@@ -503,5 +503,8 @@ def test_choosing_is_pure():
         Garbage(2, 1, "t", "segment", "old", 100.0),
         Garbage(3, 1, "t", "segment", "used", 100.0),
         Garbage(4, 1, "t", "segment", "young", 150.0),
+        Garbage(5, 1, "t", "cold", "to go back to", 100.0),
+        Garbage(6, 1, "t", "cold", "old and cold", 0.0),
     ]
-    assert [g.id for g in retain.choose(garbage, 160.0, 60.0, {"used"})] == [1, 2]
+    assert [g.id for g in retain.choose(garbage, 160.0, 60.0, 160.0, {"used"})] == [1, 2, 6]
+    assert [g.id for g in retain.choose(garbage, 160.0, 170.0, 0.0, ())] == [1]

@@ -238,10 +238,10 @@ def test_files_out_of_order_or_of_another_day(open_lake, monkeypatch):
         table.flush()
     assert found(lake.verify()) == [("damage", "order")]
     with monkeypatch.context() as patch:
-        from lakestore import seal
+        from lakestore import coldfiles
 
-        real = seal.ColdName
-        patch.setattr(seal, "ColdName", lambda day, *more: real(day.replace(day=9), *more))
+        real = coldfiles.ColdName
+        patch.setattr(coldfiles, "ColdName", lambda day, *more: real(day.replace(day=9), *more))
         patch.setattr(datafile, "_ranges", lambda metadata, schema: {})
         table.seal()
     kinds = {problem.kind for problem in lake.verify().problems}

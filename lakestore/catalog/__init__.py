@@ -244,13 +244,10 @@ class Catalog:
         """Cold files by name; statistics are parsed once for each, for planning is per query."""
         known = self._cold.get(table_id, {})
         c = t.cold_files.c
-        names = (
-            con.execute(sa.select(c.name).where(c.table_id == table_id).order_by(c.name))
-            .scalars()
-            .all()
-        )
+        listed = (c.table_id == table_id) & (c.removed == 0)
+        names = con.execute(sa.select(c.name).where(listed).order_by(c.name)).scalars().all()
         missing = set(names) - known.keys()
-        rows = con.execute(sa.select(t.cold_files).where(c.table_id == table_id)) if missing else ()
+        rows = con.execute(sa.select(t.cold_files).where(listed)) if missing else ()
         files = {name: known[name] for name in names if name in known}
         for row in rows:
             if row.name in missing:
@@ -283,6 +280,13 @@ class Catalog:
         """Every superseded file not yet deleted."""
         with self.database.begin("read") as con:
             return garbage_of(con, self.site)
+
+    def records(self, table_id: int) -> dict[str, str]:
+        """Records of replacements that are not known to be in the root yet, in order, by id."""
+        c = t.records.c
+        query = sa.select(c.id, c.text).where(c.table_id == table_id).order_by(c.number)
+        with self.database.begin("read") as con:
+            return pairs_of(con, query)
 
     def inventory(self, *, settled: bool = False) -> Inventory:
         """Everything the catalog says, of one version.

@@ -3,17 +3,20 @@
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any
+from uuid import uuid4
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
+from lakestore.catalog.coldlist import ColdList
 from lakestore.catalog.holdings import holding_of, marks_of, sent_of
 from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry
 from lakestore.catalog.rows import info_of, info_text
 from lakestore.clock import micros
 from lakestore.errors import ConflictError, InvalidInputError
 from lakestore.marks import RETIRED, check_retirable, next_mark
+from lakestore.replacement import Record, Replacement
 from lakestore.snapshot import ColdFile, GenerationId, Segment
 
 _LEASE_MAX_S = 600.0
@@ -185,9 +188,9 @@ class Commit:
         """
         self.check_listed(table_id, sealed)
         self._remove_segments(table_id, [segment.name for segment in sealed])
-        for file in files:
-            self._add_cold(table_id, file)
-        self.is_shared = True
+        cold = self.cold(table_id)
+        cold.add(files)
+        cold.note("seal", files)
         c = t.holdings.c
         moved = self._con.execute(
             t.holdings.update()
@@ -254,20 +257,47 @@ class Commit:
             return False
         return True
 
-    def _add_cold(self, table_id: int, file: ColdFile) -> None:
-        self._con.execute(
-            t.cold_files.insert(),
-            {
-                "table_id": table_id,
-                "name": file.name,
-                "day": file.day,
-                "first": file.first,
-                "last": file.last,
-                "schema_version": file.schema_version,
-                "committed_at": self.now.timestamp(),
-                "info": info_text(file.info),
-            },
-        )
+    def cold(self, table_id: int) -> ColdList:
+        """The list of a table's cold files, for a change that all sites see."""
+        self.is_shared = True
+        return self._cold(table_id)
+
+    def _cold(self, table_id: int) -> ColdList:
+        return ColdList(self._con, table_id, self.shared_version() + 1, self.now)
+
+    def replace(self, table_id: int, replacement: Replacement) -> None:
+        """List files in the place of others, which are garbage from then on.
+
+        Raises:
+            ConflictError: one of them is not part of the table any more.
+        """
+        cold = self.cold(table_id)
+        cold.remove(replacement.removed)
+        cold.add(replacement.added)
+        cold.note(replacement.operation, replacement.added, replacement.removed)
+        self.keep(table_id, Record.of(replacement, self.shared_version() + 1))
+        self._no_garbage(table_id, [file.name for file in replacement.added])
+
+    def keep(self, table_id: int, record: Record) -> str:
+        """Note a record of a replacement, until it is in the root; returns its id."""
+        id = uuid4().hex
+        values = {"id": id, "table_id": table_id, "text": record.to_json()}
+        self._con.execute(t.records.insert(), values)
+        return id
+
+    def settle_record(
+        self, table_id: int, id: str, went: Sequence[str] = (), came: Sequence[str] = ()
+    ) -> None:
+        """Strike the record of a replacement off, and list the files that went as garbage.
+
+        Args:
+            went: those that are not live, as far as is known outside of the catalog.
+            came: those that are.
+        """
+        if self._con.execute(t.records.delete().where(t.records.c.id == id)).rowcount:
+            live = self._cold(table_id).live()
+            self._no_garbage(table_id, [*went, *came])  # another site may have seen them go too
+            self.add_garbage(table_id, "cold", [name for name in went if name not in live])
 
     def add_garbage(self, table_id: int, kind: GarbageKind, names: Sequence[str]) -> None:
         """Note files that nothing names from this commit on."""
@@ -285,6 +315,8 @@ class Commit:
     def forget(self, garbage: Garbage) -> None:
         """Strike a file off that is gone from the disk."""
         self._con.execute(t.garbage.delete().where(t.garbage.c.id == garbage.id))
+        if garbage.kind == "cold":
+            self.cold(garbage.table_id).forget([garbage.name])
         if garbage.kind == "journal":
             writer, number = garbage.name.split("/")
             g = t.generations.c
@@ -295,6 +327,14 @@ class Commit:
                     g.number == int(number),
                 )
             )
+
+    def _no_garbage(self, table_id: int, names: Sequence[str]) -> None:
+        """Cold files are not to be deleted, whichever site listed them."""
+        g, h = t.garbage.c, t.holdings.c
+        holdings = sa.select(h.id).where(h.table_id == table_id)
+        for name in names:
+            theirs = (g.holding_id.in_(holdings), g.kind == "cold", g.name == name)
+            self._con.execute(t.garbage.delete().where(*theirs))
 
     def check_listed(self, table_id: int, segments: Sequence[Segment]) -> None:
         """Raise `ConflictError` when one of the segments was sealed or merged meanwhile."""

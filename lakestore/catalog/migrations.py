@@ -65,18 +65,43 @@ def _to_holdings() -> Iterator[str]:
     )
 
 
-def _made_again(name: str, statement: str) -> Iterator[str]:
+def _to_replacements() -> Iterator[str]:
+    """Cold files have versions, from which on they are listed and no more."""
+    key = "table_id INTEGER NOT NULL, "
+    reference = ", FOREIGN KEY(table_id) REFERENCES tables (id))"
+    yield from _made_again(
+        "cold_files",
+        f"CREATE TABLE cold_files ({key}name TEXT NOT NULL, day DATE NOT NULL,"
+        " first BIGINT NOT NULL, last BIGINT NOT NULL, schema_version INTEGER NOT NULL,"
+        " committed_at FLOAT NOT NULL, info TEXT NOT NULL, added BIGINT NOT NULL,"
+        f" removed BIGINT NOT NULL, PRIMARY KEY (table_id, name){reference}",
+        ", (SELECT version FROM lake), 0",
+    )
+    yield (
+        f"CREATE TABLE history ({key}version BIGINT NOT NULL, at FLOAT NOT NULL,"
+        " operation TEXT NOT NULL, files_added INTEGER NOT NULL, rows_added BIGINT NOT NULL,"
+        " files_removed INTEGER NOT NULL, rows_removed BIGINT NOT NULL,"
+        f" PRIMARY KEY (table_id, version){reference}"
+    )
+    yield (
+        f"CREATE TABLE records (number INTEGER NOT NULL, id TEXT NOT NULL, {key}text TEXT NOT NULL,"
+        f" PRIMARY KEY (number), UNIQUE (id){reference}"
+    )
+
+
+def _made_again(name: str, statement: str, more: str = "") -> Iterator[str]:
     yield f"ALTER TABLE {name} RENAME TO old_{name}"
     yield statement
-    yield f"INSERT INTO {name} SELECT * FROM old_{name}"
+    yield f"INSERT INTO {name} SELECT *{more} FROM old_{name}"
     yield f"DROP TABLE old_{name}"
 
 
 STEPS = {
     # From this format to the next. Delta tables came with 2, and with them what a seal has claimed;
-    # several sites in one catalog with 3.
+    # several sites in one catalog with 3; compaction, and versions of cold files, with 4.
     1: ("ALTER TABLE tables ADD COLUMN sealing_through BIGINT NOT NULL DEFAULT '0'",),
     2: tuple(_to_holdings()),
+    3: tuple(_to_replacements()),
 }
 
 

@@ -52,8 +52,8 @@ class Restoration(Commit):
             self._con.execute(
                 t.schemas.insert(), {"table_id": key[0], "version": version, "text": text}
             )
-        for file in record.state.cold if record.cold == "parquet" else ():
-            self._add_cold(key[0], file)
+        if record.cold == "parquet":
+            self.cold(key[0]).add(record.state.cold)
         if record.is_held:
             self._hold(key[0], record)
         for other in record.elsewhere:
@@ -87,7 +87,7 @@ class Restoration(Commit):
     def _list_own(self, table_id: int, files: tuple[ColdFile, ...]) -> bool:
         """List these of this site's cold files, and no others; whether one was not listed."""
         c = t.cold_files.c
-        mine = c.table_id == table_id
+        mine = (c.table_id == table_id) & (c.removed == 0)
         listed = {
             name
             for name in self._con.execute(sa.select(c.name).where(mine)).scalars()
@@ -96,8 +96,7 @@ class Restoration(Commit):
         for name in listed - {file.name for file in files}:
             self._con.execute(t.cold_files.delete().where(mine, c.name == name))
         fresh = [file for file in files if file.name not in listed]
-        for file in fresh:
-            self._add_cold(table_id, file)
+        self.cold(table_id).add(fresh)
         return bool(fresh)
 
     def _hold(self, table_id: int, record: TableRecord) -> None:

@@ -9,7 +9,7 @@ from sqlalchemy import Boolean, Column, Date, ForeignKey, MetaData, Table, Uniqu
 
 from lakestore.catalog.strict import BigNumber, Number, Seconds, Text
 
-FORMAT = 3
+FORMAT = 4
 
 metadata = MetaData()
 
@@ -61,6 +61,31 @@ cold_files = Table(
     Column("schema_version", Number(), nullable=False),
     Column("committed_at", Seconds(), nullable=False),
     Column("info", Text(), nullable=False),
+    # Versions of the lake: from which on it is part of the table, and from which on no more.
+    Column("added", BigNumber(), nullable=False),
+    Column("removed", BigNumber(), nullable=False),  # 0 while it is
+)
+
+history = Table(
+    "history",  # what changed the cold tier of a table, version by version
+    metadata,
+    Column("table_id", ForeignKey("tables.id"), primary_key=True),
+    Column("version", BigNumber(), primary_key=True),
+    Column("at", Seconds(), nullable=False),
+    Column("operation", Text(), nullable=False),
+    Column("files_added", Number(), nullable=False),
+    Column("rows_added", BigNumber(), nullable=False),
+    Column("files_removed", Number(), nullable=False),
+    Column("rows_removed", BigNumber(), nullable=False),
+)
+
+records = Table(
+    "records",  # of replacements, until they are kept in the root
+    metadata,
+    Column("number", Number(), primary_key=True),  # in the order of the commits
+    Column("id", Text(), nullable=False, unique=True),
+    Column("table_id", ForeignKey("tables.id"), nullable=False),
+    Column("text", Text(), nullable=False),
 )
 
 holdings = Table(

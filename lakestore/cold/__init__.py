@@ -3,6 +3,7 @@
 from collections.abc import Callable, Mapping, Sequence
 from typing import Protocol
 
+from lakestore.replacement import Replacement
 from lakestore.snapshot import ColdFile, Segment, TableState
 
 Examine = Callable[[Sequence[ColdFile]], None]
@@ -113,6 +114,27 @@ class ColdTable(Protocol):
         """
         ...
 
+    def replace(self, replacement: Replacement) -> None:
+        """Commit files in the place of others: the commit point of a compaction, prune or purge.
+
+        Seals that are committed meanwhile stay as they are: they touch no file of this.
+
+        Args:
+            replacement: its new files are published under their names already.
+
+        Raises:
+            ConflictError: a file that is to go is not part of the table any more.
+            Others: as `publish`.
+        """
+        ...
+
     def settle(self) -> None:
-        """Take segments that are sealed off the catalog's list, after a crash that left them."""
+        """Finish what a commit began, after a crash: before anything it replaced is deleted.
+
+        Segments that are sealed are taken off the catalog's list, and records of replacements are
+        put into the root.
+
+        Raises:
+            StorageError: it is not finished.
+        """
         ...

@@ -9,27 +9,27 @@ import json
 import random
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
 from lakestore.catalog import Catalog
 from lakestore.clock import Clock, micros
 from lakestore.cold import Examine
+from lakestore.cold.entries import add_of
+from lakestore.cold.keeper import Fate, RecordKeeper
 from lakestore.delta import types
 from lakestore.delta.actions import (
-    Add,
     Metadata,
     Protocol,
+    Remove,
     Transaction,
-    day_of,
     encode,
     metadata_line,
     protocol_line,
 )
 from lakestore.delta.log import APP, LAKE_PROPERTY, MARK, DeltaLog, LogState, logger
-from lakestore.delta.statistics import Ranges, rows_of, statistics_text, times_of
 from lakestore.errors import (
     CommitUncertainError,
     ConflictError,
@@ -37,14 +37,22 @@ from lakestore.errors import (
     SchemaError,
     StorageError,
 )
-from lakestore.layout import ColdName, PayloadName
+from lakestore.failpoint import reach
 from lakestore.marks import RETIRED, check_retirable, next_mark
+from lakestore.replacement import Operation, Record, Replacement
 from lakestore.schema import TableSchema
-from lakestore.snapshot import ColdFile, FileInfo, Segment, TableState
+from lakestore.snapshot import ColdFile, Segment, TableState
 
 _CHECKPOINT_EVERY = 100
 _PAUSE_MAX_S = 1.0
 _ENGINE = "lakestore"
+_OPERATIONS: Mapping[Operation, str] = {
+    "compact": "OPTIMIZE",
+    "prune": "DELETE",
+    "purge": "DELETE",
+    "undo": "RESTORE",
+}
+"""What Delta calls them."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +69,13 @@ class DeltaCold:
     """`ColdTable` over a Delta log; the catalog only follows it."""
 
     def __init__(
-        self, log: DeltaLog, table: DeltaTable, catalog: Catalog, clock: Clock, timeout_s: float
+        self,
+        log: DeltaLog,
+        table: DeltaTable,
+        catalog: Catalog,
+        records: RecordKeeper,
+        clock: Clock,
+        timeout_s: float,
     ) -> None:
         """The cold tier of a table.
 
@@ -71,6 +85,7 @@ class DeltaCold:
         self._log = log
         self._table = table
         self._catalog = catalog
+        self._records = records
         self._clock = clock
         self._timeout_s = timeout_s
         self._apps = f"{APP}{catalog.lake}/"
@@ -209,16 +224,66 @@ class DeltaCold:
             now = self._now_ms()
             claimed = Transaction(self._app, through).line(now)
             promised = self._promised(state, complete_before)
-            return [claimed, *promised, *(self._add_of(file, now).line() for file in files)]
+            return [
+                claimed,
+                *promised,
+                *(add_of(file, self._table.schema, now).line() for file in files),
+            ]
 
         before = self._make_next(lines)
         assert before is not None  # there is a line
         self.settle()
         self._checkpoint(before)
 
+    def replace(self, replacement: Replacement) -> None:
+        """One version of the log; the record is noted before it, and put into the root after it."""
+        self.settle()
+        removed = [file.name for file in replacement.removed]
+        with self._catalog.commit() as commit:
+            id = commit.keep(self._table.id, Record.of(replacement, 0))
+        reach("swap.1")
+        keeps = replacement.operation == "compact"
+
+        def lines(state: LogState) -> list[str]:
+            if not state.adds.keys() >= set(removed):
+                raise ConflictError("a cold file was replaced meanwhile; that result stands")
+            now = self._now_ms()
+            gone = (Remove(name, now).line(is_lost=not keeps) for name in removed)
+            come = (
+                add_of(file, self._table.schema, now, is_new=not keeps)
+                for file in replacement.added
+            )
+            return [*gone, *(add.line() for add in come)]
+
+        try:
+            before = self._make_next(lines, _OPERATIONS[replacement.operation])
+        except ConflictError:
+            with self._catalog.commit() as commit:
+                commit.settle_record(self._table.id, id)
+            raise
+        assert before is not None  # there is a line
+        reach("swap.2")
+        with suppress(StorageError):  # it is committed, and vacuum waits for the record
+            self.settle()
+        self._checkpoint(before)
+
+    def _fate(self, record: Record) -> Fate:
+        """What became of a replacement, as the newest version tells."""
+        state = self._log.known
+        if state.adds.keys() & record.removed.keys():
+            return "open"
+        known = state.adds.keys() | state.removed.keys()
+        return "committed" if known >= set(record.added) else "never"
+
     def settle(self) -> None:
-        """Take segments off the catalog's list that the log says are sealed."""
+        """Take segments off the catalog's list that the log says are sealed; records too."""
         state = self._log.refresh()
+        self._settle_segments(state)
+        if self._catalog.records(self._table.id):
+            self._log.make_durable(state.version)
+            self._records.settle(self._fate, lambda name: name in self._log.known.adds)
+
+    def _settle_segments(self, state: LogState) -> None:
         through = self._through(state)
         listed = self._catalog.states([self._table.id])[self._table.id]
         if through > listed.sealed_through:
@@ -227,7 +292,9 @@ class DeltaCold:
             with self._catalog.commit() as commit:
                 commit.settle(self._table.id, through)
 
-    def _make_next(self, lines_of: Callable[[LogState], list[str]]) -> int | None:
+    def _make_next(
+        self, lines_of: Callable[[LogState], list[str]], operation: str = "WRITE"
+    ) -> int | None:
         """Make the next version of the log, whoever else makes some meanwhile.
 
         Args:
@@ -247,7 +314,7 @@ class DeltaCold:
             lines = lines_of(state)
             if not lines:
                 return None
-            told = self._told("WRITE", self._append)
+            told = self._told(operation, self._append if operation == "WRITE" else {})
             if self._commit(state.version + 1, encode(lines, told, self._summary(write)), write):
                 return state.version
         raise StorageError(
@@ -283,22 +350,6 @@ class DeltaCold:
             time.sleep(pause * random.uniform(0.5, 1.5))  # or those who met would meet again
             pause = min(_PAUSE_MAX_S, pause * 2)
             yield
-
-    def _add_of(self, file: ColdFile, now: int) -> Add:
-        info = file.info
-        tags = {
-            "sha256": info.sha256,
-            "schema": str(file.schema_version),
-            "rows": str(info.rows),
-            "min_time": info.min_time.isoformat(),
-            "max_time": info.max_time.isoformat(),
-        }
-        if info.payload:
-            tags["payload"] = " ".join(info.payload)
-        assert file.day is not None
-        day = {self.partition: file.day.isoformat()}
-        stats = statistics_text(info, self._table.schema)
-        return Add(file.name, day, info.bytes, now, stats, tags)
 
     def _cold(self, state: LogState) -> tuple[ColdFile, ...]:
         """The files by name; the very same tuple as long as the version is the same."""
@@ -359,33 +410,3 @@ def _named(state: LogState, prefix: str) -> dict[str, int]:
     """What the applications say whose names begin so, by the rest of their names."""
     said = state.transactions.items()
     return {app.removeprefix(prefix): n for app, n in said if app.startswith(prefix)}
-
-
-def cold_file(add: Add, schema: TableSchema) -> ColdFile:
-    """A file as the log tells of it; what others leave out is not known, and prunes nothing.
-
-    Raises:
-        ValueError, OverflowError, CorruptionError: it says what cannot be.
-    """
-    ranges = Ranges(add.stats or "{}", schema)
-    tags = add.tags
-    rows = int(tags["rows"]) if "rows" in tags else rows_of(add.stats)
-    if "min_time" in tags and "max_time" in tags:
-        low, high = (datetime.fromisoformat(tags[name]) for name in ("min_time", "max_time"))
-    else:
-        low, high = times_of(ranges, schema.event_time)
-    payload = tuple(str(PayloadName.parse(name)) for name in tags.get("payload", "").split())
-    info = FileInfo(rows or 0, add.size, tags.get("sha256", ""), low, high, ranges, payload)
-    try:
-        name = ColdName.parse(add.path)
-        first, last = name.first, name.last
-    except CorruptionError:
-        first = last = 0
-    return ColdFile(
-        add.path,
-        day_of(add, types.partition_column(schema)),
-        first,
-        last,
-        int(tags.get("schema", "1")),
-        info,
-    )

@@ -1,11 +1,15 @@
 """A cold tier of plain Parquet files: the catalog lists them, with their statistics."""
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 
 from lakestore.catalog import Catalog
 from lakestore.cold import Examine
+from lakestore.cold.keeper import RecordKeeper
+from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.marks import RETIRED
+from lakestore.replacement import Replacement
 from lakestore.snapshot import ColdFile, Segment, TableState
 
 
@@ -14,9 +18,10 @@ class ParquetCold:
 
     partition = "day"
 
-    def __init__(self, catalog: Catalog, table_id: int) -> None:
+    def __init__(self, catalog: Catalog, table_id: int, records: RecordKeeper) -> None:
         self._catalog = catalog
         self._table_id = table_id
+        self._records = records
 
     def create(self) -> None:
         """Nothing: the catalog's own commit makes the table."""
@@ -76,5 +81,16 @@ class ParquetCold:
                     reach("seal.6")
                     return
 
+    def replace(self, replacement: Replacement) -> None:
+        """One catalog transaction; the record is put into the root after it."""
+        with self._catalog.commit() as commit:
+            commit.replace(self._table_id, replacement)
+        reach("swap.1")
+        with suppress(
+            StorageError
+        ):  # it is committed, and no file is garbage before its record is kept
+            self.settle()
+
     def settle(self) -> None:
-        """Nothing: both tiers change in one transaction."""
+        """Records alone: both tiers change in one transaction."""
+        self._records.settle(lambda record: "committed")

@@ -36,6 +36,8 @@ class Add:
     modified_ms: int
     stats: str | None
     tags: Mapping[str, str]
+    is_new: bool = True
+    """Whether its rows were not in the table before."""
 
     def line(self) -> str:
         """The action as a line of the log."""
@@ -44,7 +46,7 @@ class Add:
             "partitionValues": dict(self.partition),
             "size": self.size,
             "modificationTime": self.modified_ms,
-            "dataChange": True,
+            "dataChange": self.is_new,
             "stats": self.stats,
             "tags": dict(self.tags),
         }
@@ -57,6 +59,19 @@ class Remove:
 
     path: str
     deleted_ms: int
+
+    def line(self, *, is_lost: bool) -> str:
+        """The action as a line of the log.
+
+        Args:
+            is_lost: whether rows of it are in no file of the table after this version.
+        """
+        body = {
+            "path": encoded(self.path),
+            "deletionTimestamp": self.deleted_ms,
+            "dataChange": is_lost,
+        }
+        return _line("remove", body)
 
 
 @dataclass(frozen=True)

@@ -27,6 +27,7 @@ from lakestore.catalog.records import TableRecord
 from lakestore.catalog.restoring import is_of, remake
 from lakestore.catalog.sqlite import SQLite
 from lakestore.clock import Clock
+from lakestore.cold.keeper import RecordKeeper
 from lakestore.errors import (
     ConflictError,
     CorruptionError,
@@ -279,13 +280,13 @@ class _Shared(_Rebuild):
             )
         site = site_of(self._layout, id, write=True)
         for _ in range(_TRIES):
-            finder = self._finder()
             database = Postgres(self._url, id, site.site)
             catalog = self._catalog(database, id)
             try:
                 if catalog is None:
-                    return self._made_anew(finder, database, site, lake)
-                return self._brought_in(finder, catalog, site, lake)
+                    return self._made_anew(self._finder(), database, site, lake)
+                self._keep_records(catalog, lock)
+                return self._brought_in(self._finder(), catalog, site, lake)
             except ConflictError as error:
                 conflict = error
             finally:
@@ -313,6 +314,19 @@ class _Shared(_Rebuild):
         moved = f"schema {aside} of {database.name}" if aside is not None else None
         awaited = {other.site for record in found.tables for other in record.elsewhere}
         return self._report(site.lake, found.tables, found, moved, sorted(awaited))
+
+    def _keep_records(self, catalog: Catalog, lock: ProcessLock) -> None:
+        """Put into the root what a catalog that is well has of replacements: files tell of it."""
+        staged = make_folder(self._layout.staging_of(lock.name)) / "record.json"
+
+        def put_new(key: str, data: bytes) -> bool:
+            staged.write_bytes(data)
+            return self._storage.put_new(key, staged)
+
+        for record in catalog.inventory().tables:
+            if record.cold == "parquet" and not record.dropped:
+                keeper = RecordKeeper(catalog, record.id, record.folder, put_new)
+                keeper.settle(lambda record: "committed")
 
     def _brought_in(
         self, finder: Finder, catalog: Catalog, site: SiteId, lake: str | None

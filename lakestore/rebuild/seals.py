@@ -49,11 +49,13 @@ def choose(
     listed: Sequence[str] | None,
     tiled: Tiled,
     repeats: Repeats,
+    compacted: Sequence[str] = (),
 ) -> Choice:
     """Which seals were committed, and what of this site's part is hot.
 
     Args:
         listed: cold files of other sites that a catalog lists; None when files alone tell.
+        compacted: files that took the place of others, and are of no seal.
 
     Raises:
         Untileable: files are missing, or cannot tell; says which.
@@ -62,8 +64,10 @@ def choose(
     mine = seals.get(own, Seals())
     others = {site: seals[site] for site in sorted(seals) if site != own and listed is None}
     foreign = listed if listed is not None else _files(t for s in others.values() for t in s.whole)
+    foreign = [*foreign, *compacted]
     last = max(mine.starts, default=0)
-    doubtful = [s for s in mine.plausible if s.first == last and repeats.share(s.files, foreign)]
+    unsure = [s for s in mine.plausible if s.first == last and not s.gone]
+    doubtful = [s for s in unsure if repeats.share(s.files, foreign)]
     sure = [seal for seal in mine.plausible if seal not in doubtful]
     try:
         tiles = tiled(sure)
@@ -71,13 +75,14 @@ def choose(
         if not doubtful or listed is not None:
             raise
         tiles = tiled(mine.plausible)  # its segments are gone, and only a commit lets them go
-    return Choice(tiles, _committed(others, [tile for tile in tiles if tile.cold], repeats))
+    beside = [*_files(tile for tile in tiles if tile.cold), *compacted]
+    return Choice(tiles, _committed(others, beside, repeats))
 
 
 def _committed(
-    seals: Mapping[str, Seals], own: Sequence[Tile], repeats: Repeats
+    seals: Mapping[str, Seals], sure: Sequence[str], repeats: Repeats
 ) -> dict[str, list[Tile]]:
-    """The seals of other sites beside those of this one, which are not in doubt."""
+    """The seals of other sites beside files that are not in doubt."""
     chosen: dict[str, list[Tile]] = {}
     perhaps: dict[str, list[Tile]] = {}
     for site, found in seals.items():
@@ -88,7 +93,7 @@ def _committed(
     known = {site: _files(tiles) for site, tiles in chosen.items()}
     last: dict[str, Tile] = {}
     for site, tiles in perhaps.items():
-        beside = [*_files(own), *chain(*(known[other] for other in known if other != site))]
+        beside = [*sure, *chain(*(known[other] for other in known if other != site))]
         for tile in tiles:
             if not repeats.share(tile.files, beside):
                 last[site] = tile

@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 
 from lakestore import datafile, hot, tiling
 from lakestore.catalog.records import Elsewhere, Garbage, TableRecord
+from lakestore.cold.keeper import records_of
 from lakestore.errors import CorruptionError, FormatTooNewError, SchemaError
 from lakestore.layout import (
     ColdName,
@@ -24,6 +25,7 @@ from lakestore.rebuild import logs
 from lakestore.rebuild.repeats import Repeats
 from lakestore.rebuild.seals import Choice, Seals, choose
 from lakestore.rebuild.sources import Found, Shared, Sources
+from lakestore.replacement import gone
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, FileInfo, GenerationId, Segment, TableState
 from lakestore.storage.local import raise_refusal
@@ -50,6 +52,7 @@ class TableReader:
         self._folder = folder
         self._name = split_folder(folder)[0]
         self._documents = documents
+        self._keys = keys
         self._data = [key for key in keys if key.startswith(data_prefix(folder))]
         delta = log_prefix(folder) + log_version_name(0) in self._data
         self._cold = "delta" if delta else "parquet"
@@ -60,6 +63,8 @@ class TableReader:
         self._footers: dict[str, Mapping[str, Any]] = {}
         self._unreadable: list[str] = []
         self._sealed: tuple[str, ...] = ()
+        self._gone: Mapping[str, Mapping[str, Any]] = {}
+        self._compacted: list[str] = []
         self._elsewhere: tuple[Elsewhere, ...] = ()
         self._last = 0
 
@@ -72,6 +77,7 @@ class TableReader:
         journals = {journal.id for journal in list_journals(self._layout, self._folder)}
         tiles = self._segment_tiles(sorted(self._layout.hot(self._folder).glob("*.parquet")))
         try:
+            self._replaced()
             if self._cold == "delta":
                 tiles += self._sealed_tiles(journals)
                 choice = Choice(tiling.choose(tiles, self._last, journals), {})
@@ -83,6 +89,7 @@ class TableReader:
                     self._listed,
                     lambda cold: tiling.choose([*tiles, *cold], self._last, journals),
                     Repeats(schema, self._path),
+                    self._compacted,
                 )
         except (CorruptionError, FormatTooNewError) as error:
             self._found.problems.append(f"table {self._name!r}: {error}")
@@ -144,24 +151,44 @@ class TableReader:
                 self._unreadable.append(path.name)
         return tiles
 
+    def _replaced(self) -> None:
+        """Find the files that took the place of others, and these; raises `CorruptionError`."""
+        records = records_of(self._storage, self._folder, self._keys)
+        self._gone = gone(records)
+        if self._cold == "delta":
+            return
+        there = {key.removeprefix(data_prefix(self._folder)) for key in self._data}
+        for name in sorted({n for record in records for n in record.added} - self._gone.keys()):
+            if self._is_others(name):
+                continue
+            if name not in there:
+                raise CorruptionError(f"{self._shown(name)!r} is gone, which a record names")
+            if not ColdName.parse(name).first:  # else it is of a seal, and came back
+                self._footers[name] = self._footer(self._path(name), self._shown(name))
+                self._compacted.append(name)
+
+    def _is_others(self, name: str) -> bool:
+        """Whether a cold file is for another site to list, in a catalog that both share."""
+        return self._listed is not None and ColdName.parse(name).site != self._own
+
     def _seals(self) -> dict[str, Seals]:
         """The seals of each site; where a catalog lists what others have, of this one alone."""
         found: dict[str, Seals] = defaultdict(Seals)
         parts: dict[tuple[str, int, int, str], list[str]] = defaultdict(list)
-        for key in self._data:
-            file = key.removeprefix(data_prefix(self._folder))
+        present = [key.removeprefix(data_prefix(self._folder)) for key in self._data]
+        for file in sorted({*present, *self._gone}):
             try:
                 name = ColdName.parse(file)
             except CorruptionError:
                 continue
+            if not name.first or self._is_others(file):
+                continue
             site = name.site if self._own is not None else ""  # a file of SQLite knows but one
             if site == (self._own or ""):
                 self._last = max(self._last, name.last)
-            elif self._listed is not None:
-                continue
             found[site].starts.add(name.first)
             try:
-                footer = self._footer(self._sources.fetched(key), self._storage.url(key))
+                footer = self._gone.get(file) or self._footer(self._path(file), self._shown(file))
                 self._footers[file] = footer
                 parts[site, name.first, name.last, str(footer.get("seal"))].append(file)
             except CorruptionError:
@@ -169,8 +196,10 @@ class TableReader:
         for (site, first, last, _), files in parts.items():
             footers = [self._footers[file] for file in files]
             if is_whole(footers) and all((f["first"], f["last"]) == (first, last) for f in footers):
-                rows = sum(pq.read_metadata(self._path(file)).num_rows for file in files)
-                tile = Tile(first, last, True, tuple(sorted(files)), _covers(footers), rows=rows)
+                left = tuple(sorted(file for file in files if file not in self._gone))
+                rows = sum(pq.read_metadata(self._path(file)).num_rows for file in left)
+                went = tuple(sorted(set(files) - set(left)))
+                tile = Tile(first, last, True, left, _covers(footers), rows=rows, gone=went)
                 found[site].whole.append(tile)
         return found
 
@@ -193,8 +222,14 @@ class TableReader:
             self._elsewhere = tuple(Elsewhere(s, n, {}) for s, n in sealed.elsewhere.items())
         self._last = max(self._last, sealed.through)
         self._footers |= {name: footer_of(name) for name in sealed.files}
-        self._sealed = sealed.files
-        covers = _covers([self._footers[name] for name in sealed.files])
+        # What the log removed and nobody deleted yet, and what is deleted and has a record.
+        there = {key.removeprefix(data_prefix(self._folder)) for key in self._data}
+        removed = [n for n in state.removed if n in there and n not in self._gone]
+        went = {n: footer_of(n) for n in removed} | dict(self._gone)
+        went = {n: footer for n, footer in went.items() if footer.get("site") == sealed.site}
+        self._footers |= went
+        self._sealed = (*sealed.files, *went)
+        covers = _covers([self._footers[name] for name in self._sealed])
         return [sealed.tile(covers)] if sealed.through else []
 
     def _record(
@@ -207,9 +242,10 @@ class TableReader:
         cold_tiles = [tile for tile in choice.own if tile.cold]
         hot_tiles = [tile for tile in choice.own if not tile.cold]
         covers = frozenset[GenerationId]().union(*(tile.covers for tile in choice.own))
-        own = [*_names(choice.own), *self._sealed]
+        own = [*_names(choice.own), *_gone(choice.own), *self._sealed]
         elsewhere = [*cold_tiles, *(tile for tiles in choice.others.values() for tile in tiles)]
-        infos = {n: self._measure(n, schema) for n in _names([*hot_tiles, *elsewhere])}
+        names = [*_names([*hot_tiles, *elsewhere]), *self._compacted]
+        infos = {n: self._measure(n, schema) for n in names}
         known = {name: info for name, info in infos.items() if info is not None}
         if len(known) < len(infos):
             return None
@@ -221,7 +257,8 @@ class TableReader:
             if t.covers <= covers
         )
         garbage += self._sealed_payload(known)
-        used = {*own, *infos, *(item.name for item in garbage)}
+        garbage += self._gone_files()
+        used = {*own, *infos, *self._gone, *(item.name for item in garbage)}
         self._found.left_out += [self._shown(n) for n in self._footers if n not in used]
         self._found.left_out += [self._shown(n) for n in self._unreadable]
         # A journal that is left may hold a batch that another writer's segment has.
@@ -231,7 +268,7 @@ class TableReader:
             0,
             max((tile.last for tile in cold_tiles), default=0),
             tuple(self._segment(tile, known) for tile in hot_tiles),
-            tuple(f for tile in elsewhere for f in self._cold_files(tile, known)),
+            tuple(self._cold_file(n, known[n]) for n in [*_names(elsewhere), *self._compacted]),
             frozenset(journals & covers),
         )
         return TableRecord(
@@ -249,7 +286,11 @@ class TableReader:
             unsealed=unflushed or any(segment.info.rows for segment in state.segments),
             elsewhere=self._elsewhere
             + tuple(
-                Elsewhere(site, max((t.last for t in tiles), default=0), self._marks(_names(tiles)))
+                Elsewhere(
+                    site,
+                    max((t.last for t in tiles), default=0),
+                    self._marks([*_names(tiles), *_gone(tiles)]),
+                )
                 for site, tiles in choice.others.items()
             ),
         )
@@ -302,18 +343,19 @@ class TableReader:
             tile.first, tile.last, name, infos[name], twin, min(written, self._sources.now)
         )
 
-    def _cold_files(self, tile: Tile, infos: Mapping[str, FileInfo]) -> list[ColdFile]:
-        return [
-            ColdFile(
-                name,
-                ColdName.parse(name).day,
-                tile.first,
-                tile.last,
-                int(self._footers[name]["schema_version"]),
-                infos[name],
-            )
-            for name in tile.files
-        ]
+    def _cold_file(self, name: str, info: FileInfo) -> ColdFile:
+        parsed = ColdName.parse(name)
+        version = int(self._footers[name]["schema_version"])
+        return ColdFile(name, parsed.day, parsed.first, parsed.last, version, info)
+
+    def _gone_files(self) -> tuple[Garbage, ...]:
+        """Cold files of this site that others took the place of, and that are there still."""
+        return tuple(
+            Garbage(0, 0, self._folder, "cold", name, 0)
+            for name in sorted(self._gone)
+            if data_prefix(self._folder) + name in self._data
+            and (self._own is None or ColdName.parse(name).site == self._own)
+        )
 
     def _shown(self, name: str) -> str:
         if "/" in name:
@@ -328,6 +370,10 @@ class TableReader:
 
 def _names(tiles: Sequence[Tile]) -> list[str]:
     return [name for tile in tiles for name in tile.files]
+
+
+def _gone(tiles: Sequence[Tile]) -> list[str]:
+    return [name for tile in tiles for name in tile.gone]
 
 
 def _covers(footers: Sequence[Mapping[str, Any]]) -> frozenset[GenerationId]:

@@ -16,9 +16,11 @@ from lakestore.layout import (
     SiteLayout,
     data_prefix,
     ids_name,
+    is_record_name,
     journal_name,
     parse_schema_name,
     payload_key,
+    record_key,
     rollups_prefix,
     tombstone_key,
 )
@@ -81,7 +83,7 @@ def check_leftovers(
         record = records.get(path.parent.name)
         if path.parent.name in unread or (record is not None and record.dropped):
             continue
-        names = {ids_name(file.name) for file in record.state.cold} if record is not None else set()
+        names = {ids_name(name) for name in _cold_names(record)} if record is not None else set()
         if path.name not in names and path.exists():
             yield _leftover("orphan", record, path, "it caches the ids of no listed file")
     for path in disk.rollups:
@@ -108,8 +110,19 @@ def _is_kept(record: TableRecord | None, name: str, living: set[str]) -> bool:
     except CorruptionError:
         return False
     listed = [s.name for s in record.state.segments] + [g.name for g in record.garbage]
-    listed += [cold.name.replace("/", "-") for cold in record.state.cold]
+    listed += [name.replace("/", "-") for name in _cold_names(record)]
     return file in listed
+
+
+def _cold_names(record: TableRecord) -> set[str]:
+    """Cold files that are listed, or that wait for vacuum."""
+    waiting = {item.name for item in record.garbage if item.kind == "cold"}
+    return waiting | {file.name for file in record.state.cold}
+
+
+def _is_of_seals_to_come(name: ColdName, record: TableRecord, living: set[str]) -> bool:
+    """Whether a living writer may be about to list a cold file: of a seal, or a compaction."""
+    return bool(living) and not 0 < name.first <= record.state.sealed_through
 
 
 def _is_of_other(key: str, site: str) -> bool:
@@ -143,7 +156,7 @@ def _key_problem(
         return
     if record is not None and key.startswith(data_prefix(folder)):
         name = key.removeprefix(data_prefix(folder))
-        if name in {file.name for file in record.state.cold}:
+        if name in _cold_names(record):
             return
         try:
             parsed = ColdName.parse(name)
@@ -151,8 +164,7 @@ def _key_problem(
             if record.cold != "delta":  # others put their files there too, and remove them
                 yield _leftover("orphan", record, path, str(error))
             return
-        # A seal that goes on publishes files before it lists them.
-        if (parsed.first <= record.state.sealed_through or not living) and exists():
+        if not _is_of_seals_to_come(parsed, record, living) and exists():
             yield _unlisted(record, path, "cold file")
         return
     if record is not None and key.startswith(rollups_prefix(folder)):
@@ -165,6 +177,10 @@ def _key_problem(
         name = key.removeprefix(payload_key(folder, ""))
         if name not in named and _tells_of_payload(record) and exists():
             yield _leftover("orphan", record, path, "no event refers to this payload file")
+        return
+    if record is not None and key.startswith(record_key(folder)):
+        if not is_record_name(key.removeprefix(record_key(folder))) and exists():
+            yield _leftover("orphan", record, path, "nothing names it")
         return
     if record is None:
         if exists() and not living:  # else it may be a table that is being made
@@ -183,9 +199,9 @@ def _is_stray(record: TableRecord, name: str, living: set[str]) -> bool:
     """Whether a sibling is of no cold file, and of none that a seal is about to list."""
     try:
         file = PartialName.parse(name).file
-        if file in {cold.name for cold in record.state.cold}:
+        if file in _cold_names(record):
             return False
-        return ColdName.parse(file).first <= record.state.sealed_through or not living
+        return not _is_of_seals_to_come(ColdName.parse(file), record, living)
     except CorruptionError:
         return True
 
@@ -292,21 +308,27 @@ def lost_by_catalog(
     return result
 
 
-def check_garbage(record: TableRecord, layout: SiteLayout) -> Iterator[Problem]:
+def check_garbage(record: TableRecord, layout: SiteLayout, objects: Objects) -> Iterator[Problem]:
     """Lines of the catalog for files that are gone already; vacuum strikes them off."""
     for item in record.garbage:
-        if item.kind == "journal":
+        if item.kind == "cold":
+            key = data_prefix(record.folder) + item.name
+            path, there = objects.path(key), objects.exists(key)
+        elif item.kind == "journal":
             writer, _, number = item.name.partition("/")
             if not number.isdecimal():  # `check_tiers` says so
                 continue
             path = layout.writer(record.folder, writer) / journal_name(int(number))
+            there = path.exists()
         elif item.kind == "segment":
             path = layout.hot(record.folder) / item.name
+            there = path.exists()
         elif item.kind == "payload":
             path = layout.payload(record.folder) / item.name
+            there = path.exists()
         else:
             continue
-        if not path.exists():
+        if not there:
             what = "the catalog still lists it as superseded, and it is deleted"
             yield Problem(
                 "dangling", "leftover", record.name, path, what, "the next vacuum strikes it off"

@@ -10,7 +10,7 @@ from lakestore.layout import ColdName, log_prefix, log_version_name, parse_log_v
 from lakestore.schema import TableSchema
 from lakestore.verify.objects import Objects
 from lakestore.verify.report import RESTORE, Problem
-from lakestore.verify.tiers import Footers, partial_seals
+from lakestore.verify.tiers import Footers, partial_seals, sealed_ranges
 
 
 def with_log(site: SiteContext, record: TableRecord, schema: TableSchema) -> TableRecord:
@@ -71,16 +71,15 @@ def only(record: TableRecord, names: set[str]) -> TableRecord:
     return replace(record, state=replace(record.state, cold=cold))
 
 
-def keeps_all_seals(record: TableRecord, footers: Footers, site: str) -> bool:
+def keeps_all_seals(record: TableRecord, footers: Footers, gone: Footers, site: str) -> bool:
     """Whether every cold file that a site made is still there.
 
     Others may compact and delete: what the footers of the rest say is not all then.
     """
-    own = own_files(record, site)
-    ranges = {(file.first, file.last) for file in record.state.cold if file.name in own}
+    own = only(record, own_files(record, site))
     last = 0
-    for first, end in sorted(ranges):
+    for first, end in sealed_ranges(own, gone):
         if first != last + 1:
             return False
         last = end
-    return last == record.state.sealed_through and not partial_seals(record, footers)
+    return last == record.state.sealed_through and not partial_seals(own, footers, gone)

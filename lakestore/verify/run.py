@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
 from pathlib import Path
+from typing import Any
 
 import duckdb
 
@@ -16,6 +17,7 @@ from lakestore import hot
 from lakestore.buffer import Buffer
 from lakestore.catalog import Catalog
 from lakestore.catalog.records import Inventory, TableRecord
+from lakestore.cold.keeper import records_of
 from lakestore.context import SiteContext, TableContext
 from lakestore.errors import (
     CorruptionError,
@@ -33,9 +35,12 @@ from lakestore.layout import (
     ColdName,
     SegmentName,
     data_prefix,
+    record_key,
     schema_key,
 )
 from lakestore.payloadview import view_name
+from lakestore.replacement import Record
+from lakestore.replacement import gone as replaced_files
 from lakestore.schema import TableSchema
 from lakestore.snapshot import GenerationId
 from lakestore.storage.local import open_to_read, raise_refusal
@@ -188,10 +193,11 @@ class _Verification:
             if one.footer is not None and name in own
         }
         whole = len(footers) == len(own)
+        gone = self._gone(record)
         if record.cold == "delta":  # others may have taken files away
-            whole = whole and keeps_all_seals(record, footers, site.catalog.site)
+            whole = whole and keeps_all_seals(record, footers, gone, site.catalog.site)
         mine = record if record.cold == "delta" else only(record, own)
-        self.problems += check_tiers(mine, self._catalog_path, footers, whole=whole)
+        self.problems += check_tiers(mine, self._catalog_path, footers, gone, whole=whole)
         fetched = self.objects.fetched
         groups = [checked]
         if len(own) < len(checked):  # a hot row that others have sealed is left out by the seal
@@ -203,8 +209,8 @@ class _Verification:
             for problem in check_duplicates(record.name, schema, list(group.values()), fetched)
         ]
         self.problems += dict.fromkeys(doubled)
-        self.problems += check_garbage(record, site.layout)
-        took = covered(footers)
+        self.problems += check_garbage(record, site.layout, self.objects)
+        took = covered({**gone, **footers})
         if whole:
             self.problems += check_flushed(
                 record.name, self._catalog_path, journals, record.state.flushed, took
@@ -218,6 +224,23 @@ class _Verification:
                 self.files, self.rows = self.files + 1, self.rows + read.rows
                 self.problems += [read.problem] if read.problem is not None else []
         return set(took)
+
+    def _gone(self, record: TableRecord) -> Mapping[str, Mapping[str, Any]]:
+        """Footers of this site's cold files that others took the place of; damage is noted."""
+        storage = self.site.storage
+        prefix = record_key(record.folder)
+        try:
+            records = records_of(storage, record.folder, storage.list(prefix))
+        except CorruptionError as error:
+            path = self.objects.path(prefix[:-1])
+            self.problems.append(
+                Problem("record", "damage", record.name, path, str(error), RESTORE)
+            )
+            return {}
+        pending = self.site.catalog.records(record.id).values()
+        records += [Record.from_json(text, "a record of the catalog") for text in pending]
+        went = replaced_files(records)
+        return {n: f for n, f in went.items() if f.get("site") == self.site.catalog.site}
 
     def _data_files(
         self, con: duckdb.DuckDBPyConnection, record: TableRecord, schema: TableSchema

@@ -26,17 +26,18 @@ def covered(footers: Footers) -> list[GenerationId]:
 
 
 def check_tiers(
-    record: TableRecord, catalog: Path, footers: Footers, *, whole: bool
+    record: TableRecord, catalog: Path, footers: Footers, gone: Footers, *, whole: bool
 ) -> list[Problem]:
     """What the catalog says of a table, where it contradicts itself, names or footers.
 
     Args:
+        gone: footers of the site's cold files that others took the place of.
         whole: the footers are of every file that the site made of its rows, and of no other.
     """
-    found = [*_names(record), *_numbers(record), *_garbage(record)]
-    found += _marks(record, footers, whole=whole)
+    found = [*_names(record), *_numbers(record, gone), *_garbage(record)]
+    found += _marks(record, {**gone, **footers}, whole=whole)
     if whole:
-        found += partial_seals(record, footers)
+        found += partial_seals(record, footers, gone)
     return [Problem(kind, "damage", record.name, catalog, what, REBUILD) for kind, what in found]
 
 
@@ -64,10 +65,17 @@ def _names(record: TableRecord) -> Iterator[tuple[str, str]]:
             )
 
 
-def _numbers(record: TableRecord) -> Iterator[tuple[str, str]]:
+def sealed_ranges(record: TableRecord, gone: Footers) -> list[tuple[int, int]]:
+    """The runs of segments that a site's seals took, as cold files tell, those that went too."""
+    ranges = {(file.first, file.last) for file in record.state.cold}
+    ranges |= {(footer["first"], footer["last"]) for footer in gone.values() if "first" in footer}
+    return sorted(some for some in ranges if some != (0, 0))  # of no seal: they replaced others
+
+
+def _numbers(record: TableRecord, gone: Footers) -> Iterator[tuple[str, str]]:
     """Every segment number up to the last one given is in one tier, and in that once."""
     state = record.state
-    cold = sorted({(file.first, file.last) for file in state.cold})
+    cold = sealed_ranges(record, gone)
     if record.cold == "delta":  # it is a log that says what is sealed, and others take files away
         cold = [(1, state.sealed_through)] if state.sealed_through else []
     hot = [(segment.first, segment.last) for segment in state.hot]
@@ -107,6 +115,8 @@ def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
     for item in record.garbage:
         if item.kind == "segment" and not _is_segment(item.name):
             yield "garbage", f"{item.name!r} is to be deleted, and is no name of a segment"
+        elif item.kind == "cold" and not _is_cold(item.name):
+            yield "garbage", f"{item.name!r} is to be deleted, and is no name of a cold file"
         elif item.kind == "payload" and not _is_payload(item.name):
             yield "garbage", f"{item.name!r} is to be deleted, and is no name of a payload file"
         elif item.kind == "journal":
@@ -122,6 +132,14 @@ def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
 def _is_segment(name: str) -> bool:
     try:
         SegmentName.parse(name)
+    except CorruptionError:
+        return False
+    return True
+
+
+def _is_cold(name: str) -> bool:
+    try:
+        ColdName.parse(name)
     except CorruptionError:
         return False
     return True
@@ -155,13 +173,14 @@ def _marks(record: TableRecord, footers: Footers, *, whole: bool) -> Iterator[tu
             yield "producer", f"batch {seq} of {producer!r} is said to be published, and is not"
 
 
-def partial_seals(record: TableRecord, footers: Footers) -> list[tuple[str, str]]:
+def partial_seals(record: TableRecord, footers: Footers, gone: Footers) -> list[tuple[str, str]]:
     """The cold files of a range are one whole seal; those ranges of which they are not."""
     found = []
     attempts: dict[tuple[int, int], list[Mapping[str, Any]]] = {}
-    for file in record.state.cold:
-        if file.name in footers:
-            attempts.setdefault((file.first, file.last), []).append(footers[file.name])
+    parts = [footers[file.name] for file in record.state.cold if file.name in footers]
+    for footer in [*parts, *gone.values()]:
+        if footer.get("first"):
+            attempts.setdefault((footer["first"], footer["last"]), []).append(footer)
     for (first, last), parts in attempts.items():
         seals = {part.get("seal") for part in parts}
         if len(seals) != 1 or not is_whole(parts):

@@ -1,0 +1,110 @@
+"""The list of a table's cold files, as one transaction changes it."""
+
+from collections.abc import Collection, Sequence
+from datetime import datetime
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+import lakestore.catalog.tables as t
+from lakestore.catalog.rows import info_text
+from lakestore.errors import ConflictError
+from lakestore.snapshot import ColdFile
+
+_AT_ONCE = 500
+"""Names in one statement; SQLite takes 32,766 parameters, old ones 999."""
+
+
+class ColdList:
+    """One table's cold files; those that were removed stay on it until they are deleted."""
+
+    def __init__(self, con: Connection, table_id: int, version: int, now: datetime) -> None:
+        """The list, to be changed.
+
+        Args:
+            version: of the lake, once this transaction is committed.
+        """
+        self._con = con
+        self._table_id = table_id
+        self._version = version
+        self._now = now.timestamp()
+        self._mine = t.cold_files.c.table_id == table_id
+
+    def add(self, files: Sequence[ColdFile]) -> None:
+        """List files; those that were removed are part of the table again."""
+        c = t.cold_files.c
+        known: set[str] = set()
+        for some in _pieces([file.name for file in files]):
+            query = sa.select(c.name).where(self._mine, c.name.in_(some))
+            known.update(self._con.execute(query).scalars())
+        self._mark(sorted(known), c.removed > 0, removed=0)
+        rows = [self._row(file) for file in files if file.name not in known]
+        if rows:
+            self._con.execute(t.cold_files.insert(), rows)
+
+    def remove(self, files: Sequence[ColdFile]) -> None:
+        """Take files off the table; they stay on the list, as removed.
+
+        Raises:
+            ConflictError: one of them is not part of the table any more.
+        """
+        names = [file.name for file in files]
+        listed = self._mark(names, t.cold_files.c.removed == 0, removed=self._version)
+        if listed != len(names):
+            raise ConflictError("a cold file was replaced meanwhile; that result stands")
+
+    def forget(self, names: Collection[str]) -> None:
+        """Strike files off that are gone from the storage."""
+        for some in _pieces(sorted(names)):
+            gone = (self._mine, t.cold_files.c.name.in_(some), t.cold_files.c.removed > 0)
+            self._con.execute(t.cold_files.delete().where(*gone))
+
+    def live(self) -> set[str]:
+        """Names of the files that are part of the table."""
+        query = sa.select(t.cold_files.c.name).where(self._mine, t.cold_files.c.removed == 0)
+        return set(self._con.execute(query).scalars())
+
+    def note(
+        self, operation: str, added: Sequence[ColdFile], removed: Sequence[ColdFile] = ()
+    ) -> None:
+        """Say in the history what this version has changed."""
+        self._con.execute(
+            t.history.insert(),
+            {
+                "table_id": self._table_id,
+                "version": self._version,
+                "at": self._now,
+                "operation": operation,
+                "files_added": len(added),
+                "rows_added": sum(file.info.rows for file in added),
+                "files_removed": len(removed),
+                "rows_removed": sum(file.info.rows for file in removed),
+            },
+        )
+
+    def _mark(self, names: Sequence[str], only: sa.ColumnElement[bool], *, removed: int) -> int:
+        """Say from which version on some files are removed; how many of them there were."""
+        count = 0
+        for some in _pieces(names):
+            chosen = (self._mine, t.cold_files.c.name.in_(some), only)
+            marked = t.cold_files.update().where(*chosen).values(removed=removed)
+            count += self._con.execute(marked).rowcount
+        return count
+
+    def _row(self, file: ColdFile) -> dict[str, object]:
+        return {
+            "table_id": self._table_id,
+            "name": file.name,
+            "day": file.day,
+            "first": file.first,
+            "last": file.last,
+            "schema_version": file.schema_version,
+            "committed_at": self._now,
+            "info": info_text(file.info),
+            "added": self._version,
+            "removed": 0,
+        }
+
+
+def _pieces(names: Sequence[str]) -> list[Sequence[str]]:
+    return [names[start : start + _AT_ONCE] for start in range(0, len(names), _AT_ONCE)]

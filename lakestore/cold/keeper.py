@@ -1,0 +1,81 @@
+"""Keep records of replacements: in the catalog from their commit on, then in the root.
+
+Only from then on are the files that went garbage. Failpoints: record.1 put into the root
+.2 struck off the catalog
+"""
+
+from collections.abc import Callable, Iterable
+from typing import Literal
+
+from lakestore.catalog import Catalog
+from lakestore.failpoint import reach
+from lakestore.layout import is_record_name, record_key
+from lakestore.replacement import Record
+from lakestore.storage import Storage
+
+Fate = Literal["committed", "open", "never"]
+"""What became of a replacement: `open` while its commit may still come."""
+
+
+class RecordKeeper:
+    """The records of one table's replacements."""
+
+    def __init__(
+        self, catalog: Catalog, table_id: int, folder: str, put_new: Callable[[str, bytes], bool]
+    ) -> None:
+        """The records of the table in `folder`.
+
+        Args:
+            put_new: makes an object, all at once, unless there is one.
+        """
+        self._catalog = catalog
+        self._table_id = table_id
+        self._folder = folder
+        self._put_new = put_new
+
+    def settle(
+        self, fate: Callable[[Record], Fate], is_live: Callable[[str], bool] = lambda name: False
+    ) -> None:
+        """Put what the catalog has of them into the root, and list what went as garbage.
+
+        Args:
+            fate: of each, in the order of their commits.
+            is_live: whether a file is part of the table, for all that the catalog knows.
+
+        Raises:
+            StorageError: something is left to be done.
+        """
+        for id, text in self._catalog.records(self._table_id).items():
+            record = Record.from_json(text, f"record {id} of the catalog")
+            known = fate(record)
+            if known == "open":
+                continue
+            if known == "committed":
+                self._put_new(record_key(self._folder, id), text.encode())
+            reach("record.1")
+            went, came = [], []
+            if known == "committed":
+                went = [name for name in record.removed if not is_live(name)]
+                came = [name for name in record.added if is_live(name)]
+            with self._catalog.commit() as commit:
+                commit.settle_record(self._table_id, id, went, came)
+            reach("record.2")
+
+
+def records_of(storage: Storage, folder: str, keys: Iterable[str]) -> list[Record]:
+    """The records in the root of a table's replacements.
+
+    Args:
+        keys: of the table's objects, or of more.
+
+    Raises:
+        CorruptionError: one is damaged.
+        StorageError: one cannot be read for now.
+    """
+    prefix = record_key(folder)
+    names = sorted(key.removeprefix(prefix) for key in keys if key.startswith(prefix))
+    return [
+        Record.from_json(storage.read(prefix + name), storage.url(prefix + name))
+        for name in names
+        if is_record_name(name)
+    ]
