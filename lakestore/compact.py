@@ -58,12 +58,18 @@ class Job:
         """How many files fewer there are afterwards."""
         return len(self.files) - -(-self.bytes // self.target_bytes)
 
+    @property
+    def worth(self) -> float:
+        """Files saved for a byte."""
+        return self.saved / max(1, self.bytes)
+
 
 @dataclass(frozen=True)
 class Compacted:
     """What compaction did."""
 
     days: int = 0
+    jobs: int = 0
     files_before: int = 0
     files_after: int = 0
     bytes_before: int = 0
@@ -71,9 +77,17 @@ class Compacted:
     duplicates: int = 0
     """Rows that were left out, because their event was there twice."""
 
-    def __add__(self, other: "Compacted") -> "Compacted":
-        mine, others = vars(self), vars(other)
-        return Compacted(**{name: mine[name] + others[name] for name in mine})
+
+def total(done: Sequence[tuple[Job, Compacted]]) -> Compacted:
+    """What several did together."""
+    names = ("jobs", "files_before", "files_after", "bytes_before", "bytes_after", "duplicates")
+    sums = {name: sum(getattr(one, name) for _, one in done) for name in names}
+    return Compacted(days=len({job.day for job, _ in done}), **sums)
+
+
+def foreseen(job: Job) -> Compacted:
+    """What it will do, as far as that can be told."""
+    return Compacted(1, 1, len(job.files), len(job.files) - job.saved, job.bytes, job.bytes)
 
 
 def choose(
@@ -98,9 +112,7 @@ def choose(
         if day < today:
             chosen = small if eager else _of_like_sizes(small)
             jobs += [Job(day, tuple(some), target_bytes) for some in _pieces(chosen, target_bytes)]
-    return sorted(
-        (job for job in jobs if job.saved > 0), key=lambda job: (-job.saved / job.bytes, job.day)
-    )
+    return sorted((job for job in jobs if job.saved > 0), key=lambda job: (-job.worth, job.day))
 
 
 def _of_like_sizes(files: Sequence[ColdFile]) -> list[ColdFile]:
@@ -192,6 +204,7 @@ def _compact_in(folder: Path, table: TableContext, job: Job, memory_bytes: int) 
     for file in job.files:
         table.file_ids.forget(file.name)
     return Compacted(
+        1,
         1,
         len(job.files),
         len(files),

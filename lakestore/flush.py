@@ -239,10 +239,10 @@ def _commit(
 
 def merge_is_due(table: TableContext) -> bool:
     """Whether there are so many segments that some should be merged."""
-    return bool(_neighbours(table))
+    return bool(neighbours(table))
 
 
-def _neighbours(table: TableContext) -> Sequence[Segment]:
+def neighbours(table: TableContext) -> Sequence[Segment]:
     """Segments worth merging, of those that no seal has begun to take."""
     state = table.state()
     free = [s for s in state.hot if s.first > state.sealing_through]
@@ -257,7 +257,7 @@ def merge(table: TableContext) -> Segment | None:
         CorruptionError: one of them is damaged.
         StorageError: the disk refused; the segments stay as they are.
     """
-    chosen = _neighbours(table)
+    chosen = neighbours(table)
     if not chosen:
         return None
     with table.conflict_if_superseded(chosen):

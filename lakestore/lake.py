@@ -31,6 +31,7 @@ from lakestore.engine import troubles
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
 from lakestore.failpoint import reach
 from lakestore.layout import SiteLayout, check_table_name
+from lakestore.maintenance import Budget, Plan
 from lakestore.opened import OpenTables
 from lakestore.query.frames import of_caller
 from lakestore.query.parameters import Parameters
@@ -45,10 +46,11 @@ from lakestore.sites import Site, retire, sites
 from lakestore.status import Status, table_status
 from lakestore.storage import Storage
 from lakestore.table import Table
-from lakestore.upkeep import Report, Upkeep
+from lakestore.upkeep import Upkeep
 from lakestore.verify.report import Report as VerifyReport
 from lakestore.verify.run import verify
 from lakestore.watermark import watermark
+from lakestore.worker import Report
 from lakestore.writers import Recovery
 
 
@@ -246,11 +248,22 @@ class Lake:
         return sum(self._upkeep.seal(context) for context in self._known_tables())
 
     @troubles("cannot maintain the lake")
-    def maintain(self) -> Report:
-        """Do every maintenance job that is due, once: flush, merge, seal, vacuum."""
+    def maintain(self, *, max_seconds: float | None = None, max_bytes: int | None = None) -> Report:
+        """Do what is due, the most valuable first: flush, merge, seal, vacuum, compact.
+
+        Args:
+            max_seconds: nothing is begun after so long.
+            max_bytes: nothing is begun that would read more than is left of these.
+        """
         self._session.check_open(write=True)
         self._upkeep.look()
-        return self._upkeep.round()
+        return self._upkeep.round(Budget(self._site.clock, max_seconds, max_bytes))
+
+    @troubles("cannot look at the lake")
+    def plan_maintenance(self) -> Plan:
+        """What `maintain` would do now, in its order, with what each task costs in bytes."""
+        self._session.check_open(write=True)
+        return self._upkeep.plan()
 
     @troubles("cannot look at the lake")
     def status(self) -> Status:
@@ -345,6 +358,7 @@ class Lake:
             if not self._site.storage.remote:
                 raise
         finally:
+            self._upkeep.end_leases()
             self._release()
         if failures:
             raise failures[0]

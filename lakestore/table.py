@@ -23,6 +23,7 @@ from lakestore.events.measures import Measure, Measures, columns_of, parse
 from lakestore.events.metrics import metrics, view
 from lakestore.events.pages import Asked, Order, page
 from lakestore.events.questions import Spans, facets, series, totals
+from lakestore.maintenance import Budget
 from lakestore.query.attach import attach
 from lakestore.query.reader import EVENTS, Reader
 from lakestore.retain import Vacuumed
@@ -101,20 +102,30 @@ class Table:
         return self._upkeep.seal(self._context)
 
     @troubles("cannot compact")
-    def compact(self, *, today: bool = False) -> Compacted:
+    def compact(
+        self,
+        *,
+        today: bool = False,
+        max_seconds: float | None = None,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+    ) -> Compacted:
         """Merge small cold files of each day to files of the target size; no answer changes.
 
         The files that are replaced stay for `cold_grace_s`, and then vacuum deletes them.
 
         Args:
             today: the day that has not ended too; its seals will make small files again.
+            max_seconds, max_bytes: as in `Lake.maintain`.
+            dry_run: say what would be done, and do nothing.
 
         Raises:
             CorruptionError: a file is not what was published.
             StorageError: the disk refused; what was compacted before stays so.
         """
         self._writable()
-        return self._upkeep.compact(self._context, today=today)
+        budget = Budget(self._context.site.clock, max_seconds, max_bytes)
+        return self._upkeep.compact(self._context, budget, today=today, dry_run=dry_run)
 
     @troubles("cannot vacuum")
     def vacuum(self, dry_run: bool = True) -> Vacuumed:

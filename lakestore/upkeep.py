@@ -1,4 +1,4 @@
-"""Upkeep: which job is due, and the two threads that do it.
+"""Upkeep: the jobs that are due, done by hand or in two threads.
 
 A failure is kept and shown by `status` until the job succeeds; damage is kept until somebody has
 looked (`maintain()` by hand). Meanwhile flushes and seals, which only add, go on, and nothing is
@@ -6,40 +6,25 @@ deleted but journals whose rows are published.
 """
 
 import logging
-import os
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field
-from datetime import date
 
-from lakestore import compact, flush, retain, seal, shell
+from lakestore import compact, flush, maintenance, retain, seal, shell
 from lakestore.catalog.records import Garbage
 from lakestore.compact import Compacted, Job
 from lakestore.context import SiteContext, TableContext, states
 from lakestore.errors import ConflictError, CorruptionError, StorageError
+from lakestore.maintenance import Budget, Plan
 from lakestore.query.pin import FilesInUse
 from lakestore.snapshot import GenerationId
+from lakestore.worker import Report, Worker
 
 log = logging.getLogger("lakestore")
-_NICENESS = 5
 _FOLLOW_S = 10.0
 """How often other sites are looked at: a few requests each time."""
 _PAUSE_MAX_S = 60.0
 _LEASE_S = 30.0
 """A process that is stopped keeps others from maintaining its table for this long at most."""
-
-
-@dataclass
-class Report:
-    """What one round of maintenance did: numbers of things."""
-
-    flushed: int = 0
-    merged: int = 0
-    sealed: int = 0
-    deleted: int = 0
-    problems: list[str] = field(default_factory=list)
-    damaged: bool = False
 
 
 class Upkeep:
@@ -69,10 +54,9 @@ class Upkeep:
         self._on_death = on_death
         self._adopt = adopt
         self._followed_at = site.clock.monotonic()
-        self._wake = threading.Event()
-        self._stopping = threading.Event()
-        self._threads: list[threading.Thread] = []
+        self._workers: list[Worker] = []  # of flushes, and of seals
         self._problems: dict[str, str] = {}  # by job; each job writes its own
+        self._has_leased = False
         self._shown: dict[int, int] = {}  # by table: the cold version that shells see
 
     @property
@@ -86,24 +70,24 @@ class Upkeep:
 
     def start(self) -> None:
         """Do the jobs in two threads from now on: a seal takes long, and flushes must not wait."""
-        for name, jobs in (("flush", self._flush_round), ("seal", self._seal_round)):
-            thread = threading.Thread(
-                target=self._run, args=(jobs,), name=f"lakestore-{name}", daemon=True
-            )
-            self._threads.append(thread)
-            thread.start()
+        pause = min(1.0, self._site.settings.flush_age_s / 2)
+        most = _PAUSE_MAX_S if self._site.storage.remote else pause
+        for name, job in (("flush", self._tend_hot), ("seal", self._tend_cold)):
+            worker = Worker(name, job, pause, most, self._problems)
+            self._workers.append(worker)
+            worker.start()
 
     def stop(self) -> None:
         """End the threads, once they have finished what they are doing."""
-        self._stopping.set()
-        self._wake.set()
-        for thread in self._threads:
-            if thread is not threading.current_thread():
-                thread.join()
+        for worker in self._workers:
+            worker.stop()
+        for worker in self._workers:
+            worker.join()
 
     def wake(self) -> None:
-        """Something may be due."""
-        self._wake.set()
+        """A flush may be due."""
+        for worker in self._workers[:1]:
+            worker.wake()
 
     def flush(self, table: TableContext) -> int:
         """Flush now; returns the rows published."""
@@ -136,7 +120,14 @@ class Upkeep:
     def _lease(self, table: TableContext, *, over: bool = False) -> bool:
         """Whether this process maintains a table from now on, for a while."""
         catalog, writer = self._site.catalog, self._site.writer
+        self._has_leased = True
         return catalog.lease(table.entry.id, writer, _LEASE_S, over=over)
+
+    def end_leases(self) -> None:
+        """Let others maintain at once what this process did."""
+        if self._has_leased:
+            with suppress(StorageError, CorruptionError):  # they end by themselves
+                self._site.catalog.end_leases([self._site.writer])
 
     def take_over(self) -> None:
         """Take over the rows of writers that have died.
@@ -151,20 +142,23 @@ class Upkeep:
 
     def vacuum(self, *, dry_run: bool, table: TableContext | None = None) -> retain.Vacuumed:
         """Delete what nothing names any more, or say what would go."""
-        garbage = [g for g in self._site.catalog.garbage() if self._may_go(g)]
-        garbage = self._not_live(garbage)
-        if table is not None:
-            garbage = [g for g in garbage if g.table_id == table.entry.id]
+        chosen = self._deletable(table)
         if self.problem is not None and not dry_run:
-            garbage = [g for g in garbage if g.kind == "journal"]
-        now = self._site.clock.now().timestamp()
-        settings = self._site.settings
-        graces = settings.vacuum_grace_s, settings.cold_grace_s
-        chosen = retain.choose(garbage, now, *graces, self._in_use)
+            chosen = [g for g in chosen if g.kind == "journal"]
         vacuumed = retain.vacuum(self._site, chosen, dry_run=dry_run)
         if not dry_run:
             self._site.forget_dead()
         return vacuumed
+
+    def _deletable(self, table: TableContext | None) -> list[Garbage]:
+        """What vacuum may delete now, of one table or all."""
+        garbage = self._not_live([g for g in self._site.catalog.garbage() if self._may_go(g)])
+        if table is not None:
+            garbage = [g for g in garbage if g.table_id == table.entry.id]
+        settings = self._site.settings
+        graces = settings.vacuum_grace_s, settings.cold_grace_s
+        now = self._site.clock.now().timestamp()
+        return retain.choose(garbage, now, *graces, self._in_use)
 
     def _may_go(self, garbage: Garbage) -> bool:
         """Whether a file is this process's to delete.
@@ -190,34 +184,38 @@ class Upkeep:
         }
         return [g for g in garbage if g.kind != "cold" or (g.table_id, g.name) not in live]
 
-    def compact(self, table: TableContext, *, today: bool) -> Compacted:
-        """Compact all that is worth it now.
+    def compact(
+        self, table: TableContext, budget: Budget, *, today: bool, dry_run: bool
+    ) -> Compacted:
+        """Compact all that is worth it now, for whoever asks by hand.
 
         Args:
             today: that day too, though its seals are still to come.
         """
-        done = Compacted()
+        done: list[tuple[Job, Compacted]] = []
+        if dry_run:
+            jobs = [job for job in self._jobs(table, today=today) if budget.allows(job.bytes)]
+            return compact.total([(job, compact.foreseen(job)) for job in jobs])
         with table.compacting:
-            while jobs := self._jobs(table, eager=True, today=today):
+            while jobs := self._jobs(table, today=today):
+                if not budget.allows(jobs[0].bytes):
+                    break
                 try:
-                    done += compact.compact(table, jobs[0])
+                    done.append((jobs[0], compact.compact(table, jobs[0])))
                 except ConflictError:  # what is left is for us
-                    if jobs == self._jobs(table, eager=True, today=today):
+                    if jobs == self._jobs(table, today=today):
                         raise
-        if done.days:
+        if done:
             self._on_seal(table)
             self.publish()
-        return done
+        return compact.total(done)
 
-    def _jobs(self, table: TableContext, *, eager: bool, today: bool = False) -> list[Job]:
-        now = self._site.clock.now()
-        return compact.choose(
-            table.state(newest=True).cold,
-            date.max if today else now.date(),
-            self._site.settings.cold_file_bytes,
-            schema_version=table.entry.schema_version,
-            eager=eager,
-        )
+    def _jobs(self, table: TableContext, *, today: bool) -> list[Job]:
+        return maintenance.jobs(table, table.state(newest=True), eager=True, today=today)
+
+    def plan(self) -> Plan:
+        """What is due now."""
+        return maintenance.plan(self._tables(), self._deletable(None))
 
     def publish(self) -> None:
         """Make `lake.duckdb` show what is published."""
@@ -236,32 +234,34 @@ class Upkeep:
         if not self._site.storage.remote:
             self.publish()
 
-    def round(self) -> Report:
-        """Do every job that is due, once."""
-        report = Report()
+    def round(self, budget: Budget | None = None) -> Report:
+        """Do every job that is due, once, as far as the budget goes: the most valuable first."""
+        report, budget = Report(), budget or Budget(self._site.clock)
         self.take_over()
-        self._flush_round(report)
-        self._seal_round(report)
+        self._flush_round(report, budget)
+        self._seal_round(report, budget)
         if not report.problems:
             report.deleted = len(self.vacuum(dry_run=False))
+        self._compact_round(report, budget)
+        report.left = budget.refused
         return report
 
-    def _flush_round(self, report: Report) -> None:
+    def _flush_round(self, report: Report, budget: Budget) -> None:
         """Flush what is due; merge what no seal is at."""
         for table in self._tables():
             with self._noting(table, report):
-                report.flushed += self._flush_if_due(table)
+                report.flushed += self._flush_if_due(table, budget)
                 report.merged += self._merge(table)
         if report.flushed or report.merged:
             self._show_flushed()
 
-    def _seal_round(self, report: Report) -> None:
+    def _seal_round(self, report: Report, budget: Budget) -> None:
         """Seal what is due, and look, now and then, at what other sites and engines did."""
         follows = self._follows()
         for table in self._tables():
             before = report.sealed
             with self._noting(table, report), table.sealing:
-                if self._seal_is_due(table) and self._lease(table):
+                if self._seal_is_due(table, budget) and self._lease(table):
                     report.sealed += len(seal.seal(table))
                 elif follows:
                     seal.say_so(table, asked=False)
@@ -269,6 +269,44 @@ class Upkeep:
                 self._on_seal(table)
         if report.sealed or (follows and self._cold_versions() != self._shown):
             self.publish()
+
+    def _compact_round(self, report: Report, budget: Budget, jobs_max: int | None = None) -> None:
+        """Compact what is due, of all tables what is worth most first.
+
+        Args:
+            jobs_max: after so many, others wait for the next round.
+        """
+        due = [
+            (table, job)
+            for table in self._tables()
+            for job in maintenance.jobs(table, table.state())
+        ]
+        changed: list[TableContext] = []
+        for table, job in sorted(due, key=lambda one: -one[1].worth):
+            if jobs_max is not None and report.compacted >= jobs_max:
+                break
+            with self._noting(table, report), table.compacting:
+                if budget.allows(job.bytes) and self._lease(table):
+                    compact.compact(table, job)
+                    report.compacted += 1
+                    changed.append(table)
+        for table in {table.entry.id: table for table in changed}.values():
+            self._on_seal(table)
+        if changed:
+            self.publish()
+
+    def _tend_hot(self, report: Report) -> None:
+        """Take over what dead writers left, flush, merge, vacuum."""
+        self.take_over()
+        self._flush_round(report, Budget(self._site.clock))
+        self.vacuum(dry_run=False)
+
+    def _tend_cold(self, report: Report) -> None:
+        """Seal, then compact: one job, for a seal may be due again after it."""
+        budget = Budget(self._site.clock)
+        self._seal_round(report, budget)
+        if not report.problems and not self.problem:
+            self._compact_round(report, budget, jobs_max=1)
 
     def _follows(self) -> bool:
         """Whether it is time to look at other sites; sees which tables they made and dropped."""
@@ -284,13 +322,10 @@ class Upkeep:
         published = states(self._site, self._tables())
         return {id: state.cold_version for id, state in published.items()}
 
-    def _seal_is_due(self, table: TableContext) -> bool:
-        hot = table.state().hot
-        if not hot:
-            return False
-        oldest = self._site.clock.now() - min(s.committed_at for s in hot)
-        size = sum(s.info.bytes for s in hot)
-        return seal.is_due(size, oldest.total_seconds(), self._site.settings)
+    def _seal_is_due(self, table: TableContext, budget: Budget) -> bool:
+        state = table.state()
+        size = sum(segment.info.bytes for segment in state.hot)
+        return maintenance.seal_is_due(table, state) and budget.allows(size)
 
     def _merge(self, table: TableContext) -> int:
         """Merge while there are too many segments, unless a seal is about to take them."""
@@ -304,12 +339,9 @@ class Upkeep:
                 table.sealing.release()
         return merged
 
-    def _flush_if_due(self, table: TableContext) -> int:
-        buffer = table.buffer
-        assert buffer is not None
-        began = buffer.began
-        age = self._site.clock.monotonic() - began if began is not None else 0.0
-        if not flush.is_due(buffer.rows, buffer.bytes, age, self._site.settings):
+    def _flush_if_due(self, table: TableContext, budget: Budget) -> int:
+        assert table.buffer is not None
+        if not maintenance.flush_is_due(table) or not budget.allows(table.buffer.bytes):
             return 0
         with table.flushing:
             return len(flush.flush(table))
@@ -324,38 +356,3 @@ class Upkeep:
         except Exception as error:
             report.problems.append(f"{table.entry.name}: {error}")
             report.damaged = report.damaged or isinstance(error, CorruptionError)
-
-    def _run(self, jobs: Callable[[Report], None]) -> None:
-        with suppress(OSError):
-            # Of this thread alone, on Linux: appends and queries come first on busy cores.
-            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), _NICENESS)
-        flushes = jobs == self._flush_round
-        name = "flush" if flushes else "seal"
-        pause = min(1.0, self._site.settings.flush_age_s / 2)
-        damaged, failures = False, 0
-        while not self._stopping.is_set():
-            (self._wake if flushes else self._stopping).wait(pause)
-            if flushes:
-                self._wake.clear()
-            if self._stopping.is_set():
-                return
-            report = Report()
-            try:
-                if flushes:
-                    self.take_over()
-                jobs(report)
-                if flushes:
-                    self.vacuum(dry_run=False)
-            except Exception as error:  # the thread must outlive any one failure
-                report.problems.append(str(error))
-            failures = failures + 1 if report.problems else 0
-            damaged = (damaged and name in self._problems) or report.damaged
-            if report.problems:
-                known, problem = self._problems.get(name), report.problems[0]
-                self._problems[name] = problem  # first: who is told looks at the status
-                if problem != known:
-                    log.error("upkeep: %s", problem)
-                most = _PAUSE_MAX_S if self._site.storage.remote else pause
-                self._stopping.wait(min(most, pause * 2 ** min(failures, 9)))
-            elif not damaged:
-                self._problems.pop(name, None)

@@ -95,7 +95,7 @@ LEVELS: list[list[str]] = [
         "seal",
         "compact",
     ],
-    ["retain", "adopt", "payloadview", "shell", "status"],
+    ["retain", "maintenance", "adopt", "payloadview", "shell", "status"],
     [
         "query",
         "query.failures",
@@ -153,7 +153,7 @@ LEVELS: list[list[str]] = [
         "rebuild.found",
         "rebuild.run",
     ],
-    ["upkeep", "doctor"],
+    ["worker", "upkeep", "doctor"],
     ["session", "table", "opened", "lake", "opening"],
     ["", "demo", "cli"],
 ]
@@ -273,8 +273,8 @@ def test_public_methods_are_the_promised_ones():
 
     assert public(ls.Lake) == {
         "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
-        "seal", "maintain", "status", "watermark", "sites", "retire", "open_report", "verify",
-        "repair", "close",
+        "seal", "maintain", "plan_maintenance", "status", "watermark", "sites", "retire",
+        "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
         "name", "schema", "append", "flush", "seal", "compact", "vacuum", "scan", "to_arrow", "get",

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import lakestore
-from lakestore.cli import chart, check, demo, events, hosts, ingest, query, tables
+from lakestore.cli import chart, check, demo, events, hosts, ingest, query, shape, tables
 from lakestore.cli.place import placed
 from lakestore.errors import LakestoreError
 
@@ -69,7 +69,8 @@ for _verb in (
     tables.seal,
     hosts.sites,
     hosts.retire,
-    check.maintain,
+    shape.compact,
+    shape.maintain,
     check.verify,
     check.rebuild,
     check.doctor,

@@ -1,13 +1,11 @@
-"""Commands that look after a lake and its bytes: doctor, verify, rebuild, maintain."""
+"""Commands that look after a lake and its bytes: doctor, verify, rebuild."""
 
-import sys
-from dataclasses import asdict
 from typing import Annotated
 
 import typer
 
 from lakestore.cli.output import Json, LakeFolder, print_json
-from lakestore.cli.place import given, open_existing, open_lake
+from lakestore.cli.place import given, open_lake
 from lakestore.clock import SystemClock
 from lakestore.doctor import diagnose
 from lakestore.opening import place
@@ -69,20 +67,3 @@ def rebuild(lake: LakeFolder, as_json: Json = False) -> None:
         print_json(made.to_dict())
     else:
         print(made)
-
-
-def maintain(lake: LakeFolder, as_json: Json = False) -> None:
-    """Do what is due, once: take over, flush, merge, seal, vacuum."""
-    with open_existing(lake) as opened:
-        report = opened.maintain()
-    if as_json:
-        print_json(asdict(report))
-    else:
-        print(
-            f"flushed {report.flushed}, merged {report.merged}, sealed {report.sealed} tables; "
-            f"deleted {report.deleted} superseded files"
-        )
-    for problem in report.problems:
-        print(f"error: {problem}", file=sys.stderr)
-    if report.problems:
-        raise typer.Exit(1)
