@@ -11,6 +11,7 @@ of two that would replace one file, one gives up. What replaced files is kept, s
 """
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -25,7 +26,7 @@ from lakestore import coldfiles, datafile
 from lakestore.coldfiles import Rows, Written
 from lakestore.context import TableContext
 from lakestore.engine import SORT_BYTES
-from lakestore.errors import ConflictError, CorruptionError, StorageError
+from lakestore.errors import ConflictError, CorruptionError, LakestoreError, StorageError
 from lakestore.failpoint import reach
 from lakestore.idhash import Hashes, hash_batch, id_sum, identities, in_sorted, twins
 from lakestore.layout import ColdName
@@ -161,20 +162,43 @@ def compact(table: TableContext, job: Job) -> Compacted:
         CorruptionError: a file is not what was published.
         StorageError: the disk refused; nothing was committed.
     """
-    for memory_bytes in _MORE_SORT_BYTES:
-        try:
-            with coldfiles.workplace(table, "compact") as folder:
-                return _compact_in(folder, table, job, memory_bytes)
-        except duckdb.OutOfMemoryException as error:
-            failure = error
+    with _conflict_if_replaced(table, job):
+        for memory_bytes in _MORE_SORT_BYTES:
+            try:
+                with coldfiles.workplace(table, "compact") as folder:
+                    return _compact_in(folder, table, job, memory_bytes)
+            except duckdb.OutOfMemoryException as error:
+                failure = error
     raise StorageError(
         f"{len(job.files)} cold files of {job.day} cannot be sorted in "
         f"{_MORE_SORT_BYTES[-1] >> 20:,} MiB"
     ) from failure
 
 
+@contextmanager
+def _conflict_if_replaced(table: TableContext, job: Job) -> Iterator[None]:
+    """Raise `ConflictError` for what fails because another process replaced a file.
+
+    Its vacuum may have deleted it by now.
+    """
+    try:
+        yield
+    except ConflictError:
+        raise
+    except Exception as error:
+        try:
+            live = {file.name for file in table.state(newest=True).cold}
+        except LakestoreError:  # the first one says more
+            raise error from error.__cause__
+        if all(file.name in live for file in job.files):
+            raise
+        raise ConflictError(
+            f"cold files of {job.day} were replaced meanwhile; that result stands"
+        ) from error
+
+
 def _compact_in(folder: Path, table: TableContext, job: Job, memory_bytes: int) -> Compacted:
-    paths = [table.cold_path(file) for file in job.files]
+    paths = table.site.files.paths([table.wanted(file) for file in job.files])
     footers = {}
     for file, path in zip(job.files, paths, strict=True):
         if datafile.sha256(path) != file.info.sha256:

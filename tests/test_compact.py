@@ -272,6 +272,23 @@ def test_of_two_that_would_replace_a_file_one_gives_up(open_lake, cold):
     assert answers(lake) == before
 
 
+def test_a_file_that_goes_meanwhile_is_a_conflict(open_lake, cold):
+    lake = open_lake(settings={"cold_grace_s": 0, "vacuum_grace_s": 0})
+    table = lake.create_table("events", SCHEMA, cold=cold)
+    fill(table, 4)
+    context = table._context
+    (job,) = compact.choose(context.state().cold, date.max, 1 << 28, schema_version=1, eager=True)
+
+    def another() -> None:
+        compact.compact(context, job)
+        table.vacuum(dry_run=False)
+
+    with at("compact.1", another), pytest.raises(ls.ConflictError, match="replaced meanwhile"):
+        compact.compact(context, job)
+    assert lake.sql("SELECT count(*), count(DISTINCT id) FROM events").fetchall() == [(200, 200)]
+    assert lake.verify().ok
+
+
 def test_seals_go_on_meanwhile(open_lake, cold):
     lake = open_lake()
     table = lake.create_table("events", SCHEMA, cold=cold)

@@ -288,7 +288,7 @@ def test_an_unknown_end_is_found_out(lake, delta, data, monkeypatch, silent):
     with monkeypatch.context() as patch:
         patch.setattr(storage, "put_new", put)
         if silent:
-            with pytest.raises(ls.CommitUncertainError, match="the next seal finds out"):
+            with pytest.raises(ls.CommitUncertainError, match="the next one finds out"):
                 delta.seal()
         else:
             delta.seal()

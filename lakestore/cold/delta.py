@@ -319,7 +319,7 @@ class DeltaCold:
                 return state.version
         raise StorageError(
             f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "
-            "sealed, and the next seal tries again"
+            "committed, and the next attempt begins anew"
         )
 
     def _commit(self, version: int, data: bytes, write: str) -> bool:
@@ -337,8 +337,8 @@ class DeltaCold:
                 if not self._log.remote:  # a disk does not mend itself
                     break
         raise CommitUncertainError(
-            f"it is not known whether a seal of {self._table.url!r} was committed: {failure}; "
-            "the next seal finds out"
+            f"it is not known whether a version of {self._table.url!r} was committed: {failure}; "
+            "the next one finds out"
         ) from failure
 
     def _pauses(self) -> Iterator[None]:
