@@ -3,6 +3,7 @@
 import itertools
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import date, timedelta
@@ -30,6 +31,7 @@ from lakestore.storage.local import refusals, storage_error
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * MIB
+_AT_A_TIME = 2
 _NO_HASHES = np.empty(0, dtype=np.uint64)
 
 
@@ -172,6 +174,43 @@ def write(
         yield from finish(parts=part + 1, **ending())
     except OSError as error:
         raise storage_error("cannot write cold files", error) from error
+
+
+def write_parts(
+    folder: Path,
+    schema: TableSchema,
+    footer: Mapping[str, Any],
+    parts: Sequence[tuple[int, pa.Table]],
+    ending: Mapping[str, Any],
+) -> list[Written]:
+    """Write rows that are in memory to files in `folder`, some at a time.
+
+    Args:
+        parts: of each file the number of its day, and its rows in order.
+        footer, ending: as in `write`.
+
+    Raises: as `write`.
+    """
+
+    def write_one(part: int) -> Written:
+        day, rows = parts[part]
+        path = folder / f"{uuid4().hex}.parquet"
+        more = {"parts": len(parts), **ending} if part == len(parts) - 1 else {}
+        writer = datafile.DataFileWriter(path, schema, footer, bloom=True)
+        try:
+            for batch in rows.to_batches():
+                writer.write(batch)
+            info = writer.close(part=part, **more)
+        except BaseException:
+            writer.abandon()
+            raise
+        return Written(EPOCH.date() + timedelta(days=day), path, info, hash_batch(rows, schema))
+
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        try:
+            return list(pool.map(write_one, range(len(parts))))
+        except OSError as error:
+            raise storage_error("cannot write cold files", error) from error
 
 
 def named(table: TableContext, written: Written, first: int, last: int, part: int) -> ColdFile:

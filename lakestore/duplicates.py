@@ -30,6 +30,7 @@ def drop_duplicates(
     *,
     ask_all: bool = False,
     since: TableState | None = None,
+    waits: bool = False,
 ) -> pa.Table:
     """The rows without those whose id a published file holds, or an earlier row.
 
@@ -39,8 +40,10 @@ def drop_duplicates(
     Args:
         ask_all: also ask the segments whose ids the appender knew when it accepted the rows.
         since: ask only files that were not published then.
+        waits: for a store that does not answer, instead of leaving its files to the seal.
 
     Raises:
+        StorageError: a file cannot be read.
         FileNotFoundError: another process took away a file that is to be asked.
     """
     schema = table.schema
@@ -52,7 +55,8 @@ def drop_duplicates(
     suspects = in_sorted(twice, hashes) if len(twice) else np.zeros(rows.num_rows, np.bool_)
     known: set[object] = set()
     asked = _files_to_ask(table, rows, since, ask_all=ask_all) if since is not None else {}
-    for name, source in _files_to_ask(table, rows, state, ask_all=ask_all).items():
+    sources = _files_to_ask(table, rows, state, ask_all=ask_all, waits=waits)
+    for name, source in sources.items():
         if name in asked:
             continue
         hit = np.zeros(rows.num_rows, dtype=np.bool_)
@@ -61,7 +65,7 @@ def drop_duplicates(
             if hit.any():
                 known |= _published(table, source(), rows.filter(pa.array(hit)))
         except StorageError:
-            if not table.site.storage.remote:
+            if waits or not table.site.storage.remote:
                 raise
             continue  # rows must not wait for a store: the seal asks again, and can
         suspects |= hit
@@ -71,7 +75,12 @@ def drop_duplicates(
 
 
 def _files_to_ask(
-    table: TableContext, rows: pa.Table, state: TableState, *, ask_all: bool
+    table: TableContext,
+    rows: pa.Table,
+    state: TableState,
+    *,
+    ask_all: bool,
+    waits: bool = False,
 ) -> Mapping[str, Source]:
     """Published files that may hold an id of these rows, by name."""
     times = rows.column(table.schema.event_time)
@@ -81,7 +90,8 @@ def _files_to_ask(
     if table.schema.dedup == "day":
         present = {str(day) for day in np.unique(np.asarray(times).astype("datetime64[D]"))}
         cold = [f for f in cold if f.day is None or f.day.isoformat() in present]
-    return asked | {f.name: partial(_without_waiting, table, f) for f in cold}
+    fetch = TableContext.cold_path if waits else _without_waiting
+    return asked | {f.name: partial(fetch, table, f) for f in cold}
 
 
 def _without_waiting(table: TableContext, file: ColdFile) -> Path:
@@ -173,6 +183,8 @@ class SealedElsewhere:
     table: TableContext
     files: Sequence[tuple[ColdFile, Path, Hashes]]
     """The files of the seal, where each is staged, and the hashes of its ids in file order."""
+    compared_with: int
+    """Up to which segment the flushes looked into what was cold."""
     _examined: set[str] = field(default_factory=set)
 
     def __call__(self, cold: Sequence[ColdFile]) -> None:
@@ -208,11 +220,16 @@ class SealedElsewhere:
         return [suspects.filter(pa.array(repeated))] if repeated.any() else []
 
     def _is_to_be_asked(self, file: ColdFile) -> bool:
-        """Whether a flush could not ask it: it is of others, or in a store that may be silent."""
+        """Whether a flush could not ask it: it is of others, or in a store that may be silent.
+
+        Or it was loaded into a log, whose commits the catalog's do not wait for.
+        """
         if self.table.site.storage.remote:
             return True
         try:
-            site: str = self.table.site.catalog.site
-            return ColdName.parse(file.name).site != site
+            name, site = ColdName.parse(file.name), self.table.site.catalog.site
         except CorruptionError:
             return True
+        in_log = self.table.entry.cold == "delta"
+        is_newer = in_log and (name.last > self.compared_with or not name.last)  # or merged
+        return is_newer or name.site != site

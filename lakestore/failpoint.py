@@ -32,6 +32,7 @@ STEPS = {
     "compact": 5,
     "swap": 2,
     "record": 2,
+    "load": 10,
     "vacuum": 5,
     "publish": 5,
     "replace": 3,

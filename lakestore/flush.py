@@ -103,7 +103,7 @@ def _flush_group(table: TableContext, group: Sequence[ClosedGeneration]) -> Segm
         reach("flush.2")
         if not taken.covers:
             return None
-        staged = _stage(table, taken)
+        staged = _stage(table, taken, state)
         try:
             reach("flush.3")
             segment = _publish(table, taken, staged, state)
@@ -165,10 +165,14 @@ class _Staged:
         self.payload.discard()
 
 
-def _stage(table: TableContext, taken: _Taken) -> _Staged:
+def _stage(table: TableContext, taken: _Taken, state: TableState) -> _Staged:
     site, covers = table.site, [[g.writer, g.number] for g in taken.covers]
     footer = table.footer(
-        tier="hot", covers=covers, producers=taken.producers, sent=sorted(taken.sent)
+        tier="hot",
+        covers=covers,
+        producers=taken.producers,
+        sent=sorted(taken.sent),
+        sealed=state.sealed_through,
     )
     assert table.buffer is not None
     wanted = wants_duckdb(taken.rows.num_rows, table.buffer.bytes, site.settings)
@@ -223,6 +227,8 @@ def _commit(
         flushed = commit.flushed(id)
         if number - 1 > newest or flushed & set(taken.covers) or commit.sent(id, taken.sent):
             return None
+        if commit.sealed_through(id) > state.sealed_through:  # a load may have put rows there
+            return None
         payload.publish(staged.payload, table.payload_folder)
         name, has_duckdb = hot.publish(staged.segment, table.hot_folder, number, number)
         reach("flush.5")
@@ -272,6 +278,7 @@ def merge(table: TableContext) -> Segment | None:
     footer = table.footer(
         tier="hot",
         replaces=[s.name for s in chosen],
+        sealed=hot.compared_with(footers),
         **hot.taken(footers),
     )
     staged = hot.stage(

@@ -164,6 +164,11 @@ def taken(footers: Iterable[Mapping[str, Any]]) -> dict[str, Any]:
     return {"covers": covers, "producers": highest(marks), "sent": sorted(sent)}
 
 
+def compared_with(footers: Iterable[Mapping[str, Any]]) -> int:
+    """Up to which segment cold files were looked into for the events of all these segments."""
+    return min((int(footer.get("sealed", 0)) for footer in footers), default=0)
+
+
 def highest(marks: Iterable[tuple[str, int]]) -> dict[str, int]:
     """The highest sequence number of each producer."""
     found: dict[str, int] = {}

@@ -9,7 +9,7 @@ Failpoints: payload.1 a file written    .2 fsynced    .3 linked to its name    .
 """
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
@@ -193,6 +193,12 @@ def publish(staged: StagedPayload, folder: Path) -> None:
         reach("payload.3")
 
 
+def put_staged(storage: Storage, staged: StagedPayload, key_of: Callable[[str], str]) -> None:
+    """Put staged files in the root, and nowhere else; raises `StorageError`."""
+    for name, path in staged.files.items():
+        _put(storage, key_of(name), PayloadName.parse(name), path)
+
+
 def put(storage: Storage, key: str, name: str, folder: Path, staging: Path) -> None:
     """Put a segment's payload file in the root, unless it is there; it stays where it is, too.
 
@@ -207,11 +213,15 @@ def put(storage: Storage, key: str, name: str, folder: Path, staging: Path) -> N
     try:
         with refusals(f"cannot stage {str(path)!r}"):
             os.link(path, staged)
-        if not storage.put_new(key, staged) and storage.size(key) != parsed.bytes:
-            raise StorageError(f"{key!r} exists and has another size; nothing was committed")
-        reach("payload.4")
+        _put(storage, key, parsed, staged)
     finally:
         discard(staged)
+
+
+def _put(storage: Storage, key: str, name: PayloadName, staged: Path) -> None:
+    if not storage.put_new(key, staged) and storage.size(key) != name.bytes:
+        raise StorageError(f"{key!r} exists and has another size; nothing was committed")
+    reach("payload.4")
 
 
 def damage(path: Path, name: PayloadName) -> str | None:

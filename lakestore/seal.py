@@ -15,6 +15,7 @@ files that nothing names; the next seal writes the same rows under names of thei
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import duckdb
@@ -163,7 +164,8 @@ def _seal_in(
         )
     reach("seal.3")
     named = [(coldfiles.named(table, w, first, last, part), w) for part, w in enumerate(written)]
-    examine = SealedElsewhere(table, [(file, w.path, w.hashes) for file, w in named])
+    compared_with = hot.compared_with(_footers(table, segments))
+    examine = SealedElsewhere(table, [(file, w.path, w.hashes) for file, w in named], compared_with)
     examine(table.state().cold)
     site = table.site
     for name in sorted({name for file, _ in named for name in file.info.payload}):
@@ -200,9 +202,7 @@ def _write(
     footer = table.footer(
         tier="cold", seal=uuid4().hex, first=segments[0].first, last=segments[-1].last
     )
-    took = hot.taken(datafile.read_footer(table.segment_path(s)) for s in segments)
-    remembered = table.site.catalog.sent(table.entry.id, {(p, seq) for p, seq in took["sent"]})
-    took["sent"] = sorted(remembered)
+    took = taken(table, segments)
     rows = Rows([table.segment_path(s) for s in segments])
     if repeated is not None:
         rows = replace(
@@ -218,6 +218,17 @@ def _write(
         ending=lambda: took,
         at_least_of=filled.info.min_time.date(),
     )
+
+
+def taken(table: TableContext, segments: Sequence[Segment]) -> dict[str, Any]:
+    """What segments took, as the footer of the cold files says that take their place."""
+    took = hot.taken(_footers(table, segments))
+    remembered = table.site.catalog.sent(table.entry.id, {(p, seq) for p, seq in took["sent"]})
+    return took | {"sent": sorted(remembered)}
+
+
+def _footers(table: TableContext, segments: Sequence[Segment]) -> list[dict[str, Any]]:
+    return [datafile.read_footer(table.segment_path(segment)) for segment in segments]
 
 
 def _without_repeated(schema: TableSchema) -> str:

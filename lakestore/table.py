@@ -23,6 +23,8 @@ from lakestore.events.measures import Measure, Measures, columns_of, parse
 from lakestore.events.metrics import metrics, view
 from lakestore.events.pages import Asked, Order, page
 from lakestore.events.questions import Spans, facets, series, totals
+from lakestore.load.run import Loaded, Progress, load
+from lakestore.load.streams import producer_of, stream
 from lakestore.maintenance import Budget
 from lakestore.query.attach import attach
 from lakestore.query.reader import EVENTS, Reader
@@ -126,6 +128,47 @@ class Table:
         self._writable()
         budget = Budget(self._context.site.clock, max_seconds, max_bytes)
         return self._upkeep.compact(self._context, budget, today=today, dry_run=dry_run)
+
+    @troubles("cannot load")
+    def load(
+        self,
+        source: Any,
+        *,
+        load_id: str | None = None,
+        progress: Callable[[Progress], None] | None = None,
+    ) -> Loaded:
+        """Put rows straight into cold files, chunk by chunk, each row exactly once.
+
+        Memory is bounded whatever the size of the source. A chunk is durable and visible once it
+        is committed; appends and queries go on meanwhile. Duplicates are left out as the schema's
+        `dedup` says: the first row that was durable wins, and within the load the first one.
+
+        Args:
+            source: an Arrow stream, table or dataset, a Polars frame (lazy ones are streamed), or
+                an iterable of batches or mappings.
+            load_id: names the source, which must give the same rows in the same order whenever it
+                is loaded under that name: what a former load had committed is passed over, even if
+                that was killed.
+            progress: told after each chunk.
+
+        Raises:
+            SchemaError: a value does not fit; names source, row, column and value. What was loaded
+                before stays, as after every other error.
+            InvalidInputError: `source` is nothing that events come in, or cannot be read.
+            StorageError: the disk or the store refused.
+            ConflictError: another process is loading the same source.
+        """
+        self._writable()
+        sources = [stream(source, producer_of(load_id))]
+        try:
+            return load(
+                self._context,
+                sources,
+                lambda: self._upkeep.turn(self._context),
+                progress or (lambda _: None),
+            )
+        finally:
+            self._upkeep.show_sealed(self._context)
 
     @troubles("cannot vacuum")
     def vacuum(self, dry_run: bool = True) -> Vacuumed:

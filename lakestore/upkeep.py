@@ -113,9 +113,20 @@ class Upkeep:
                     if table.state().version == state.version:
                         raise
             seal.say_so(table, asked=True)
+        self.show_sealed(table)
+        return rows
+
+    @contextmanager
+    def turn(self, table: TableContext) -> Iterator[None]:
+        """Keep the seals of a table to this thread: other processes let it for a while, too."""
+        with table.sealing:
+            self._lease(table, over=True)
+            yield
+
+    def show_sealed(self, table: TableContext) -> None:
+        """Rows of a table became cold."""
         self._on_seal(table)
         self.publish()
-        return rows
 
     def _lease(self, table: TableContext, *, over: bool = False) -> bool:
         """Whether this process maintains a table from now on, for a while."""

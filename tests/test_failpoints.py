@@ -36,6 +36,7 @@ VERBS = {
     "append": "append journal",
     "flush": "flush merge segment rollup publish catalog replace views",
     "seal": "seal payload rollup publish catalog",
+    "load": "load seal",
     "vacuum": "vacuum catalog",
     "drop": "drop create catalog",
     "reopen": "open recover replace views",
@@ -48,8 +49,10 @@ FSYNCS = {
 }  # fmt: skip
 """Points before an fsync, which may fail with EIO."""
 
-DELTA_VERBS = {"birth": "create delta", "seal": "seal delta publish", "drop": "drop"}
-S3_VERBS = {"birth": "s3", "seal": "s3 delta payload"}
+DELTA_VERBS = {
+    "birth": "create delta", "seal": "seal delta publish", "load": "load", "drop": "drop",
+}  # fmt: skip
+S3_VERBS = {"birth": "s3", "seal": "s3 delta payload", "load": "load"}
 """The same of a lake whose tables are Delta, on this disk and in a store: what differs."""
 ABSENT = {
     ("delta", "birth"): {"delta.3", "delta.4"},

@@ -153,6 +153,14 @@ LEVELS: list[list[str]] = [
         "rebuild.found",
         "rebuild.run",
     ],
+    [
+        "load",
+        "load.chunks",
+        "load.streams",
+        "load.ordering",
+        "load.commit",
+        "load.run",
+    ],
     ["worker", "upkeep", "doctor"],
     ["session", "table", "opened", "lake", "opening"],
     ["", "demo", "cli"],
@@ -277,7 +285,8 @@ def test_public_methods_are_the_promised_ones():
         "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
-        "name", "schema", "append", "flush", "seal", "compact", "vacuum", "scan", "to_arrow", "get",
+        "name", "schema", "append", "flush", "seal", "compact", "load", "vacuum", "scan",
+        "to_arrow", "get",
         "get_many", "page", "totals", "series", "facets", "metrics", "counters",
     }  # fmt: skip
     assert public(ls.Result) == {

@@ -17,6 +17,7 @@ from lakestore.catalog import tables as t
 from lakestore.catalog.commit import Commit
 from lakestore.catalog.database import Creation, Database, add_lake, changing, lay_out, refuse_lost
 from lakestore.catalog.holdings import (
+    accepted_of,
     garbage_of,
     holding_of,
     holdings_of,
@@ -270,6 +271,11 @@ class Catalog:
             query = sa.select(p.seq).where(p.holding_id == held, p.producer == producer)
             found = con.execute(query).scalar_one_or_none()
         return -1 if found is None else int(found)
+
+    def accepted(self, table_id: int, producers: Collection[str]) -> dict[str, int]:
+        """The highest sequence number of each of these producers that any site has published."""
+        with self.database.begin("read") as con:
+            return accepted_of(con, table_id, producers)
 
     def sent(self, table_id: int, pairs: Collection[Sent]) -> set[Sent]:
         """Those of the (producer, seq) that a segment holds, as far as it is still remembered."""

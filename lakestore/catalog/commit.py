@@ -1,6 +1,6 @@
 """One catalog transaction, as the changes it may make."""
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 from uuid import uuid4
@@ -10,8 +10,8 @@ from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
 from lakestore.catalog.coldlist import ColdList
-from lakestore.catalog.holdings import holding_of, marks_of, sent_of
-from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry
+from lakestore.catalog.holdings import accepted_of, holding_of, marks_of, sent_of
+from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry, check_new
 from lakestore.catalog.rows import info_of, info_text
 from lakestore.clock import micros
 from lakestore.errors import ConflictError, InvalidInputError
@@ -100,6 +100,12 @@ class Commit:
         query = sa.select(c.last_segment).where(c.id == self._held(table_id))
         return int(self._con.execute(query).scalar_one())
 
+    def sealed_through(self, table_id: int) -> int:
+        """Up to which segment number rows are cold, as far as the catalog knows."""
+        c = t.holdings.c
+        query = sa.select(c.sealed_through).where(c.id == self._held(table_id))
+        return int(self._con.execute(query).scalar_one())
+
     def flushed(self, table_id: int) -> set[GenerationId]:
         """Generations whose rows a segment holds."""
         query = sa.select(t.generations.c.writer, t.generations.c.number).where(
@@ -158,6 +164,21 @@ class Commit:
                 {"holding_id": held, "writer": id.writer, "number": id.number},
             )
         self.add_garbage(table_id, "journal", [f"{g.writer}/{g.number}" for g in covers])
+
+    def accept(self, table_id: int, sent: Mapping[str, int]) -> None:
+        """Take what a load has of its sources: the rows of each so far, by producer.
+
+        Raises:
+            AcceptedError: somebody took them meanwhile.
+        """
+        known = accepted_of(self._con, table_id, sent)
+        check_new(sent, known)
+        self.follow(table_id, sent)
+
+    def follow(self, table_id: int, producers: Mapping[str, int]) -> None:
+        """Move producers up to numbers that files hold."""
+        for producer, seq in producers.items():
+            self._raise_producer(table_id, producer, seq)
 
     def replace_segments(self, table_id: int, old: Sequence[Segment], new: Segment) -> None:
         """Put one merged segment in the place of neighbours.

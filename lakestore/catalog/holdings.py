@@ -10,6 +10,9 @@ import lakestore.catalog.tables as t
 from lakestore.catalog.records import Garbage, Holding, Sent
 from lakestore.catalog.rows import segment_of
 
+_NAMES_MAX = 500
+"""So many values in one statement; databases have limits."""
+
 
 def holding_of(con: Connection, site: str, table_id: int) -> int | None:
     """What a site holds of a table, by its number in the catalog."""
@@ -26,6 +29,19 @@ def sent_of(con: Connection, holding: int, pairs: Collection[Sent]) -> set[Sent]
         b.holding_id == holding, b.producer.in_({producer for producer, _ in pairs})
     )
     return {(producer, seq) for producer, seq in con.execute(query)} & set(pairs)
+
+
+def accepted_of(con: Connection, table_id: int, producers: Collection[str]) -> dict[str, int]:
+    """The highest seq of each of these producers that any site has of a table."""
+    p, h = t.producers.c, t.holdings.c
+    query = sa.select(p.producer, sa.func.max(p.seq)).join(t.holdings, h.id == p.holding_id)
+    query = query.where(h.table_id == table_id).group_by(p.producer)
+    found: dict[str, int] = {}
+    names = sorted(producers)
+    for start in range(0, len(names), _NAMES_MAX):
+        some = names[start : start + _NAMES_MAX]
+        found |= pairs_of(con, query.where(p.producer.in_(some)))
+    return found
 
 
 def marks_of(con: Connection, table_id: int) -> dict[str, int]:

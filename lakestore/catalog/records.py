@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from lakestore.errors import ConflictError
 from lakestore.snapshot import Segment, TableState
 
 Sent = tuple[str, int]
@@ -85,3 +86,17 @@ class Inventory:
 
     version: int
     tables: tuple[TableRecord, ...]
+
+
+class AcceptedError(ConflictError):
+    """Somebody else has loaded the same rows of a source meanwhile."""
+
+
+def check_new(sent: Mapping[str, int], known: Mapping[str, int]) -> None:
+    """Raise `AcceptedError` when a number that a producer sends is not above the known one."""
+    for producer, seq in sent.items():
+        if known.get(producer, 0) >= seq:
+            raise AcceptedError(
+                f"another process is loading {producer!r} too; load again, and what it has "
+                "loaded by then is passed over"
+            )

@@ -1,6 +1,7 @@
 """Who lists the sealed files: the seam between the verbs and a cold format."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from lakestore.replacement import Replacement
@@ -8,6 +9,16 @@ from lakestore.snapshot import ColdFile, Segment, TableState
 
 Examine = Callable[[Sequence[ColdFile]], None]
 """Looks for rows that are to be sealed among cold files; raises when others have sealed some."""
+
+
+@dataclass
+class Load:
+    """What a commit takes of sources that are loaded straight into cold files."""
+
+    sent: Mapping[str, int]
+    """How many rows of each source are accepted by then, by producer."""
+    newest: int = 0
+    """The last segment that its rows were compared with; whoever examines says so."""
 
 
 class ColdTable(Protocol):
@@ -96,8 +107,9 @@ class ColdTable(Protocol):
         through: int,
         complete_before: int | None,
         examine: Examine,
+        load: Load | None = None,
     ) -> None:
-        """Commit files in the place of segments: the commit point of a seal.
+        """Commit files in the place of segments: the commit point of a seal, or of a load's chunk.
 
         Args:
             sealed: the segments, in order, first of them `sealed_through + 1`.
@@ -106,8 +118,10 @@ class ColdTable(Protocol):
             complete_before: what this site accepted before that moment is cold then; None when it
                 cannot be said. With either, a site that was retired joins anew.
             examine: shown the cold files that the commit is made beside.
+            load: what the files hold beside the rows of the segments.
 
         Raises:
+            AcceptedError: another process loaded the same rows; its result stands.
             ConflictError: another process sealed them; its result stands.
             StorageError: nothing was committed.
             CommitUncertainError: the next seal finds out whether it was.
@@ -126,6 +140,10 @@ class ColdTable(Protocol):
             ConflictError: a file that is to go is not part of the table any more.
             Others: as `publish`.
         """
+        ...
+
+    def accepted(self, producers: Collection[str]) -> Mapping[str, int]:
+        """How many rows of each source any site has loaded; raises as `marks`."""
         ...
 
     def settle(self) -> None:

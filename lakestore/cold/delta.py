@@ -8,15 +8,16 @@ Other sites and other engines commit to the same log; what they add and remove i
 import json
 import random
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 from uuid import uuid4
 
 from lakestore.catalog import Catalog
+from lakestore.catalog.records import check_new
 from lakestore.clock import Clock, micros
-from lakestore.cold import Examine
+from lakestore.cold import Examine, Load
 from lakestore.cold.entries import add_of
 from lakestore.cold.keeper import Fate, RecordKeeper
 from lakestore.delta import types
@@ -29,7 +30,7 @@ from lakestore.delta.actions import (
     metadata_line,
     protocol_line,
 )
-from lakestore.delta.log import APP, LAKE_PROPERTY, MARK, DeltaLog, LogState, logger
+from lakestore.delta.log import APP, LAKE_PROPERTY, LOAD, MARK, DeltaLog, LogState, logger
 from lakestore.errors import (
     CommitUncertainError,
     ConflictError,
@@ -92,6 +93,7 @@ class DeltaCold:
         self._app = f"{self._apps}{catalog.site}"
         self._marks = f"{MARK}{catalog.lake}/"
         self._mark = f"{self._marks}{catalog.site}"
+        self._loads = f"{LOAD}{catalog.lake}/"
         self.partition = types.partition_column(table.schema)
         self._append = {"mode": "Append", "partitionBy": json.dumps([self.partition])}
         self._listed: tuple[int, tuple[ColdFile, ...]] = (-1, ())
@@ -213,6 +215,7 @@ class DeltaCold:
         through: int,
         complete_before: int | None,
         examine: Examine,
+        load: Load | None = None,
     ) -> None:
         """Commit files in the place of segments: one version of the log."""
 
@@ -224,9 +227,11 @@ class DeltaCold:
             now = self._now_ms()
             claimed = Transaction(self._app, through).line(now)
             promised = self._promised(state, complete_before)
+            sent = self._sent(state, load, now) if load is not None else []
             return [
                 claimed,
                 *promised,
+                *sent,
                 *(add_of(file, self._table.schema, now).line() for file in files),
             ]
 
@@ -275,6 +280,24 @@ class DeltaCold:
         known = state.adds.keys() | state.removed.keys()
         return "committed" if known >= set(record.added) else "never"
 
+    def _sent(self, state: LogState, load: Load, now: int) -> list[str]:
+        """What says how many rows of each source are loaded."""
+        check_new(load.sent, self._accepted(state))
+        mine = f"{self._loads}{self._catalog.site}/"
+        return [Transaction(f"{mine}{name}", rows).line(now) for name, rows in load.sent.items()]
+
+    def accepted(self, producers: Collection[str]) -> Mapping[str, int]:
+        """What the log says."""
+        known = self._accepted(self._log.refresh())
+        return {name: known[name] for name in producers if name in known}
+
+    def _accepted(self, state: LogState) -> dict[str, int]:
+        known: dict[str, int] = {}
+        for name, rows in _named(state, self._loads).items():
+            _, _, producer = name.partition("/")
+            known[producer] = max(rows, known.get(producer, 0))
+        return known
+
     def settle(self) -> None:
         """Take segments off the catalog's list that the log says are sealed; records too."""
         state = self._log.refresh()
@@ -289,8 +312,12 @@ class DeltaCold:
         if through > listed.sealed_through:
             # The segments may be deleted from the next commit on: the version has to last.
             self._log.make_durable(state.version)
+            loaded = _named(state, f"{self._loads}{self._catalog.site}/")
+            known = self._catalog.producers(self._table.id) if loaded else {}
             with self._catalog.commit() as commit:
                 commit.settle(self._table.id, through)
+                newer = {p: rows for p, rows in loaded.items() if known.get(p, 0) < rows}
+                commit.follow(self._table.id, newer)
 
     def _make_next(
         self, lines_of: Callable[[LogState], list[str]], operation: str = "WRITE"

@@ -1,10 +1,10 @@
 """A cold tier of plain Parquet files: the catalog lists them, with their statistics."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 
 from lakestore.catalog import Catalog
-from lakestore.cold import Examine
+from lakestore.cold import Examine, Load
 from lakestore.cold.keeper import RecordKeeper
 from lakestore.errors import StorageError
 from lakestore.failpoint import reach
@@ -65,17 +65,22 @@ class ParquetCold:
         through: int,
         complete_before: int | None,
         examine: Examine,
+        load: Load | None = None,
     ) -> None:
         """Commit files in the place of segments, beside no cold file that was not examined.
 
         Sites that share a catalog seal at once: what one lists while another examines is examined
-        too before that one's commit, in turn.
+        too before that one's commit, in turn; and so are segments beside the rows of a load.
         """
         while True:
             listed = self._catalog.states([self._table_id])[self._table_id]
             examine(listed.cold)
             with self._catalog.commit() as commit:
-                if commit.shared_version() == listed.cold_version:
+                newest = load.newest if load is not None else None
+                is_examined = newest in (None, commit.last_segment(self._table_id))
+                if is_examined and commit.shared_version() == listed.cold_version:
+                    if load is not None:
+                        commit.accept(self._table_id, load.sent)
                     commit.seal(self._table_id, sealed, files, through)
                     commit.promise(self._table_id, complete_before)
                     reach("seal.6")
@@ -90,6 +95,10 @@ class ParquetCold:
             StorageError
         ):  # it is committed, and no file is garbage before its record is kept
             self.settle()
+
+    def accepted(self, producers: Collection[str]) -> Mapping[str, int]:
+        """What the catalog knows."""
+        return self._catalog.accepted(self._table_id, producers)
 
     def settle(self) -> None:
         """Records alone: both tiers change in one transaction."""

@@ -37,6 +37,8 @@ APP = "lakestore/"
 """How the names of lakestore's own applications begin: lake and site follow."""
 MARK = "lakestore-watermark/"
 """How the names begin under which sites say up to when all that they accepted is sealed."""
+LOAD = "lakestore-load/"
+"""How the names begin under which it says how much of a source is loaded: lake, site, producer."""
 LAKE_PROPERTY = "lakestore.lake"
 _KEEP_REMOVED_MS = 7 * 86_400_000
 """How long a checkpoint remembers what was removed: Delta's `deletedFileRetentionDuration`."""

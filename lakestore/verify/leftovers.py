@@ -175,7 +175,8 @@ def _key_problem(
         # A seal puts them there before it lists its files: segments refer to them until then.
         named = payload_names((*record.state.cold, *record.state.segments))
         name = key.removeprefix(payload_key(folder, ""))
-        if name not in named and _tells_of_payload(record) and exists():
+        is_unnamed = name not in named and _tells_of_payload(record) and exists()
+        if is_unnamed and not (living and _is_of_coming_chunk(objects, record, path)):
             yield _leftover("orphan", record, path, "no event refers to this payload file")
         return
     if record is not None and key.startswith(record_key(folder)):
@@ -258,6 +259,13 @@ def _tells_of_payload(record: TableRecord) -> bool:
         return all(ColdName.parse(file.name) for file in record.state.cold)
     except CorruptionError:
         return False
+
+
+def _is_of_coming_chunk(objects: Objects, record: TableRecord, path: Path) -> bool:
+    """Whether a load put a payload file there, and is about to list the events."""
+    chunk = _footer(objects.fetched(path)).get("chunk")
+    objects.let_go(path)
+    return isinstance(chunk, int) and chunk > record.state.sealed_through
 
 
 def _payload_problem(

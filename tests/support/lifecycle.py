@@ -21,6 +21,7 @@ from support.partials import relation
 
 import lakestore as ls
 from lakestore import cold
+from lakestore.load import chunks
 from lakestore.query.attach import attach
 
 START = datetime(2025, 3, 1, tzinfo=UTC)
@@ -47,6 +48,7 @@ SCHEMA = ls.TableSchema.from_toml(
 SETTINGS = {"segments_max": 2, "segment_duckdb_rows": 20, "vacuum_grace_s": 0}
 SEALED = frozenset(range(30))
 """Numbers of the events that `prepare` seals."""
+LOADED = range(25, 85)
 
 
 def rows(numbers: Iterable[int]) -> pa.Table:
@@ -191,6 +193,8 @@ class Life:
         if key is None or self.handle is None or key in self.ledger.acknowledged:
             return
         table, batch = key
+        if batch.startswith("load"):  # what was loaded before the failure stays
+            return
         known = set().union(
             *(n for (t, b), n in self.ledger.submitted.items() if t == table and b != batch)
         )
@@ -219,6 +223,17 @@ class Life:
         self.lake.wait(ack.position)
         self.ledger.note("acknowledge", table, batch)
         assert ack.rows + ack.duplicates == len(numbers)
+
+    def load(self, table: str, numbers: Iterable[int]) -> None:
+        """Load events in chunks of ten, each of which is a batch."""
+        chunks.CHUNK_ROWS = 10
+        numbers = list(numbers)
+        batches = {f"load-{at}": numbers[at : at + 10] for at in range(0, len(numbers), 10)}
+        for batch, some in batches.items():
+            self.ledger.note("submit", table, batch, some)
+        self.lake[table].load([rows(some) for some in batches.values()], load_id="load")
+        for batch in batches:
+            self.ledger.note("acknowledge", table, batch)
 
     def flush(self) -> None:
         self.lake.flush()
@@ -277,6 +292,11 @@ CHAPTERS: dict[str, list[Step]] = {
         _append("q-0", range(25, 35)),  # half sealed, half hot
         Life.seal,
         _append("p-6", range(60, 70)),
+    ],
+    "load": [  # of what is sealed, hot, and buffered, then of what is new
+        Life.open,
+        lambda life: life.load("events", LOADED),
+        _append("p-6", range(85, 95)),
     ],
     "vacuum": [
         Life.open,
@@ -358,6 +378,8 @@ def check(folder: Path) -> None:
     life.open()
     life.create("events")
     life.check()
+    if any(batch.startswith("load") for _, batch in life.ledger.submitted):
+        life.load("events", LOADED)  # as whoever was killed would
     for (table, batch), numbers in list(life.ledger.submitted.items()):
         if table == "events" and (table, batch) not in life.ledger.acknowledged:
             life.append(table, batch, sorted(numbers))  # as its sender would, who never heard

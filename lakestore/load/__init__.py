@@ -1,0 +1,1 @@
+"""Load: rows from anywhere straight into cold files, chunk by chunk, each row exactly once."""

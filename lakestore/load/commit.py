@@ -1,0 +1,240 @@
+"""One chunk of a load → cold files, in one commit.
+
+Order of effects, numbered as their failpoints are:
+
+    load.1 hot segments sealed    .2 duplicates dropped    .3 an empty segment linked
+    .4 listed: its number is the chunk's    .5 files staged and checked, payloads
+    (`payload.1` and `.2`) first    .6 payloads put in the root (`payload.4`)    .7 a file published
+    .8 all of them    .9 committed (before: `seal.6`, or `delta.1` and `.2`)
+    .10 caches of ids brought up to date
+
+A chunk is a seal of an empty segment, whose rows come from elsewhere: so the order of segments, a
+rebuild and the log know nothing new. Its commit is that of a seal, and says in the same transaction
+how many rows of each source are loaded. A crash before it leaves files that nothing names, and an
+empty segment for the next seal.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from uuid import uuid4
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+from lakestore import coldfiles, duplicates, hot, payload
+from lakestore.cold import Load
+from lakestore.coldfiles import Written
+from lakestore.context import TableContext
+from lakestore.errors import ConflictError
+from lakestore.failpoint import reach
+from lakestore.idhash import hash_batch, identities, in_sorted
+from lakestore.load.chunks import Chunk
+from lakestore.load.ordering import by_file, in_order
+from lakestore.policy import to_stored
+from lakestore.query.pin import pin
+from lakestore.seal import seal, taken
+from lakestore.snapshot import ColdFile, Segment, TableState
+from lakestore.storage.local import make_folder
+from lakestore.watermark import Promise, promise
+
+_FILES = 2
+"""Files of a chunk whose rows are of one day: so many are written at a time."""
+
+
+@dataclass(frozen=True)
+class _Fresh:
+    """Rows that nothing had which was published, or buffered, at some time."""
+
+    rows: pa.Table
+    state: TableState
+
+
+class _OvertakenError(Exception):
+    """Some of the rows are published or acknowledged by now; `left` are the others."""
+
+    def __init__(self, left: _Fresh) -> None:
+        super().__init__(f"{left.rows.num_rows:,} rows are left")
+        self.left = left
+
+
+def load_chunk(table: TableContext, chunk: Chunk) -> list[ColdFile]:
+    """Move the rows that are new to the cold tier; the caller holds `table.sealing`.
+
+    Returns:
+        The files; none when no row was new, and then nothing was committed.
+
+    Raises:
+        AcceptedError: another process has loaded them meanwhile.
+        ConflictError: another process sealed meanwhile: try again.
+        StorageError: the disk or the store refused; nothing of the chunk was committed.
+    """
+    promised = promise(table)
+    seal(table)
+    reach("load.1")
+    rows = pa.Table.from_batches(chunk.batches, schema=table.accepts.buffered.arrow)
+    fresh = _without_known(table, rows, None)
+    reach("load.2")
+    if not fresh.rows.num_rows:
+        return []
+    segments = _place(table)
+    with coldfiles.workplace(table, "load") as folder:
+        while fresh.rows.num_rows:
+            try:
+                return _publish(folder, table, fresh, segments, promised, chunk)
+            except _OvertakenError as error:
+                fresh = error.left
+    return []
+
+
+def _without_known(table: TableContext, rows: pa.Table, since: TableState | None) -> _Fresh:
+    """The rows that are new: what is durable already wins, be it buffered here or elsewhere.
+
+    Args:
+        since: what they were compared with before.
+    """
+    if table.schema.dedup == "none":
+        return _Fresh(rows, table.state(newest=True))
+    held = pin(table.site, [table])[0].held  # first: what is flushed meanwhile is published then
+    state = table.state(newest=True)
+    if since is not None and _names(state) <= _names(since):
+        return _Fresh(_without_held(table, rows, held), state)
+    fresh = duplicates.drop_duplicates(table, rows, state, ask_all=True, since=since, waits=True)
+    return _Fresh(_without_held(table, fresh, held), state)
+
+
+def _names(state: TableState) -> set[str]:
+    return {s.name for s in state.hot} | {file.name for file in state.cold}
+
+
+def _without_held(table: TableContext, rows: pa.Table, held: pa.Table) -> pa.Table:
+    """The rows without those whose events are among unflushed ones. Hashes nominate."""
+    schema = table.schema
+    if not held.num_rows or not rows.num_rows:
+        return rows
+    hashes, others = hash_batch(rows, schema), hash_batch(held, schema)
+    suspects = in_sorted(np.sort(others), hashes)
+    if not suspects.any():
+        return rows
+    which = in_sorted(np.sort(hashes[suspects]), others)
+    known = set(identities(held.filter(pa.array(which)), schema))
+    keep: npt.NDArray[np.bool_] = np.ones(rows.num_rows, dtype=np.bool_)
+    found = identities(rows.filter(pa.array(suspects)), schema)
+    keep[suspects] = [identity not in known for identity in found]
+    return rows.filter(pa.array(keep))
+
+
+def _place(table: TableContext) -> Sequence[Segment]:
+    """An empty segment, whose number is the chunk's, after those that are hot: all are empty."""
+    while True:
+        _append_segment(table)
+        segments = table.state().hot
+        last = max((at for at, s in enumerate(segments) if not s.info.rows), default=-1)
+        segments = segments[: last + 1]
+        if segments and not any(segment.info.rows for segment in segments):
+            table.cold.claim(segments, segments[-1].last)
+            return segments
+        seal(table)  # another process flushed in between
+
+
+def _append_segment(table: TableContext) -> None:
+    site, id = table.site, table.entry.id
+    footer = table.footer(tier="hot", covers=[], producers={}, sent=[], sealed=0)
+    rows = table.schema.arrow.empty_table()
+    make_folder(table.hot_folder)
+    staged = hot.stage(site.staging, uuid4().hex, table.schema, rows, footer, None)
+    try:
+        with site.catalog.commit() as commit:
+            number = commit.last_segment(id) + 1
+            name, _ = hot.publish(staged, table.hot_folder, number, number)
+            reach("load.3")
+            segment = Segment(number, number, name, staged.info, False, commit.now)
+            commit.add_segment(id, segment, (), ())
+        reach("load.4")
+    finally:
+        staged.discard()
+
+
+def _publish(
+    folder: Path,
+    table: TableContext,
+    fresh: _Fresh,
+    segments: Sequence[Segment],
+    promised: Promise,
+    chunk: Chunk,
+) -> list[ColdFile]:
+    """Commit the rows; raises `_OvertakenError`."""
+    first, last = segments[0].first, segments[-1].last
+    staged = payload.StagedPayload()
+    try:
+        written = _write(folder, table, fresh.rows, segments, staged, chunk)
+        reach("load.5")
+        load = Load(chunk.sent)
+        examine = _Examination(table, fresh, load)
+        state = table.state()  # before the files are there for good
+        examine(state.cold)
+        if not {s.name for s in segments} <= {s.name for s in state.hot}:
+            raise ConflictError("another process sealed meanwhile; its result stands")
+        payload.put_staged(table.site.storage, staged, table.payload_key)
+    finally:
+        staged.discard()
+    reach("load.6")
+    named = [(coldfiles.named(table, w, first, last, part), w) for part, w in enumerate(written)]
+    for file, one in named:
+        coldfiles.publish(table, file, one, folder, {})
+        reach("load.7")
+    reach("load.8")
+    files = [file for file, _ in named]
+    complete = promised.moment if last >= promised.last else None
+    table.cold.publish(segments, files, last, complete, examine, load)
+    reach("load.9")
+    for file, one in named:
+        table.file_ids.remember(file.name, one.hashes)
+    for segment in segments:
+        table.file_ids.forget(segment.name)
+    reach("load.10")
+    return files
+
+
+def _write(
+    folder: Path,
+    table: TableContext,
+    rows: pa.Table,
+    segments: Sequence[Segment],
+    staged: payload.StagedPayload,
+    chunk: Chunk,
+) -> list[Written]:
+    """Write the files, and those of payloads; their footers say what they took."""
+    first, last = segments[0].first, segments[-1].last
+    references = None
+    if table.schema.has_references:
+        # Whose number it is, and so a name that no other payload file gets.
+        facts = table.footer(generations=[], chunk=last)
+        made, references = payload.stage(table.site.staging, table.accepts, rows, facts)
+        staged.files.update(made.files)
+    stored = in_order(to_stored(rows, table.accepts, references), table.schema)
+    footer = table.footer(tier="cold", seal=uuid4().hex, first=first, last=last)
+    took = taken(table, segments)
+    took["producers"] = hot.highest([*took["producers"].items(), *chunk.sent.items()])
+    parts = list(by_file(stored, table.schema, _FILES))
+    return coldfiles.write_parts(folder, table.schema, footer, parts, took)
+
+
+class _Examination:
+    """Looks for rows of a chunk in what was published or acknowledged since they were compared."""
+
+    def __init__(self, table: TableContext, fresh: _Fresh, load: Load) -> None:
+        self._table = table
+        self._fresh = fresh
+        self._load = load
+
+    def __call__(self, cold: Sequence[ColdFile]) -> None:
+        """Look again; raises `_OvertakenError`."""
+        before = self._fresh
+        after = _without_known(self._table, before.rows, before.state)
+        if after.rows.num_rows < before.rows.num_rows:
+            raise _OvertakenError(after)
+        self._fresh = after
+        state = after.state
+        self._load.newest = max((s.last for s in state.segments), default=state.sealed_through)
