@@ -227,20 +227,23 @@ class _Verification:
 
     def _gone(self, record: TableRecord) -> Mapping[str, Mapping[str, Any]]:
         """Footers of this site's cold files that others took the place of; damage is noted."""
-        storage = self.site.storage
         prefix = record_key(record.folder)
+        # The catalog first: from there a record goes to the root, and never back.
+        pending = self.site.catalog.records(record.id).values()
         try:
-            records = records_of(storage, record.folder, storage.list(prefix))
+            records = [Record.from_json(text, "a record of the catalog") for text in pending]
+            storage = self.site.storage
+            records += records_of(storage, record.folder, storage.list(prefix))
         except CorruptionError as error:
             path = self.objects.path(prefix[:-1])
             self.problems.append(
                 Problem("record", "damage", record.name, path, str(error), RESTORE)
             )
             return {}
-        pending = self.site.catalog.records(record.id).values()
-        records += [Record.from_json(text, "a record of the catalog") for text in pending]
-        went = replaced_files(records)
-        return {n: f for n, f in went.items() if f.get("site") == self.site.catalog.site}
+        live = {file.name for file in record.state.cold}  # what is replaced since does not matter
+        own = self.site.catalog.site
+        went = replaced_files(records).items()
+        return {n: f for n, f in went if f.get("site") == own and n not in live}
 
     def _data_files(
         self, con: duckdb.DuckDBPyConnection, record: TableRecord, schema: TableSchema
