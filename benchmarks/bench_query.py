@@ -18,6 +18,7 @@ from events import SCHEMA, batches
 from report import machine, table
 
 import lakestore as ls
+from lakestore.lineage import Lineage
 from lakestore.query.plan import keep, load_statistics
 from lakestore.snapshot import ColdFile
 
@@ -123,7 +124,7 @@ def planning(folder: Path, runs: int) -> None:
         cursor = lake._queries._planner._instance
         for count in (100, 1_000, 10_000):
             files = tuple(ColdFile(f"{i}", file.day, i, i, 1, file.info) for i in range(count))
-            statistics_of = load_statistics(cursor, files, SCHEMA, "many")
+            statistics_of = load_statistics(cursor, files, Lineage({1: SCHEMA}), "many")
             moment = datetime(2020, 1, 1, tzinfo=UTC)
             scans = [[f"created_at<'{moment}'::TIMESTAMP WITH TIME ZONE", "status_code=200"]]
             assert keep(cursor, statistics_of, scans) == ()

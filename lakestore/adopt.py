@@ -7,12 +7,11 @@ whose files only a catalog lists is that catalog's alone.
 import logging
 
 from lakestore.context import SiteContext
-from lakestore.datafile import read_footer
 from lakestore.errors import CorruptionError, NotFoundError, SchemaError
-from lakestore.filecache import Wanted
 from lakestore.lakefile import is_delta
-from lakestore.layout import TABLE_NAME, schema_key, split_folder, tombstone_key
+from lakestore.layout import TABLE_NAME, split_folder, tombstone_key
 from lakestore.schema import TableSchema
+from lakestore.versions import document
 
 log = logging.getLogger("lakestore")
 
@@ -34,23 +33,13 @@ def adopt(site: SiteContext) -> None:
         if site.storage.size(tombstone_key(folder)) is not None:
             continue
         try:
-            text = _document(site, folder)
+            text = document(site, folder, 1)
             TableSchema.from_toml(text, folder)
-        except (NotFoundError, SchemaError, CorruptionError, UnicodeDecodeError) as error:
+        except (NotFoundError, SchemaError, CorruptionError) as error:
             log.warning("table %r of another site is left out: %s", folder, error)
             continue
         with site.catalog.commit() as commit:
             commit.adopt_table(name, folder, "delta", text)
-
-
-def _document(site: SiteContext, folder: str) -> str:
-    """A table's schema document, as both of its files have it."""
-    text = site.storage.read(schema_key(folder, 1)).decode()
-    key = schema_key(folder, 1, "parquet")
-    empty = site.files.path(Wanted(key, site.storage.size(key) or 0))
-    if read_footer(empty).get("document") != text:
-        raise CorruptionError(f"{site.storage.url(key)!r} says another schema than the document")
-    return text
 
 
 def drop_buried(site: SiteContext) -> None:

@@ -23,6 +23,7 @@ from lakestore.coerce import to_batches
 from lakestore.errors import InvalidInputError
 from lakestore.failpoint import reach
 from lakestore.idhash import Hashes, IdIndex, hash_batch, identities, in_sorted, twins
+from lakestore.lineage import Lineage
 from lakestore.policy import to_buffered
 from lakestore.quoting import UNSPEAKABLE
 from lakestore.schema import TableSchema
@@ -61,7 +62,7 @@ class Appender:
     def __init__(
         self,
         table: str,
-        schema: TableSchema,
+        lineage: Callable[[], Lineage],
         buffer: Buffer,
         settings: Settings,
         find_published: Callable[[pa.Array], pa.Table],
@@ -71,12 +72,13 @@ class Appender:
         """The appender of a table.
 
         Args:
+            lineage: the table's schema as it is now; it changes while `buffer.lock` is held.
             find_published: ids and times of published events that have one of these ids.
             highest_elsewhere: the highest seq of a producer that other writers hold.
             on_append: told of each append.
         """
         self._table = table
-        self._schema = schema
+        self._lineage = lineage
         self._buffer = buffer
         self._settings = settings
         self._find_published = find_published
@@ -94,13 +96,17 @@ class Appender:
         """
         level = check_level(level)
         _check_producer(producer, seq)
-        batches = [to_buffered(b, self._schema) for b in to_batches(data, self._schema)]
+        lineage = self._lineage()
+        schema = lineage.schema
+        batches = [to_buffered(b, schema) for b in to_batches(data, schema)]
         if not batches:
             return Ack(0, 0, level, None)
         rows = sum(batch.num_rows for batch in batches)
         reach("append.1")
         buffer = self._buffer
         with buffer.lock:
+            if (now := self._lineage()) is not lineage:  # the schema evolved meanwhile
+                batches = list(now.buffered(lineage.newest).batches(batches))
             accepted = self._accept(batches, producer, seq, level)
         if accepted is None:
             # Its rows are known, but are they durable? Whoever sent them first may still wait.
@@ -173,6 +179,11 @@ class Appender:
             for part in self._hashes(self._buffer.all_batches()):
                 index.add(np.sort(part))
             self._known = index
+
+    @property
+    def _schema(self) -> TableSchema:
+        """Id, event time and scope of duplicates: those are the same in every version."""
+        return self._lineage().schema
 
     def _hashes(self, batches: list[pa.RecordBatch]) -> list[Hashes]:
         if self._schema.dedup == "none":

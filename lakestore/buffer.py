@@ -50,6 +50,7 @@ class Generation:
     id: GenerationId
     journal: JournalWriter | None  # None: recovered from a dead writer's file
     began: float
+    schema_version: int
     frames: list[tuple[pa.RecordBatch, int]] = field(default_factory=list)  # with journal offsets
     marks: list[Mark] = field(default_factory=list)
     visible: int = 0
@@ -89,6 +90,7 @@ class Pinned:
     id: GenerationId
     closed: bool
     batches: tuple[pa.RecordBatch, ...]
+    schema_version: int
 
 
 @dataclass(frozen=True)
@@ -99,6 +101,7 @@ class ClosedGeneration:
     recovered: bool
     batches: tuple[pa.RecordBatch, ...]
     marks: tuple[Mark, ...]
+    schema_version: int
 
     @property
     def rows(self) -> int:
@@ -178,9 +181,9 @@ class Buffer:
                 self.producers[producer] = max(before, seq)
         return generation, end
 
-    def adopt(self, id: GenerationId, entries: Sequence[Entry]) -> None:
+    def adopt(self, id: GenerationId, entries: Sequence[Entry], schema_version: int) -> None:
         """Hold the rows of a dead writer's journal, visible at once."""
-        generation = Generation(id, None, self._clock.monotonic(), closed=True)
+        generation = Generation(id, None, self._clock.monotonic(), schema_version, closed=True)
         with self.lock:
             for entry in entries:
                 before = self.producers.get(entry.producer or "", -1)
@@ -257,7 +260,9 @@ class Buffer:
 
     def pin(self) -> tuple[Pinned, ...]:
         """The visible rows of every generation held; the caller holds `visibility`."""
-        return tuple(Pinned(g.id, g.closed, _merged(g)) for g in self._generations)
+        return tuple(
+            Pinned(g.id, g.closed, _merged(g), g.schema_version) for g in self._generations
+        )
 
     def wait_for_room(self, bytes_max: int, timeout_s: float) -> None:
         """Return when less than `bytes_max` wait for a flush; the caller has `lock`.
@@ -300,6 +305,25 @@ class Buffer:
         with self.visibility:
             return [batch for g in self._generations for batch, _ in g.frames]
 
+    def turn_over(self, swap: Callable[[], None]) -> None:
+        """Have rows that are accepted from now on be of another version of the schema.
+
+        Args:
+            swap: makes that the one that appends and new journals are of.
+
+        Raises:
+            StorageError: the disk refused what was queued; nothing is swapped.
+        """
+        with self.lock:
+            with self.visibility:
+                last = self._generations[-1] if self._generations else None
+            if last is not None and not last.closed:
+                if last.journal is not None and not last.journal.failed:
+                    last.journal.write_queued()
+                with self.visibility:
+                    last.closed = True
+            swap()
+
     def find(self, id: GenerationId) -> Generation | None:
         """The generation, or None when it was flushed."""
         with self.visibility:
@@ -338,7 +362,7 @@ class Buffer:
         if last is not None and last.journal is not None and last.id.number == self._numbers - 1:
             before = last.journal.synced  # else an interrupt left a file in between, with nothing
         journal = self._open_journal(self._numbers, before)
-        fresh = Generation(journal.id, journal, self._clock.monotonic())
+        fresh = Generation(journal.id, journal, self._clock.monotonic(), journal.schema_version)
         with self.visibility:
             self._generations.append(fresh)
         return fresh
@@ -372,7 +396,8 @@ class Buffer:
 def _closed(generation: Generation) -> ClosedGeneration:
     batches = tuple(batch for batch, _ in generation.frames)
     recovered = generation.journal is None
-    return ClosedGeneration(generation.id, recovered, batches, tuple(generation.marks))
+    marks = tuple(generation.marks)
+    return ClosedGeneration(generation.id, recovered, batches, marks, generation.schema_version)
 
 
 def _merged(generation: Generation) -> tuple[pa.RecordBatch, ...]:

@@ -20,6 +20,7 @@ from lakestore.columns import Column, check_unique, plain_type
 from lakestore.derive import derive
 from lakestore.errors import InvalidInputError, SchemaError
 from lakestore.mappings import check_depth, from_mappings
+from lakestore.naming import named
 from lakestore.newids import make_ids
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
@@ -41,7 +42,8 @@ def to_batches(data: Any, schema: TableSchema) -> list[pa.RecordBatch]:
     A batch has at most 65,536 rows and about 16 MiB, the size of a journal frame.
 
     Raises:
-        SchemaError: a column is unknown, missing, doubled or of another type; a value does not
+        NewColumnsError: a column is unknown, and the schema does not say to leave it out.
+        SchemaError: a column is missing, doubled or of another type; a value does not
             fit, is null where it must not be, or is no possible time. Names row, column, value.
         InvalidInputError: `data` is nothing that events come in.
     """
@@ -51,9 +53,8 @@ def to_batches(data: Any, schema: TableSchema) -> list[pa.RecordBatch]:
             return [batch]
     table = _to_table(data, schema)
     check_unique(table.schema.names, "the batch")
-    for name in table.schema.names:
-        if name not in schema.names:
-            raise SchemaError(f"unknown column {name!r}; the table has {', '.join(schema.names)}")
+    if not set(table.schema.names) <= set(schema.names):
+        table = named(table, schema)
     _validate(table)
     if table.schema.names != list(schema.names) or table.schema.types != schema.arrow.types:
         table = _as_stored(table, schema)

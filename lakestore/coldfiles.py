@@ -23,6 +23,7 @@ from lakestore.engine import sorter
 from lakestore.errors import StorageError
 from lakestore.idhash import Hashes, days, hash_batch
 from lakestore.layout import ColdName
+from lakestore.lineage import Lineage
 from lakestore.partialfiles import Parts
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
@@ -50,7 +51,8 @@ class Written:
 class Rows:
     """Rows of some Parquet files of a table: all, or those for which a condition holds."""
 
-    paths: Sequence[Path]
+    files: Sequence[tuple[int, Path]]
+    """Each with the version of its schema."""
     condition: str = ""
     """A WHERE clause on the relation `sealed`."""
     relations: Mapping[str, pa.Table] = field(default_factory=dict)
@@ -72,9 +74,11 @@ def workplace(table: TableContext, verb: str) -> Iterator[Path]:
 
 
 def by_day(
-    folder: Path, schema: TableSchema, rows: Rows, memory_bytes: int
+    folder: Path, lineage: Lineage, rows: Rows, memory_bytes: int
 ) -> Iterator[tuple[int, pa.RecordBatch]]:
     """The rows by day, then in the table's sort order: (day number, rows of that day alone).
+
+    All are as the newest version of the schema has them.
 
     Args:
         folder: for what a sort does not hold in memory.
@@ -82,19 +86,19 @@ def by_day(
     Raises:
         duckdb.OutOfMemoryException: rows so wide that some of them do not fit.
     """
+    schema = lineage.schema.stored
     day = f"CAST({quoting.identifier(schema.event_time)} AS DATE)"
     order = quoting.identifiers(schema.sort)
     if schema.sort[0] != schema.event_time:
         order = f"{day}, {order}"
-    paths = [str(path) for path in rows.paths]
-    width = max(datafile.row_bytes(path) for path in paths)
-    numbers = ", filename = true, file_row_number = true" if rows.numbered else ""
+    width = max(datafile.row_bytes(path) for _, path in rows.files)
+    files = [(version, str(path)) for version, path in rows.files]
+    source = lineage.relation(files, numbered=rows.numbered)
     with sorter(folder / "spill", memory_bytes) as con:
         for name, relation in rows.relations.items():
             con.register(name, relation)
         reader = con.sql(
-            f"SELECT {quoting.identifiers(schema.names)} FROM read_parquet("
-            f"{quoting.literals(paths)}, hive_partitioning = false{numbers}) AS sealed "
+            f"SELECT {quoting.identifiers(schema.names)} FROM {source} AS sealed "
             f"{rows.condition} ORDER BY {order}"
         ).to_arrow_reader(max(1, min(_BATCH_ROWS, _BATCH_BYTES // width)))
         for batch in _until_out_of_memory(reader):

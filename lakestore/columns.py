@@ -53,6 +53,11 @@ def resolve(declared: Mapping[str, str], source: str) -> tuple[Column, ...]:
             raise
 
 
+def queried_type(sql_type: str) -> str:
+    """The type that SQL sees of a column: UUID and JSON are kept as text."""
+    return _TEXT_TYPES.sub("VARCHAR", sql_type)
+
+
 def declare(schema: pa.Schema) -> dict[str, str]:
     """Declarations of the columns of an Arrow schema, as `resolve` reads them."""
     plain = [(name, plain_type(schema.field(name).type)) for name in schema.names]
@@ -183,7 +188,7 @@ def _resolve_all(con: duckdb.DuckDBPyConnection, declared: Mapping[str, str]) ->
         columns.append(Column(name, sql_type, arrow, null == "YES", value))
     stored = _sql_types(con, pa.schema([(c.name, c.arrow_type) for c in columns]))
     for column, seen in zip(columns, stored, strict=True):
-        if seen != _TEXT_TYPES.sub("VARCHAR", column.sql_type):
+        if seen != queried_type(column.sql_type):
             raise SchemaError(f"type {column.sql_type} {_why_not(column.sql_type)}")
     return tuple(columns)
 

@@ -101,14 +101,14 @@ def choose(
 
     Args:
         today: days from then on are left alone; their seals are still to come.
-        schema_version: files of other versions, and those of other engines, are left alone.
+        schema_version: files of newer versions, and those of other engines, are left alone.
     """
     jobs = []
     for day, group in groupby(sorted(filter(_is_ours, files), key=_day), key=_day):
         small = [
             file
             for file in group
-            if file.info.bytes * 4 < target_bytes * 3 and file.schema_version == schema_version
+            if file.info.bytes * 4 < target_bytes * 3 and file.schema_version <= schema_version
         ]
         if day < today:
             chosen = small if eager else _of_like_sizes(small)
@@ -246,10 +246,11 @@ def _write(
     repeats: pa.Table | None,
     memory_bytes: int,
 ) -> Iterator[Written]:
-    rows = Rows(paths)
+    files = [(file.schema_version, path) for file, path in zip(job.files, paths, strict=True)]
+    rows = Rows(files)
     if repeats is not None:
         rows = Rows(
-            paths,
+            files,
             "ANTI JOIN repeats USING (filename, file_row_number)",
             {"repeats": repeats},
             numbered=True,
@@ -258,7 +259,7 @@ def _write(
         folder,
         table.schema,
         table.footer(tier="cold", seal=uuid4().hex, first=0, last=0),
-        coldfiles.by_day(folder, table.schema, rows, memory_bytes),
+        coldfiles.by_day(folder, table.lineage, rows, memory_bytes),
         job.target_bytes,
         at_least_of=job.day,
     )

@@ -13,7 +13,7 @@ Locks of a process, in the order in which they may be taken; each may be skipped
 import threading
 from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from uuid import uuid4
 
@@ -39,6 +39,7 @@ from lakestore.fileids import FileIds
 from lakestore.frames import JournalHeader
 from lakestore.journal import JournalWriter
 from lakestore.layout import SiteLayout, data_prefix, log_prefix, payload_key
+from lakestore.lineage import Lineage
 from lakestore.locks import ProcessLock
 from lakestore.partialfiles import PartialFiles
 from lakestore.partials import Partials
@@ -129,10 +130,10 @@ class SiteContext:
             undo.pop_all()
         return site
 
-    def partials_of(self, folder: str, schema: TableSchema) -> Partials:
+    def partials_of(self, folder: str, lineage: Lineage) -> Partials:
         """The partials of the table in a folder; nothing of them was read yet."""
         files = PartialFiles(
-            schema,
+            lineage,
             folder,
             self.layout.rollups(folder),
             self.layout.hot(folder),
@@ -221,6 +222,14 @@ class SiteContext:
         return [*self.dead, *([self.lock] if self.lock is not None else [])]
 
 
+@dataclass
+class Newest:
+    """The one thing of an open table that changes: its context, with each new schema version."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)  # taken before Buffer.lock
+    context: "TableContext | None" = None
+
+
 @dataclass(frozen=True)
 class TableContext:
     """One table's schema, its state in this process, and where its bytes are."""
@@ -230,12 +239,15 @@ class TableContext:
     """Of what segments and cold files hold, and queries see."""
     accepts: TableSchema
     """Of what an append takes."""
+    lineage: Lineage
+    """The versions of the schema up to this one: how rows of older files are read."""
     site: SiteContext
     cold: ColdTable
     buffer: Buffer | None  # None: opened for reading only
     tails: JournalTails
     file_ids: FileIds
     partials: Partials
+    _newest: Newest
     flushing: threading.Lock = field(default_factory=threading.Lock)
     """Held by the one thread of this process that flushes the table."""
     sealing: threading.Lock = field(default_factory=threading.Lock)
@@ -244,21 +256,19 @@ class TableContext:
     """Held by the one that replaces its cold files."""
 
     @classmethod
-    def open(cls, site: SiteContext, entry: TableEntry, schema: TableSchema) -> "TableContext":
-        """The parts of a table, its buffer empty.
-
-        Args:
-            schema: in the form that an append takes.
-        """
+    def open(cls, site: SiteContext, entry: TableEntry, lineage: Lineage) -> "TableContext":
+        """The parts of a table, its buffer empty."""
+        newest, schema = Newest(), lineage.schema
 
         def open_journal(number: int, before: int) -> JournalWriter:
+            assert newest.context is not None
             id = GenerationId(site.writer, number)
             header = JournalHeader(
                 site.catalog.lake,
                 entry.name,
                 id,
-                entry.schema_version,
-                schema.buffered.arrow,
+                newest.context.entry.schema_version,
+                newest.context.accepts.buffered.arrow,
                 before,
                 micros(site.clock.now()),
             )
@@ -267,17 +277,57 @@ class TableContext:
         buffer = None
         if site.writer:
             buffer = Buffer(open_journal, site.visibility, site.settings, site.clock)
-        return cls(
+        newest.context = cls(
             entry=entry,
             schema=schema.stored,
             accepts=schema,
+            lineage=lineage,
             site=site,
             cold=cold_table(site, entry, schema.stored),
             buffer=buffer,
             tails=JournalTails(site.layout, entry.folder),
             file_ids=FileIds(site.layout.ids(entry.folder), schema.stored),
-            partials=site.partials_of(entry.folder, schema.stored),
+            partials=site.partials_of(entry.folder, lineage),
+            _newest=newest,
         )
+        return newest.context
+
+    @property
+    def newest(self) -> "TableContext":
+        """The same table in the newest version of its schema that this process has taken up."""
+        assert self._newest.context is not None
+        return self._newest.context
+
+    def evolved(self, entry: TableEntry, lineage: Lineage) -> "TableContext":
+        """The table as a newer version of its schema has it: for whoever asks for it next.
+
+        Raises:
+            StorageError: the disk refused what was queued; nothing has changed.
+        """
+        with self._newest.lock:
+            old = self.newest
+            if old.entry.schema_version >= entry.schema_version:
+                return old
+            schema = lineage.schema
+            fresh = replace(
+                old,
+                entry=entry,
+                schema=schema.stored,
+                accepts=schema,
+                lineage=lineage,
+                cold=cold_table(self.site, entry, schema.stored),
+                partials=self.site.partials_of(entry.folder, lineage),
+            )
+
+            def swap() -> None:
+                self._newest.context = fresh
+
+            if self.buffer is None:
+                swap()
+            else:
+                self.buffer.turn_over(swap)
+            old.partials.close()
+            return fresh
 
     @property
     def hot_folder(self) -> Path:

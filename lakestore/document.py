@@ -17,6 +17,7 @@ from lakestore.errors import SchemaError
 from lakestore.kept import Policy
 
 Dedup = Literal["day", "table", "none"]
+OnNewColumn = Literal["add", "reject", "ignore"]
 BUCKET = "bucket"
 COUNT = "n"
 FILE = "file"
@@ -166,6 +167,14 @@ class TableDocument(BaseModel):
         default_factory=dict,
         description="column → SQL over the input's columns, used when the input lacks the column",
     )
+    renamed: dict[str, str] = Field(
+        default_factory=dict,
+        description="column → the name it had before, which an append may still call it",
+    )
+    on_new_column: OnNewColumn = Field(
+        "reject",
+        description="what an append does with columns the table has not: add, reject or ignore",
+    )
     payload: dict[str, Policy] = Field(
         default_factory=dict, description="heavy columns, and what is kept of each"
     )
@@ -175,11 +184,15 @@ class TableDocument(BaseModel):
     )
 
 
+_TABLES = ("columns", "derived", "renamed", "payload")
+"""Keys that hold a table of TOML each."""
+
+
 def to_toml(document: TableDocument) -> str:
     """A document as TOML text: the inverse of reading it."""
     data = document.model_dump(exclude_defaults=True)
     data = {"format": document.format, **data}
-    tables = {key: data.pop(key) for key in ("columns", "derived", "payload") if key in data}
+    tables = {key: data.pop(key) for key in _TABLES if key in data}
     rollups, metrics = data.pop("rollups", ()), data.pop("metrics", {})
     lines = [f"{key} = {_toml_value(value)}" for key, value in data.items()]
     for name, table in tables.items():

@@ -39,6 +39,7 @@ STEPS = {
     "catalog": 3,
     "views": 3,
     "create": 6,
+    "evolve": 6,
     "drop": 3,
     "delta": 4,
     "s3": 2,

@@ -34,6 +34,7 @@ from lakestore.policy import to_stored
 from lakestore.settings import MIB, Settings
 from lakestore.snapshot import GenerationId, Segment, TableState
 from lakestore.storage.local import make_folder
+from lakestore.versions import take_up
 
 _ROWS_MAX = 1 << 18
 _BYTES_MAX = 256 * MIB
@@ -68,6 +69,8 @@ def flush(table: TableContext) -> list[Segment]:
     """
     assert table.buffer is not None
     generations = table.buffer.rotate()
+    table = table.newest  # after it: what is closed is of no newer version
+    assert table.buffer is not None
     reach("flush.1")
     segments = []
     for group in _groups(generations):
@@ -140,7 +143,9 @@ def _take(
     sent -= known
     parts = []
     for generation in generations:
-        rows = pa.Table.from_batches(generation.batches, schema=table.accepts.buffered.arrow)
+        how = table.lineage.buffered(generation.schema_version)
+        batches = how.batches(generation.batches)
+        rows = pa.Table.from_batches(batches, schema=table.accepts.buffered.arrow)
         keep = np.ones(rows.num_rows, dtype=np.bool_)
         for mark in generation.marks:
             if (mark.producer, mark.seq) in known:
@@ -232,7 +237,8 @@ def _commit(
         payload.publish(staged.payload, table.payload_folder)
         name, has_duckdb = hot.publish(staged.segment, table.hot_folder, number, number)
         reach("flush.5")
-        segment = Segment(number, number, name, staged.segment.info, has_duckdb, commit.now)
+        info, version = staged.segment.info, table.entry.schema_version
+        segment = Segment(number, number, name, info, has_duckdb, commit.now, version)
         if not table.tails.unflushed({table.site.writer}, flushed.union(taken.covers)):
             # Whoever accepted one of these batches too, not having seen it published, had made
             # its journal file before it looked, and would be among the unflushed now.
@@ -266,12 +272,11 @@ def merge(table: TableContext) -> Segment | None:
     chosen = neighbours(table)
     if not chosen:
         return None
+    table = take_up(table, max(s.schema_version for s in chosen))
     with table.conflict_if_superseded(chosen):
         for segment in chosen:
             hot.check_intact(table.segment_path(segment), segment.info)
-        parts = [
-            pq.read_table(table.segment_path(s), page_checksum_verification=True) for s in chosen
-        ]
+        parts = [_rows(table, segment) for segment in chosen]
         footers = [datafile.read_footer(table.segment_path(s)) for s in chosen]
     rows = pa.concat_tables(parts).cast(table.schema.arrow)
     reach("merge.1")
@@ -291,7 +296,8 @@ def merge(table: TableContext) -> Segment | None:
             commit.check_listed(table.entry.id, chosen)
             name, has_duckdb = hot.publish(staged, table.hot_folder, first, last)
             reach("merge.3")
-            segment = Segment(first, last, name, staged.info, has_duckdb, chosen[0].committed_at)
+            since, version = chosen[0].committed_at, table.entry.schema_version
+            segment = Segment(first, last, name, staged.info, has_duckdb, since, version)
             commit.replace_segments(table.entry.id, chosen, segment)
             reach("merge.4")
     finally:
@@ -303,3 +309,9 @@ def merge(table: TableContext) -> Segment | None:
     for old in chosen:
         table.file_ids.forget(old.name)
     return segment
+
+
+def _rows(table: TableContext, segment: Segment) -> pa.Table:
+    """A segment's rows, as the table's schema has them."""
+    rows = pq.read_table(table.segment_path(segment), page_checksum_verification=True)
+    return table.lineage.stored(segment.schema_version).table(rows)

@@ -218,6 +218,11 @@ class JournalWriter:
         return self._header.id
 
     @property
+    def schema_version(self) -> int:
+        """Of which version of the table's schema its rows are."""
+        return self._header.schema_version
+
+    @property
     def start(self) -> int:
         """Offset of the first frame."""
         return self._start

@@ -11,6 +11,7 @@ import pyarrow as pa
 from lakestore.casts import cast, mismatch
 from lakestore.columns import Column
 from lakestore.errors import InvalidInputError, SchemaError
+from lakestore.naming import target, unknown
 from lakestore.nesting import TooDeep, levels
 from lakestore.schema import TableSchema
 
@@ -23,25 +24,23 @@ def from_mappings(rows: Iterable[Any], schema: TableSchema) -> pa.Table:
         SchemaError: a column is unknown, or a value fits nothing. Names row, column, value.
     """
     events = list(rows)
-    known = set(schema.names)
+    reject = schema.document.on_new_column == "reject"
     names: dict[str, None] = {}
     for index, event in enumerate(events):
         if not isinstance(event, Mapping):
             raise InvalidInputError(f"row {index} is {type(event).__name__}, not a mapping")
         if event.keys() - names.keys():
             names.update(dict.fromkeys(event))
-            unknown = [str(name) for name in event if name not in known]
-            if unknown:
-                raise SchemaError(
-                    f"row {index}: unknown column {unknown[0]!r}; "
-                    f"the table has {', '.join(schema.names)}"
-                )
+            strange = [name for name in event if target(name, schema) is None]
+            if strange and (reject or not all(isinstance(name, str) for name in strange)):
+                raise SchemaError(f"row {index}: {unknown(str(strange[0]), schema)}")
     if events and not names:
         raise SchemaError(f"row 0 is empty; the table requires {schema.event_time!r}")
     columns = {}
     for name in names:
         values = [event.get(name) for event in events]
-        columns[name] = _from_values(values, name, schema.column(name).arrow_type)
+        column = target(name, schema)
+        columns[name] = _from_values(values, name, column.arrow_type if column else None)
     return pa.table(columns)
 
 
@@ -54,9 +53,11 @@ def check_depth(values: Iterable[Any], where: str) -> None:
         raise SchemaError(f"{where}: {error}") from error
 
 
-def _from_values(values: list[Any], name: str, target: pa.DataType) -> pa.Array:
+def _from_values(values: list[Any], name: str, target: pa.DataType | None) -> pa.Array:
     """Python values as an Arrow array: of the target's type, or else as Arrow infers them."""
     check_depth(values, f"column {name!r}")
+    if target is None:
+        return _inferred(values, name)
     if pa.types.is_string(target):
         values = [str(v) if isinstance(v, UUID) else v for v in values]
     if pa.types.is_map(target):
@@ -74,6 +75,14 @@ def _from_values(values: list[Any], name: str, target: pa.DataType) -> pa.Array:
         except (pa.ArrowException, TypeError, ValueError, OverflowError) as problem:
             raise SchemaError(mismatch(row, name, value, target)) from problem
     raise SchemaError(f"column {name!r}: its values have no common type: {error}") from error
+
+
+def _inferred(values: list[Any], name: str) -> pa.Array:
+    """Values of a column that the table has not got (yet)."""
+    try:
+        return pa.array([str(v) if isinstance(v, UUID) else v for v in values])
+    except (pa.ArrowException, TypeError, ValueError, OverflowError) as error:
+        raise SchemaError(f"column {name!r}: its values have no common type: {error}") from error
 
 
 def _from_maps(values: list[Any], name: str, target: pa.MapType) -> pa.Array:

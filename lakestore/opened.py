@@ -21,14 +21,16 @@ from lakestore.buffer import Buffer
 from lakestore.catalog.records import TableEntry
 from lakestore.context import SiteContext, TableContext
 from lakestore.duplicates import published
-from lakestore.errors import CorruptionError, SchemaError, StorageError
+from lakestore.errors import SchemaError, StorageError
 from lakestore.events import metrics
 from lakestore.failpoint import reach
 from lakestore.lakefile import is_delta
 from lakestore.layout import schema_key
+from lakestore.lineage import Lineage
 from lakestore.recover import recover, take_over, unsealed_hashes
 from lakestore.schema import TableSchema
 from lakestore.table import Table
+from lakestore.versions import lineage_of, take_up
 
 log = logging.getLogger("lakestore")
 
@@ -65,7 +67,7 @@ class OpenTables:
         return [table._context for table in self.handles()]
 
     def refresh(self) -> None:
-        """Open tables that another process created, and let go those it dropped.
+        """Open tables that others created, let go those they dropped, and take up new schemas.
 
         Raises:
             CorruptionError: the catalog's schema of one is none, or a journal is damaged.
@@ -76,9 +78,11 @@ class OpenTables:
                 return
             entries = {entry.id: entry for entry in self._site.catalog.tables()}
             for entry in entries.values():
-                if entry.id not in self._tables:
-                    schema = _listed_schema(entry)
-                    self._open(entry, TableContext.open(self._site, entry, schema))
+                if entry.id in self._tables:
+                    take_up(self._tables[entry.id]._context, entry.schema_version)
+                else:
+                    lineage = lineage_of(self._site, entry)
+                    self._open(entry, TableContext.open(self._site, entry, lineage))
             for gone in self._tables.keys() - entries.keys():
                 self._tables.pop(gone)._let_go()
             self._version = version
@@ -97,7 +101,7 @@ class OpenTables:
             with self._site.catalog.commit() as commit:
                 entry = commit.add_table(name, cold, schema.text, self._is_taken)
                 reach("create.1")
-                context = TableContext.open(self._site, entry, schema)
+                context = TableContext.open(self._site, entry, Lineage({1: schema}))
                 context.cold.create()
                 reach("create.2")
                 shell.write_empty(context)
@@ -144,7 +148,7 @@ class OpenTables:
     def forget_sealed(self, context: TableContext) -> None:
         """After a seal: the appender need not know sealed ids, a flush looks them up."""
         for table in self.handles():
-            if table._context is context and table._appender is not None:
+            if table._context.entry.id == context.entry.id and table._appender is not None:
                 with context.flushing:  # no segment may come between reading and rebuilding
                     table._appender.forget_sealed(lambda: unsealed_hashes(context))
 
@@ -185,7 +189,7 @@ class OpenTables:
         if context.buffer is not None:
             appender = Appender(
                 entry.name,
-                context.accepts,
+                lambda: context.newest.lineage,
                 context.buffer,
                 self._site.settings,
                 lambda ids: published(context, ids),
@@ -216,13 +220,3 @@ def _unless_silent(site: SiteContext) -> Iterator[None]:
         if not site.storage.remote:
             raise
         log.warning("the store does not answer: %s", error)
-
-
-def _listed_schema(entry: TableEntry) -> TableSchema:
-    try:
-        return TableSchema.from_toml(entry.schema_text)
-    except SchemaError as error:
-        raise CorruptionError(
-            f"the catalog's schema of table {entry.name!r} is none: {error}; `lakestore rebuild` "
-            "makes the catalog again from the lake's files"
-        ) from error

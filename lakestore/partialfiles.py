@@ -28,7 +28,7 @@ from lakestore.failpoint import reach
 from lakestore.filecache import FileCache, Wanted
 from lakestore.grouping import Binner, Columns, FileColumns
 from lakestore.layout import PartialName, data_prefix, rollups_prefix
-from lakestore.schema import TableSchema
+from lakestore.lineage import Lineage
 from lakestore.snapshot import ColdFile, Segment
 from lakestore.storage import Storage
 from lakestore.storage.local import discard, make_folder
@@ -51,7 +51,7 @@ class PartialFiles:
 
     def __init__(
         self,
-        schema: TableSchema,
+        lineage: Lineage,
         folder: str,
         local: Path,
         hot: Path,
@@ -70,7 +70,8 @@ class PartialFiles:
             reads_store: whether DuckDB opens the store's objects by their URLs.
             writes: whether partials are kept.
         """
-        self.schema = schema
+        self._lineage = lineage
+        self.schema = schema = lineage.schema.stored
         self.rollups = schema.document.rollups
         self._definitions = {one.name: rollup.fingerprint(one, schema) for one in self.rollups}
         self._types = {one.name: rollup.arrow_schema(one, schema) for one in self.rollups}
@@ -184,7 +185,7 @@ class PartialFiles:
         """A file's partial, made from its rows and kept; None when its rows cannot be had."""
         partial = None
         with _expendable(one, file):
-            source = _parquet(self._source(file))
+            source = self._lineage.relation([(file.schema_version, self._source(file))])
             self._refuse_nulls(one, file, source)
             partial = self._scanned(one, file, source)
             if self._writes:

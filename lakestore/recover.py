@@ -23,6 +23,7 @@ from lakestore.layout import journal_name, parse_journal_name
 from lakestore.schema import TableSchema
 from lakestore.snapshot import GenerationId
 from lakestore.storage.local import storage_error
+from lakestore.versions import take_up
 
 
 def recover(table: TableContext, appender: Appender) -> None:
@@ -62,8 +63,10 @@ def take_over(table: TableContext, appender: Appender, writers: Sequence[str]) -
                 raise CorruptionError(f"journal {str(reader.path)!r} is of another lake")
             reach("recover.1")
             batches = [batch for entry in entries for batch in entry.batches]
+            version = reader.header.schema_version if reader.header is not None else 1
+            take_up(table, version)  # first: a flush has to know what it takes
             with buffer.lock:
-                buffer.adopt(id, entries)
+                buffer.adopt(id, entries, version)
                 reach("recover.2")
                 if table.schema.dedup != "none":
                     for batch in batches:

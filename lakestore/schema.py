@@ -269,6 +269,7 @@ def _check_roles(schema: TableSchema, source: str) -> None:
         "facets": document.facets,
         "derived": tuple(document.derived),
         "payload": tuple(document.payload),
+        "renamed": tuple(document.renamed),
     }
     for rollup in document.rollups:
         roles[f"rollups.{rollup.name}"] = rollup.sources
@@ -293,6 +294,9 @@ def _check_roles(schema: TableSchema, source: str) -> None:
     if document.retention is not None:
         _check_interval(document.retention, f"{source}: retention")
     _check_payload(schema, roles, source)
+    if document.renamed:
+        names_of_old = [*names, *document.renamed.values()]
+        column_types.check_unique(names_of_old, f"{source}: with the names under [renamed]")
 
 
 def _check_payload(schema: TableSchema, roles: Mapping[str, Sequence[str]], source: str) -> None:
@@ -301,7 +305,7 @@ def _check_payload(schema: TableSchema, roles: Mapping[str, Sequence[str]], sour
         if why := why_no_payload(schema.column(name), policy):
             raise SchemaError(f"{source}: payload column {name!r}: {why}")
         for role, columns in roles.items():
-            if role not in ("payload", "derived") and name in columns:
+            if role not in ("payload", "derived", "renamed") and name in columns:
                 raise SchemaError(f"{source}: {role} names {name!r}, which is a payload column")
     where = f"{source}: with the columns that payload columns become"
     if schema.payload:

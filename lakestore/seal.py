@@ -37,6 +37,7 @@ from lakestore.marks import RETIRED, UNKNOWN
 from lakestore.schema import TableSchema
 from lakestore.settings import GIB, MIB, Settings
 from lakestore.snapshot import ColdFile, Segment
+from lakestore.versions import take_up
 from lakestore.watermark import Promise, is_behind, promise
 
 _SEAL_BYTES_MAX = 512 * MIB
@@ -81,6 +82,7 @@ def seal(table: TableContext) -> list[ColdFile]:
         segments = choose(table.state().hot)
         if not segments:
             return files
+        table = take_up(table, max(s.schema_version for s in segments))
         try:
             files += _seal_some(table, segments, promised, SORT_BYTES)
         except duckdb.OutOfMemoryException:  # rows so wide that one segment is work enough
@@ -203,7 +205,7 @@ def _write(
         tier="cold", seal=uuid4().hex, first=segments[0].first, last=segments[-1].last
     )
     took = taken(table, segments)
-    rows = Rows([table.segment_path(s) for s in segments])
+    rows = Rows([(s.schema_version, table.segment_path(s)) for s in segments])
     if repeated is not None:
         rows = replace(
             rows, condition=_without_repeated(table.schema), relations={"repeated": repeated}
@@ -213,7 +215,7 @@ def _write(
         folder,
         table.schema,
         footer,
-        coldfiles.by_day(folder, table.schema, rows, memory_bytes),
+        coldfiles.by_day(folder, table.lineage, rows, memory_bytes),
         table.site.settings.cold_file_bytes,
         ending=lambda: took,
         at_least_of=filled.info.min_time.date(),

@@ -12,7 +12,7 @@ import fcntl
 import io
 import os
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from datetime import UTC
 from uuid import uuid4
@@ -31,6 +31,7 @@ from lakestore.payloadview import hot_paths, payload_names, select, view_name
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
 from lakestore.storage.local import discard, refusals, storage_error
+from lakestore.versions import take_up
 
 _PATIENCE_S = 2.0
 
@@ -82,6 +83,7 @@ def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]
     version = site.catalog.version()
     tables = list_tables()
     published = states(site, tables)
+    tables = [take_up(table, published[table.entry.id].schema_version) for table in tables]
     staged = site.staging / f"views-{uuid4().hex}.duckdb"
     names = {table.entry.name.casefold() for table in tables}
 
@@ -116,8 +118,17 @@ def _publish(site: SiteContext, list_tables: Callable[[], Sequence[TableContext]
 
 
 def _view(table: TableContext, state: TableState) -> str:
-    paths = [_empty_url(table), *_listed(table, state)]
-    return f"SELECT {quoting.identifiers(table.schema.names)} FROM {_parquet(paths)}"
+    names = table.schema.names
+    groups = table.lineage.grouped(_with_empty(table, _listed(table, state)))
+    return " UNION ALL ".join(how.read(names, paths) for how, paths in groups)
+
+
+def _with_empty(
+    table: TableContext, files: Mapping[str, Segment | ColdFile]
+) -> list[tuple[int, str]]:
+    """What a view reads: the zero-row file of the newest version first, then the files."""
+    listed = [(file.schema_version, url) for url, file in files.items()]
+    return [(table.entry.schema_version, _empty_url(table)), *listed]
 
 
 def _listed(table: TableContext, state: TableState) -> dict[str, Segment | ColdFile]:
@@ -160,7 +171,8 @@ def _create_rollup_view(
     without = [url for url, partial in urls.items() if partial is None]
 
     def rows_of(paths: Sequence[str]) -> str:
-        source = _parquet([_empty_url(table), *paths])
+        listed = {path: files[path] for path in paths}
+        source = table.lineage.relation(_with_empty(table, listed))
         return rollup.partial_sql(one, table.schema, source)
 
     names = rollup.arrow_schema(one, table.schema).names
@@ -205,6 +217,11 @@ def _empty_files(
     for table in tables:
         for suffix, schema in _empty_schemas(table).items():
             files[_empty_url(table, suffix)] = _empty(schema.arrow)
+        listed = [(f.schema_version, f) for f in published[table.entry.id].cold]
+        for how, group in table.lineage.grouped(listed):
+            if not how.is_plain:  # the first of each list is opened, and of a rollup's any may be
+                older = _empty(table.lineage.stored_in(group[0].schema_version).arrow)
+                files |= {table.cold_url(file): older for file in group}
         for one in table.schema.document.rollups:
             arrow = rollup.arrow_schema(one, table.schema)
             urls = (table.partials.files.url(one, file) for file in published[table.entry.id].cold)
@@ -237,6 +254,8 @@ def write_empty(table: TableContext) -> None:
     """Publish the zero-row files that keep the views of an empty table well-formed."""
     staged = table.site.staging / f"{uuid4().hex}.parquet"
     footer = table.footer(tier="schema", document=table.schema.text)
+    if not table.lineage.is_single:
+        footer["versions"] = list(table.lineage.versions)  # a rebuild reads which it was made from
     for suffix, schema in _empty_schemas(table).items():
         key = schema_key(table.entry.folder, table.entry.schema_version, suffix)
         try:

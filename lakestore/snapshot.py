@@ -62,6 +62,7 @@ class Segment:
     info: FileInfo
     has_duckdb: bool
     committed_at: datetime
+    schema_version: int = 1
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,8 @@ class TableState:
     """Segments up to here must not be merged: they may be sealed already."""
     cold_version: int = 0
     """Of the Delta log; 0 where the catalog lists the cold files."""
+    schema_version: int = 1
+    """The newest that is listed: no row of the table is of a newer one."""
 
     @property
     def hot(self) -> tuple[Segment, ...]:

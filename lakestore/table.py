@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import timedelta
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
@@ -13,23 +14,28 @@ from lakestore.append import Ack, Appender
 from lakestore.compact import Compacted
 from lakestore.context import TableContext
 from lakestore.engine import troubles
-from lakestore.errors import ClosedError
+from lakestore.errors import ClosedError, InvalidInputError
 from lakestore.events.answers import Facets, Metrics, Page, Series, Totals
 from lakestore.events.counters import Counters, Running
 from lakestore.events.counters import check as check_counted
 from lakestore.events.filters import Filter, Moment, Source, Where, moment
 from lakestore.events.lookup import ids_of, lookup
 from lakestore.events.measures import Measure, Measures, columns_of, parse
+from lakestore.events.metrics import check as check_metrics
 from lakestore.events.metrics import metrics, view
 from lakestore.events.pages import Asked, Order, page
 from lakestore.events.questions import Spans, facets, series, totals
+from lakestore.evolution import Change, difference, edited
+from lakestore.evolve import check, evolve
 from lakestore.load.run import Loaded, Progress, load
 from lakestore.load.streams import producer_of, stream
 from lakestore.maintenance import Budget
+from lakestore.naming import NewColumnsError
 from lakestore.query.attach import attach
 from lakestore.query.reader import EVENTS, Reader
 from lakestore.retain import Vacuumed
 from lakestore.schema import TableSchema
+from lakestore.schema import load as schema_from
 from lakestore.session import Session
 from lakestore.upkeep import Upkeep
 
@@ -47,7 +53,7 @@ class Table:
     ) -> None:
         self._session = session
         self._upkeep = upkeep
-        self._context = context
+        self._opened = context
         self._appender = appender
         self._dropped = False
         self._running: dict[tuple[str, tuple[Measure, ...]], Running] = {}
@@ -84,12 +90,81 @@ class Table:
             level: `memory` (in this process), `os` (survives kill -9) or `disk` (survives a
                 power loss, the default).
 
+        Columns that the table lacks are refused, left out or added, as the schema's
+        `on_new_column` says; of one that was renamed the old name will do.
+
         Raises:
             SchemaError: a value does not fit; names row, column and value.
             BackpressureError: the buffer stayed full for `append_timeout_s`.
             StorageError: the disk refused; nothing was accepted.
         """
-        return self._writable().append(data, producer, seq, level)
+        appender = self._writable()
+        while True:
+            try:
+                return appender.append(data, producer, seq, level)
+            except NewColumnsError as error:
+                if self.schema.document.on_new_column != "add":
+                    raise
+                self._add(error.declared())
+                data = error.rows
+
+    def _add(self, declared: Mapping[str, str]) -> None:
+        """Add columns, those that no other process has added meanwhile."""
+
+        def make(newest: TableSchema) -> TableSchema:
+            fresh = {name: d for name, d in declared.items() if name not in newest.names}
+            return edited(newest, fresh, {}, {})
+
+        evolve(self._context, make)
+        self._upkeep.publish()
+
+    @troubles("cannot evolve the schema")
+    def evolve(
+        self,
+        schema: TableSchema | str | Path | None = None,
+        *,
+        add: Mapping[str, str] | None = None,
+        widen: Mapping[str, str] | None = None,
+        rename: Mapping[str, str] | None = None,
+        dry_run: bool = False,
+    ) -> Change:
+        """Give the table the next version of its schema; no file is rewritten.
+
+        Rows of older versions are read as the newest has them: null in columns that were added,
+        values in the wider type, columns under their new names. Whoever has the table open, in
+        this process or another, goes on, and takes the new version up when it next looks.
+
+        Args:
+            schema: the whole of it, as `create_table` takes it; or, in its place, only changes:
+            add: declarations of new columns, such as `{"tokens": "BIGINT"}`; they may be null.
+            widen: types that hold every value of the column's: `{"n": "BIGINT"}`.
+            rename: new names by old ones; appends may go on using the old.
+            dry_run: only say what would change.
+
+        Returns:
+            What is changed: `print(*change.lines(), sep="\n")`.
+
+        Raises:
+            SchemaError: older rows would be lost, or have no meaning; says each reason.
+            StorageError: nothing was changed.
+        """
+        changes = (add or {}, widen or {}, rename or {})
+        if (schema is None) != any(changes):
+            raise InvalidInputError("pass a schema, or what of it to add, widen and rename")
+        self._writable()
+        whole = None if schema is None else schema_from(schema, {})
+
+        def make(newest: TableSchema) -> TableSchema:
+            made = edited(newest, *changes) if whole is None else whole
+            check_metrics(made.stored)
+            return made
+
+        before = self._context
+        if dry_run:
+            return check(before, make(before.accepts))
+        evolved = evolve(before, make)
+        self._upkeep.publish()
+        return difference(before.accepts, evolved.accepts)
 
     @troubles("cannot flush")
     def flush(self) -> int:
@@ -194,17 +269,17 @@ class Table:
             columns: which columns, in this order; all by default.
             where, start, end: as in `totals`.
         """
-        self._session.check_open()
-        schema = self._context.schema
-        for name in columns or ():
-            schema.column(name)
-        chosen = quoting.identifiers(schema.names if columns is None else columns)
-        wanted = Filter.of(schema, where, start, end)
-        statement = f"SELECT {chosen} FROM {EVENTS} WHERE {wanted.condition}"
-        result = self._ask(lambda reader: reader.fetch(statement, wanted.bound(statement)))
-        names = schema.names if columns is None else columns
-        fields = [schema.arrow.field(n).with_nullable(True) for n in names]
-        return result.cast(pa.schema(fields))
+
+        def rows(reader: Reader) -> pa.Table:
+            schema = reader.schema
+            names = schema.names if columns is None else columns
+            fields = [schema.arrow.field(schema.column(name).name) for name in names]
+            wanted = Filter.of(schema, where, start, end)
+            chosen = quoting.identifiers(names)
+            statement = f"SELECT {chosen} FROM {EVENTS} WHERE {wanted.condition}"
+            return reader.fetch(statement, wanted.bound(statement)).cast(pa.schema(fields))
+
+        return self._ask(rows)
 
     def get(self, event_id: Any, *, payload: bool = True) -> dict[str, Any] | None:
         """The event of that id, or None; of several days' events of one id, the newest.
@@ -265,9 +340,12 @@ class Table:
         Raises:
             InvalidInputError: a limit, offset or cursor that cannot be.
         """
-        wanted = Filter.of(self._context.schema, where, start, end, source)
-        asked = Asked(wanted, order, limit, offset, cursor, totals)
-        return self._ask(lambda reader: page(reader, asked))
+
+        def asked(reader: Reader) -> Page:
+            wanted = Filter.of(reader.schema, where, start, end, source)
+            return page(reader, Asked(wanted, order, limit, offset, cursor, totals))
+
+        return self._ask(asked)
 
     def totals(
         self,
@@ -294,9 +372,12 @@ class Table:
             InvalidInputError: not a measure, not a filter; says why.
             NotFoundError: no such column.
         """
-        wanted = Filter.of(self._context.schema, where, start, end, source)
-        chosen = parse(measures, self._context.schema)
-        return self._ask(lambda reader: totals(reader, wanted, chosen))
+
+        def asked(reader: Reader) -> Totals:
+            wanted = Filter.of(reader.schema, where, start, end, source)
+            return totals(reader, wanted, parse(measures, reader.schema))
+
+        return self._ask(asked)
 
     def series(
         self,
@@ -323,11 +404,13 @@ class Table:
         Raises:
             InvalidInputError: as `totals`; more than 10,000 buckets, or a million points.
         """
-        wanted = Filter.of(self._context.schema, where, start, end, source)
-        chosen = parse(measures, self._context.schema)
-        keys = columns_of(self._context.schema, by)
-        spans = Spans(every, tz, moment(origin))
-        return self._ask(lambda reader: series(reader, wanted, chosen, keys, spans))
+
+        def asked(reader: Reader) -> Series:
+            wanted = Filter.of(reader.schema, where, start, end, source)
+            chosen, keys = parse(measures, reader.schema), columns_of(reader.schema, by)
+            return series(reader, wanted, chosen, keys, Spans(every, tz, moment(origin)))
+
+        return self._ask(asked)
 
     def facets(
         self,
@@ -348,12 +431,13 @@ class Table:
             where, start, end, source: as in `totals`.
             limit: values of each column.
         """
-        wanted = Filter.of(self._context.schema, where, start, end, source)
-        keys = columns_of(
-            self._context.schema,
-            self._context.schema.document.facets if columns is None else columns,
-        )
-        return self._ask(lambda reader: facets(reader, wanted, keys, limit))
+
+        def asked(reader: Reader) -> Facets:
+            wanted = Filter.of(reader.schema, where, start, end, source)
+            chosen = reader.schema.document.facets if columns is None else columns
+            return facets(reader, wanted, columns_of(reader.schema, chosen), limit)
+
+        return self._ask(asked)
 
     def metrics(
         self,
@@ -373,9 +457,12 @@ class Table:
             where, start, end, source: as in `totals`.
             top: length of the lists.
         """
-        wanted = Filter.of(self._context.schema, where, start, end, source)
-        shown = view(self._context.schema, name)
-        return self._ask(lambda reader: metrics(reader, wanted, shown, max(1, top)))
+
+        def asked(reader: Reader) -> Metrics:
+            wanted = Filter.of(reader.schema, where, start, end, source)
+            return metrics(reader, wanted, view(reader.schema, name), max(1, top))
+
+        return self._ask(asked)
 
     def counters(self, by: str, measures: Measures = None) -> Counters:
         """Exact sums by key, of every event that is acknowledged by now.
@@ -390,11 +477,19 @@ class Table:
         Raises:
             InvalidInputError: a measure that cannot be kept up to date by addition.
         """
-        chosen = parse(measures, self._context.schema)
-        check_counted(chosen)
-        (key,) = columns_of(self._context.schema, by)
-        running = self._running.setdefault((key, chosen), Running(key, chosen))
-        return self._ask(running.ask)
+
+        def asked(reader: Reader) -> Counters:
+            chosen = parse(measures, reader.schema)
+            check_counted(chosen)
+            (key,) = columns_of(reader.schema, by)
+            return self._running.setdefault((key, chosen), Running(key, chosen)).ask(reader)
+
+        return self._ask(asked)
+
+    @property
+    def _context(self) -> TableContext:
+        """The table in the newest version of its schema that this process has taken up."""
+        return self._opened.newest
 
     def _ask(self, question: Callable[[Reader], Answer]) -> Answer:
         self._session.check_open()

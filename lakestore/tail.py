@@ -21,6 +21,12 @@ class _Tail:
     batches: list[pa.RecordBatch] = field(default_factory=list)
     highest: dict[str, int] = field(default_factory=dict)  # seq of each producer
 
+    @property
+    def schema_version(self) -> int:
+        """Of its rows; 1 while there are none."""
+        header = self.reader.header
+        return header.schema_version if header is not None else 1
+
     def read(self) -> None:
         """Take in what was written since; raises as `JournalReader.read`."""
         for entry in self.reader.read():
@@ -52,7 +58,7 @@ class JournalTails:
         with self._lock, refusals(_UNREADABLE):
             self._follow(mine, known)
             return tuple(
-                Pinned(id, False, tuple(tail.batches))
+                Pinned(id, False, tuple(tail.batches), tail.schema_version)
                 for id, tail in self._tails.items()
                 if tail.batches
             )

@@ -319,7 +319,9 @@ def test_residual_duplicates_go(open_lake):
                 folder,
                 context.schema,
                 context.footer(tier="cold", seal="s", first=0, last=0),
-                coldfiles.by_day(folder, context.schema, Rows([context.cold_path(file)]), 1 << 28),
+                coldfiles.by_day(
+                    folder, context.lineage, Rows([(1, context.cold_path(file))]), 1 << 28
+                ),
                 1 << 28,
             )
         )
@@ -428,7 +430,8 @@ def test_choosing_is_pure():
     assert chosen([*small, big, *foreign], eager=True) == [[f.name for f in small]]
     assert chosen([*small, big, *foreign], eager=False) == []  # three are too few by themselves
     assert len(chosen([*small, *old, big], eager=False)[0]) == 5
-    assert chosen(small, eager=True, version=2) == []
+    assert chosen(small, eager=True, version=2) == chosen(small, eager=True)
+    assert chosen(small, eager=True, version=0) == []
     assert chosen(small, eager=True, today=one) == []
     assert chosen(small[:1], eager=True) == []
     unlike = [*small, cold_file(next(names), one, 70), cold_file(next(names), one, 70)]

@@ -39,6 +39,7 @@ VERBS = {
     "load": "load seal",
     "vacuum": "vacuum catalog",
     "drop": "drop create catalog",
+    "evolve": "evolve publish catalog",
     "reopen": "open recover replace views",
 }
 """Which steps are tried in which chapter."""
@@ -51,8 +52,9 @@ FSYNCS = {
 
 DELTA_VERBS = {
     "birth": "create delta", "seal": "seal delta publish", "load": "load", "drop": "drop",
+    "evolve": "evolve delta",
 }  # fmt: skip
-S3_VERBS = {"birth": "s3", "seal": "s3 delta payload", "load": "load"}
+S3_VERBS = {"birth": "s3", "seal": "s3 delta payload", "load": "load", "evolve": "evolve s3"}
 """The same of a lake whose tables are Delta, on this disk and in a store: what differs."""
 ABSENT = {
     ("delta", "birth"): {"delta.3", "delta.4"},

@@ -21,6 +21,8 @@ LEVELS: list[list[str]] = [
         "kept",
         "document",
         "schema",
+        "evolution",
+        "lineage",
         "rollup",
         "grouping",
         "layout",
@@ -41,6 +43,7 @@ LEVELS: list[list[str]] = [
         "idhash",
         "newids",
         "casts",
+        "naming",
         "mappings",
         "derive",
         "policy",
@@ -83,7 +86,16 @@ LEVELS: list[list[str]] = [
         "catalog.restoring",
         "catalog",
     ],
-    ["siting", "cold", "cold.keeper", "cold.entries", "cold.parquet", "cold.delta", "context"],
+    [
+        "siting",
+        "cold",
+        "cold.keeper",
+        "cold.entries",
+        "cold.parquet",
+        "cold.delta",
+        "context",
+        "versions",
+    ],
     [
         "append",
         "recover",
@@ -95,7 +107,7 @@ LEVELS: list[list[str]] = [
         "seal",
         "compact",
     ],
-    ["retain", "maintenance", "adopt", "payloadview", "shell", "status"],
+    ["retain", "maintenance", "adopt", "payloadview", "shell", "evolve", "status"],
     [
         "query",
         "query.failures",
@@ -285,7 +297,7 @@ def test_public_methods_are_the_promised_ones():
         "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
-        "name", "schema", "append", "flush", "seal", "compact", "load", "vacuum", "scan",
+        "name", "schema", "append", "evolve", "flush", "seal", "compact", "load", "vacuum", "scan",
         "to_arrow", "get",
         "get_many", "page", "totals", "series", "facets", "metrics", "counters",
     }  # fmt: skip

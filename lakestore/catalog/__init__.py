@@ -172,6 +172,13 @@ class Catalog:
         with self.database.begin("read") as con:
             return [TableEntry(*row) for row in con.execute(query)]
 
+    def schemas(self, table_id: int) -> dict[int, str]:
+        """The documents of a table's schema versions."""
+        c = t.schemas.c
+        query = sa.select(c.version, c.text).where(c.table_id == table_id)
+        with self.database.begin("read") as con:
+            return pairs_of(con, query)
+
     def folders(self) -> set[str]:
         """Folders of every table there ever was."""
         with self.database.begin("read") as con:
@@ -223,7 +230,8 @@ class Catalog:
         held = self._held(con, table_id)
         marks = sa.select(t.holdings.c.sealed_through, t.holdings.c.sealing_through)
         sealed, sealing = con.execute(marks.where(t.holdings.c.id == held)).first() or (0, 0)
-        s, g = t.segments.c, t.generations.c
+        s, g, v = t.segments.c, t.generations.c, t.schemas.c
+        newest = sa.select(sa.func.max(v.version)).where(v.table_id == table_id)
         segments = con.execute(sa.select(t.segments).where(s.holding_id == held).order_by(s.first))
         flushed = con.execute(sa.select(g.writer, g.number).where(g.holding_id == held))
         try:
@@ -235,6 +243,7 @@ class Catalog:
                 frozenset(GenerationId(*row) for row in flushed),
                 sealing_through=sealing,
                 cold_version=shared,
+                schema_version=con.execute(newest).scalar_one_or_none() or 1,
             )
         except DAMAGED as error:
             raise damage(repr(error)) from error

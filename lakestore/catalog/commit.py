@@ -78,6 +78,26 @@ class Commit:
         self._held(table_id)
         return TableEntry(table_id, name, folder, cold, 1, schema_text)
 
+    def add_schema(self, table_id: int, follows: int, version: int, text: str) -> None:
+        """List a new version of a table's schema: its rows may be of it from this commit on.
+
+        Args:
+            follows: the version that it was made from.
+
+        Raises:
+            ConflictError: that is not the newest any more, or the table was dropped.
+        """
+        c = t.schemas.c
+        alive = (t.tables.c.id == table_id) & t.tables.c.dropped_at.is_(None)
+        newest = (
+            sa.select(sa.func.max(c.version)).join(t.tables).where(c.table_id == table_id, alive)
+        )
+        if self._con.execute(newest).scalar_one_or_none() != follows:
+            raise ConflictError("another process changed the table's schema meanwhile")
+        values = {"table_id": table_id, "version": version, "text": text}
+        self._con.execute(t.schemas.insert(), values)
+        self.is_shared = True
+
     def drop_table(self, table_id: int) -> None:
         """Unlist a table, if it is listed still; `vacuum` deletes its files after the grace."""
         listed = (t.tables.c.id == table_id) & t.tables.c.dropped_at.is_(None)
@@ -139,7 +159,7 @@ class Commit:
                 "name": segment.name,
                 "has_duckdb": segment.has_duckdb,
                 "committed_at": segment.committed_at.timestamp(),
-                "info": info_text(segment.info),
+                "info": info_text(segment.info, segment.schema_version),
             },
         )
         self._mark(table_id, last_segment=segment.last)

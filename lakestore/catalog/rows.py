@@ -14,14 +14,16 @@ DAMAGED = (
     ValueError, LookupError, TypeError, AttributeError, OverflowError, CorruptionError,
 )  # fmt: skip
 """What reading a damaged row raises: it is not what this module wrote."""
+_VERSION = "schema_version"
+"""Where the facts of a segment say it, unless it is the first."""
 
 
 def segment_of(row: Any) -> Segment:
     """A segment from its row."""
     committed = datetime.fromtimestamp(row.committed_at, UTC)
-    return Segment(
-        row.first, row.last, row.name, info_of(row.info), bool(row.has_duckdb), committed
-    )
+    info = info_of(row.info)
+    version = _count(json.loads(row.info).get(_VERSION, 1))
+    return Segment(row.first, row.last, row.name, info, bool(row.has_duckdb), committed, version)
 
 
 def cold_of(row: Any) -> ColdFile:
@@ -29,8 +31,8 @@ def cold_of(row: Any) -> ColdFile:
     return ColdFile(row.name, row.day, row.first, row.last, row.schema_version, info_of(row.info))
 
 
-def info_text(info: FileInfo) -> str:
-    """A file's facts as JSON."""
+def info_text(info: FileInfo, schema_version: int = 1) -> str:
+    """A file's facts as JSON; of a segment, also of which version of the schema its rows are."""
     return json.dumps(
         {
             "rows": info.rows,
@@ -40,6 +42,7 @@ def info_text(info: FileInfo) -> str:
             "max_time": info.max_time.isoformat(),
             "ranges": {name: [r.low, r.high, r.nulls] for name, r in info.ranges.items()},
             **({"payload": info.payload} if info.payload else {}),
+            **({_VERSION: schema_version} if schema_version != 1 else {}),
         }
     )
 

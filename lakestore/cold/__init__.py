@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from lakestore.replacement import Replacement
+from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
 
 Examine = Callable[[Sequence[ColdFile]], None]
@@ -144,6 +145,24 @@ class ColdTable(Protocol):
 
     def accepted(self, producers: Collection[str]) -> Mapping[str, int]:
         """How many rows of each source any site has loaded; raises as `marks`."""
+        ...
+
+    def versions(self) -> Sequence[int]:
+        """The schema versions that the format's own log lists, in order; none without a log."""
+        ...
+
+    def evolve(self, schema: TableSchema, versions: Sequence[int]) -> None:
+        """Have the table's own log, if it has one, say the next version of its schema.
+
+        Args:
+            schema: as files will have it.
+            versions: all that are known, this one last.
+
+        Raises:
+            SchemaError: the format cannot say it.
+            ConflictError: another process was first.
+            Others: as `publish`.
+        """
         ...
 
     def settle(self) -> None:

@@ -30,7 +30,16 @@ from lakestore.delta.actions import (
     metadata_line,
     protocol_line,
 )
-from lakestore.delta.log import APP, LAKE_PROPERTY, LOAD, MARK, DeltaLog, LogState, logger
+from lakestore.delta.log import (
+    APP,
+    LAKE_PROPERTY,
+    LOAD,
+    MARK,
+    VERSIONS_PROPERTY,
+    DeltaLog,
+    LogState,
+    logger,
+)
 from lakestore.errors import (
     CommitUncertainError,
     ConflictError,
@@ -132,7 +141,11 @@ class DeltaCold:
                 f"{self._table.url!r} knows of those up to {through}: restore its _delta_log"
             )
         return replace(
-            listed, sealed_through=through, cold=self._cold(state), cold_version=state.version
+            listed,
+            sealed_through=through,
+            cold=self._cold(state),
+            cold_version=state.version,
+            schema_version=max(listed.schema_version, *state.schema_versions),
         )
 
     def _version_for(self, listed: TableState, *, newest: bool) -> LogState | None:
@@ -198,8 +211,8 @@ class DeltaCold:
         """One version of the log, with no file."""
         self._say(lambda state: self._promised(state, complete_before))
 
-    def _say(self, lines_of: Callable[[LogState], list[str]]) -> None:
-        before = self._make_next(lines_of)
+    def _say(self, lines_of: Callable[[LogState], list[str]], operation: str = "WRITE") -> None:
+        before = self._make_next(lines_of, operation)
         if before is not None:
             self._checkpoint(before)
 
@@ -298,6 +311,29 @@ class DeltaCold:
             known[producer] = max(rows, known.get(producer, 0))
         return known
 
+    def versions(self) -> Sequence[int]:
+        """Those that the metadata tells."""
+        return self._log.refresh().schema_versions
+
+    def evolve(self, schema: TableSchema, versions: Sequence[int]) -> None:
+        """One version of the log, with no file and new metadata."""
+
+        def lines(state: LogState) -> list[str]:
+            if state.schema_versions == tuple(versions):  # another process made it, the same
+                return []
+            if state.schema_versions != tuple(versions[:-1]):
+                raise ConflictError("another site changed the table's schema meanwhile")
+            assert state.metadata is not None
+            told = {VERSIONS_PROPERTY: ",".join(map(str, versions))}
+            metadata = replace(
+                state.metadata,
+                schema=types.extended(schema, state.metadata.schema),
+                configuration={**state.metadata.configuration, **told},
+            )
+            return [*_raised(state.protocol, schema), metadata_line(metadata)]
+
+        self._say(lines, "ADD COLUMNS")
+
     def settle(self) -> None:
         """Take segments off the catalog's list that the log says are sealed; records too."""
         state = self._log.refresh()
@@ -326,6 +362,7 @@ class DeltaCold:
 
         Args:
             lines_of: what the version says beside the one that it follows; nothing, and none is.
+            operation: what the commit is called, to others.
 
         Returns:
             The version that it follows; None when there was nothing to say.
@@ -431,6 +468,16 @@ class DeltaCold:
 
     def _now_ms(self) -> int:
         return int(self._clock.now().timestamp() * 1000)
+
+
+def _raised(protocol: Protocol | None, schema: TableSchema) -> list[str]:
+    """The protocol that columns of a schema need, where the table has not got it yet."""
+    assert protocol is not None
+    if not types.has_times_of_no_zone(schema) or types.NO_ZONE in protocol.writer_features:
+        return []
+    readers = tuple(sorted({*protocol.reader_features, types.NO_ZONE}))
+    writers = tuple(sorted({*protocol.writer_features, types.NO_ZONE}))
+    return [protocol_line(Protocol(3, 7, readers, writers))]
 
 
 def _named(state: LogState, prefix: str) -> dict[str, int]:

@@ -7,6 +7,7 @@ from lakestore.delta.actions import Add, day_of
 from lakestore.delta.statistics import Ranges, rows_of, statistics_text, times_of
 from lakestore.errors import CorruptionError
 from lakestore.layout import ColdName, PayloadName
+from lakestore.lineage import FOREIGN
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, FileInfo
 
@@ -58,6 +59,6 @@ def cold_file(add: Add, schema: TableSchema) -> ColdFile:
         day_of(add, types.partition_column(schema)),
         first,
         last,
-        int(tags.get("schema", "1")),
+        int(tags.get("schema", FOREIGN)),
         info,
     )

@@ -10,6 +10,7 @@ from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.marks import RETIRED
 from lakestore.replacement import Replacement
+from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
 
 
@@ -99,6 +100,13 @@ class ParquetCold:
     def accepted(self, producers: Collection[str]) -> Mapping[str, int]:
         """What the catalog knows."""
         return self._catalog.accepted(self._table_id, producers)
+
+    def versions(self) -> Sequence[int]:
+        """None: the catalog lists them."""
+        return ()
+
+    def evolve(self, schema: TableSchema, versions: Sequence[int]) -> None:
+        """Nothing: the catalog's own commit says it."""
 
     def settle(self) -> None:
         """Records alone: both tiers change in one transaction."""

@@ -40,6 +40,8 @@ MARK = "lakestore-watermark/"
 LOAD = "lakestore-load/"
 """How the names begin under which it says how much of a source is loaded: lake, site, producer."""
 LAKE_PROPERTY = "lakestore.lake"
+VERSIONS_PROPERTY = "lakestore.schemaVersions"
+"""The schema versions of the table, in order; where it is not there, there is but the first."""
 _KEEP_REMOVED_MS = 7 * 86_400_000
 """How long a checkpoint remembers what was removed: Delta's `deletedFileRetentionDuration`."""
 _NO_HINT = (ValueError, LookupError, TypeError)
@@ -58,6 +60,17 @@ class LogState:
     """What the added files are to a reader."""
     removed: Mapping[str, Remove] = field(default_factory=dict)
     transactions: Mapping[str, int] = field(default_factory=dict)
+
+    @property
+    def schema_versions(self) -> tuple[int, ...]:
+        """The versions of the table's schema, in order; raises `CorruptionError`."""
+        told = None
+        if self.metadata is not None:
+            told = self.metadata.configuration.get(VERSIONS_PROPERTY)
+        try:
+            return tuple(int(number) for number in (told or "1").split(","))
+        except ValueError as error:
+            raise CorruptionError(f"{VERSIONS_PROPERTY} is {told!r}, and no versions") from error
 
     def actions(self, now_ms: int) -> Iterator[Action]:
         """What a checkpoint of this version holds."""

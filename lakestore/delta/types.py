@@ -59,6 +59,22 @@ def schema_string(schema: TableSchema) -> str:
     return json.dumps({"type": "struct", "fields": fields})
 
 
+def extended(schema: TableSchema, text: str) -> str:
+    """A schema in the log, with the columns of the table that it lacks.
+
+    Raises:
+        SchemaError: Delta has no such type, or another engine has made a column of that name.
+    """
+    told = json.loads(text)
+    names = {field["name"] for field in told["fields"]}
+    wanted = json.loads(schema_string(schema))["fields"]
+    told["fields"] += [field for field in wanted if field["name"] not in names]
+    made = json.dumps(told)
+    if other := missing_columns(schema, made):
+        raise SchemaError(f"the Delta table has other columns of these names: {', '.join(other)}")
+    return made
+
+
 def has_times_of_no_zone(schema: TableSchema) -> bool:
     """Whether a column of the table, or within one, is a TIMESTAMP."""
     return '"timestamp_ntz"' in schema_string(schema)

@@ -96,7 +96,7 @@ class Running:
     def _more(self, reader: Reader, held: Pinned) -> tuple[int, Mapping[Any, Sums]]:
         """Sums of a generation: those known, and of the rows that came since."""
         done, known = self._buffered.get(held.id, (0, {}))
-        fresh, seen = [], 0
+        fresh, seen = list[pa.RecordBatch](), 0
         for batch in held.batches:
             if seen + batch.num_rows > done:
                 fresh.append(batch.slice(max(0, done - seen)))
@@ -104,7 +104,9 @@ class Running:
         if not fresh:
             return done, known
         sums = dict(known)
-        for key, more in self._added_up(reader, pa.Table.from_batches(fresh)).items():
+        known_as = reader.pin.table.lineage.buffered(held.schema_version)
+        rows = pa.Table.from_batches(known_as.batches(fresh))
+        for key, more in self._added_up(reader, rows).items():
             sums[key] = _added(sums[key], more) if key in sums else more
         return seen, sums
 

@@ -11,12 +11,12 @@ from typing import Literal
 import pyarrow as pa
 
 from lakestore import quoting
+from lakestore.columns import queried_type
 from lakestore.errors import InvalidInputError
 from lakestore.events.answers import Page
 from lakestore.events.filters import Filter
 from lakestore.events.measures import default
 from lakestore.events.questions import totals
-from lakestore.query.plan import queried_type
 from lakestore.query.reader import EVENTS, Reader
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile

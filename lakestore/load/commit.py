@@ -149,7 +149,8 @@ def _append_segment(table: TableContext) -> None:
             number = commit.last_segment(id) + 1
             name, _ = hot.publish(staged, table.hot_folder, number, number)
             reach("load.3")
-            segment = Segment(number, number, name, staged.info, False, commit.now)
+            version = table.entry.schema_version
+            segment = Segment(number, number, name, staged.info, False, commit.now, version)
             commit.add_segment(id, segment, (), ())
         reach("load.4")
     finally:

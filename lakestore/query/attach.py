@@ -21,6 +21,7 @@ from lakestore.policy import to_stored
 from lakestore.query.payloads import wanted_payload
 from lakestore.query.pin import buffered_rows, pin_unflushed
 from lakestore.query.run import Queries
+from lakestore.versions import take_up
 
 MISSING = "payload_missing"
 """Key that an event has whose payload file is gone."""
@@ -103,6 +104,7 @@ def _attach_unflushed(table: TableContext, rows: Sequence[Row], names: Sequence[
     site, id = table.site, table.schema.event_id
     states = site.catalog.states([table.entry.id])
     pinned = pin_unflushed([table], states, site.visibility)[table.entry.id]
+    table = take_up(table, max((one.schema_version for one in pinned), default=1))
     held = buffered_rows(table, pinned)
     wanted = pa.array([row[id] for row in rows], held.column(id).type)
     found = held.filter(pc.is_in(held.column(id), value_set=wanted))

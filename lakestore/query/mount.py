@@ -7,12 +7,12 @@ from pathlib import Path
 import duckdb
 
 from lakestore import hot, quoting
+from lakestore.columns import queried_type
 from lakestore.context import SiteContext, TableContext
 from lakestore.engine import buffered_source
 from lakestore.errors import StorageError
 from lakestore.filecache import Wanted
 from lakestore.payloadview import payload_names
-from lakestore.query import plan
 from lakestore.query.payloads import make_view
 from lakestore.query.pin import FilesInUse, TablePin
 from lakestore.snapshot import ColdFile
@@ -60,7 +60,7 @@ class Mounts:
                     one,
                     None if parquet_only else attached,
                     where,
-                    quoting.identifiers(one.table.schema.names if columns is None else columns),
+                    one.table.schema.names if columns is None else columns,
                 )
                 for number, (name, one) in enumerate(pins.items(), 1)
             }
@@ -100,10 +100,10 @@ class Mounts:
         """
         columns = quoting.identifiers(one.table.schema.names)
         parts = [f"SELECT {columns} FROM {buffered_source(buffered)}"] if buffered else []
-        paths = self._cold_sources(one.table, one.cold)
-        paths += [str(one.table.segment_path(s)) for s in one.segments]
-        if paths:
-            parts.append(_read_parquet(columns, paths))
+        files = self._cold_sources(one.table, one.cold)
+        files += [(s.schema_version, str(one.table.segment_path(s))) for s in one.segments]
+        groups = one.table.lineage.grouped(files)
+        parts += [how.read(one.table.schema.names, paths) for how, paths in groups]
         return _union(parts, one)
 
     def _source(
@@ -113,13 +113,14 @@ class Mounts:
         one: TablePin,
         attached: list[tuple[Path, str]] | None,
         where: str,
-        columns: str,
+        columns: Sequence[str],
     ) -> str:
         table = one.table
         parts, parquet = [], self._cold_sources(table, one.cold)
         if one.buffered.num_rows:
             cursor.register(buffered, one.buffered)
-            parts.append(f"SELECT {columns} FROM {buffered_source(buffered)}{where}")
+            shown = quoting.identifiers(columns)
+            parts.append(f"SELECT {shown} FROM {buffered_source(buffered)}{where}")
         for segment in one.segments:
             path = hot.duckdb_path(table.hot_folder, segment.name)
             alias = None
@@ -128,14 +129,15 @@ class Mounts:
                     alias = self._engine.attach(path)
                     attached.append((path, alias))
             if alias is None:
-                parquet.append(str(table.segment_path(segment)))
+                parquet.append((segment.schema_version, str(table.segment_path(segment))))
             else:
-                parts.append(f"SELECT {columns} FROM {alias}.{hot.EVENTS}{where}")
-        for source in parquet:
+                how = table.lineage.stored(segment.schema_version)
+                parts.append(how.select(columns, f"{alias}.{hot.EVENTS}", where))
+        for _, source in parquet:
             if not source.startswith("s3://"):
                 require_file(Path(source))
-        if parquet:
-            parts.append(_read_parquet(columns, parquet) + where)
+        groups = table.lineage.grouped(parquet)
+        parts += [how.read(columns, paths, where) for how, paths in groups]
         return _union(parts, one)
 
     def files(self, wanted: Sequence[Wanted]) -> list[str]:
@@ -144,21 +146,17 @@ class Mounts:
             return [self._site.storage.url(one.key) for one in wanted]
         return [str(path) for path in self._site.files.paths(wanted)]
 
-    def _cold_sources(self, table: TableContext, cold: Sequence[ColdFile]) -> list[str]:
-        return self.files([table.wanted(file) for file in cold])
-
-
-def _read_parquet(columns: str, paths: Sequence[str]) -> str:
-    return (
-        f"SELECT {columns} FROM read_parquet({quoting.literals(paths)}, hive_partitioning = false)"
-    )
+    def _cold_sources(self, table: TableContext, cold: Sequence[ColdFile]) -> list[tuple[int, str]]:
+        """What DuckDB opens for cold files, each with the version of its rows."""
+        sources = self.files([table.wanted(file) for file in cold])
+        return [(file.schema_version, source) for file, source in zip(cold, sources, strict=True)]
 
 
 def _union(parts: Sequence[str], one: TablePin) -> str:
     if parts:
         return " UNION ALL ".join(parts)
     nulls = ", ".join(
-        f"CAST(NULL AS {plan.queried_type(c.sql_type)}) AS {quoting.identifier(c.name)}"
+        f"CAST(NULL AS {queried_type(c.sql_type)}) AS {quoting.identifier(c.name)}"
         for c in one.table.schema.columns
     )
     return f"SELECT {nulls} LIMIT 0"

@@ -16,6 +16,7 @@ from lakestore.buffer import Pinned
 from lakestore.context import SiteContext, TableContext, with_cold
 from lakestore.policy import to_stored
 from lakestore.snapshot import ColdFile, Segment, TableState
+from lakestore.versions import take_up
 
 
 @dataclass(frozen=True)
@@ -64,17 +65,23 @@ def pin(site: SiteContext, tables: Sequence[TableContext]) -> list[TablePin]:
     Raises:
         StorageError, CorruptionError: the catalog or another writer's journal cannot be read.
     """
+    tables = [table.newest for table in tables]
     ids = [table.entry.id for table in tables]
     listed = site.catalog.states(ids)
     while True:
         before = listed
         pinned = pin_unflushed(tables, before, site.visibility)
         listed = site.catalog.states(ids)
-        if all(before[id].version == listed[id].version for id in ids):
+        if any(before[id].version != listed[id].version for id in ids):
+            # Something was published in between: what is pinned may be in a segment by now, with
+            # rows newer than those pinned of other tables. Only a new pin is one instant.
+            continue
+        published = with_cold(listed, tables)
+        # A row is of no newer version than those that were listed when it was accepted.
+        newest = [take_up(t, published[t.entry.id].schema_version) for t in tables]
+        if all(new is old for new, old in zip(newest, tables, strict=True)):
             break
-        # Something was published in between: what is pinned may be in a segment by now, with
-        # rows newer than those pinned of other tables. Only a new pin is one instant.
-    published = with_cold(listed, tables)
+        tables = newest
     result = []
     for table in tables:
         state = published[table.entry.id]
@@ -88,7 +95,11 @@ def pin(site: SiteContext, tables: Sequence[TableContext]) -> list[TablePin]:
 
 def buffered_rows(table: TableContext, pinned: Sequence[Pinned]) -> pa.Table:
     """The rows of pinned generations, payloads and all."""
-    batches = [batch for one in pinned for batch in one.batches]
+    batches = [
+        batch
+        for one in pinned
+        for batch in table.lineage.buffered(one.schema_version).batches(one.batches)
+    ]
     return pa.Table.from_batches(batches, schema=table.accepts.buffered.arrow)
 
 

@@ -20,8 +20,10 @@ import sqlglot
 from sqlglot import expressions as exp
 
 from lakestore import quoting
+from lakestore.columns import queried_type
 from lakestore.delta.statistics import Ranges
 from lakestore.instances import LOST, interrupted, start
+from lakestore.lineage import FOREIGN, Lineage
 from lakestore.query.parameters import Parameters
 from lakestore.query.payloads import views_of
 from lakestore.query.pin import TablePin
@@ -44,6 +46,8 @@ class Statistics:
     files: tuple[ColdFile, ...]
     columns: tuple[str, ...]
     name: str
+    lineage: Lineage
+    """By which the ranges were understood."""
 
 
 class Planner:
@@ -126,11 +130,14 @@ class Planner:
         with self._lock, self._instance.cursor() as cursor:
             id = one.table.entry.id
             known = self._statistics.get(id)
+            lineage = one.table.lineage
             wanted = _mentioned(scans, one.table.schema)
+            if known is not None and known.lineage is not lineage:
+                known = None
             if known is None or known.files is not one.cold or not wanted <= set(known.columns):
                 name = f"statistics.t{id}"
                 wanted |= set(known.columns if known is not None else ())
-                known = load_statistics(cursor, one.cold, one.table.schema, name, wanted)
+                known = load_statistics(cursor, one.cold, lineage, name, wanted)
                 self._statistics[id] = known
             return keep(cursor, known, scans, margin)
 
@@ -138,7 +145,7 @@ class Planner:
 def load_statistics(
     cursor: duckdb.DuckDBPyConnection,
     files: tuple[ColdFile, ...],
-    schema: TableSchema,
+    lineage: Lineage,
     name: str,
     wanted: set[str] | None = None,
 ) -> Statistics:
@@ -147,8 +154,9 @@ def load_statistics(
     Args:
         wanted: of these columns; by default of all.
     """
+    schema = lineage.schema.stored
     columns = tuple(c for c in schema.names if wanted is None or c in wanted)
-    told = [ranges_of(file, columns) for file in files]
+    told = [ranges_of(file, columns, lineage) for file in files]
     data = {"file": pa.array(range(len(files)), pa.int64())}
     typed = ["file"]
     for index, column in enumerate(columns):
@@ -170,24 +178,33 @@ def load_statistics(
         )
     finally:
         cursor.unregister("lakestore_ranges")
-    return Statistics(files, columns, name)
+    return Statistics(files, columns, name, lineage)
 
 
-def ranges_of(file: ColdFile, columns: Sequence[str]) -> Mapping[str, ColumnRange]:
-    """The ranges of some of a file's columns; a log's text is read for no others."""
+def ranges_of(
+    file: ColdFile, columns: Sequence[str], lineage: Lineage
+) -> Mapping[str, ColumnRange]:
+    """The ranges of some columns in a file; a log's text is read for no others.
+
+    Where a file is of a version without the column, all of its rows have null.
+    """
     ranges = file.info.ranges
-    return ranges.of(columns) if isinstance(ranges, Ranges) else ranges
+    if lineage.is_single:
+        return ranges.of(columns) if isinstance(ranges, Ranges) else ranges
+    if file.schema_version == FOREIGN:  # a column that is not told of may be missing, or not
+        return ranges.of(columns) if isinstance(ranges, Ranges) else ranges
+    names = lineage.stored(file.schema_version).names
+    there = {name: names[name] for name in columns if name in names}
+    told = ranges.of(there.values()) if isinstance(ranges, Ranges) else ranges
+    found = {name: told[source] for name, source in there.items() if source in told}
+    rows = file.info.rows
+    return found | {n: ColumnRange(None, None, rows) for n in columns if n not in there}
 
 
 def _mentioned(scans: Sequence[Sequence[str]], schema: TableSchema) -> set[str]:
     """Columns that filters may test: their names are plain."""
     words = {word for filters in scans for text in filters for word in _PLAIN_NAME.findall(text)}
     return {name for name in schema.names if name in words}
-
-
-def queried_type(sql_type: str) -> str:
-    """The type that SQL sees of a column: UUID and JSON are kept as text."""
-    return "VARCHAR" if sql_type in ("UUID", "JSON") else sql_type
 
 
 def pushed_filters(

@@ -11,7 +11,8 @@ from lakestore.query import parameters as bound
 from lakestore.query.mount import Mounts
 from lakestore.query.pin import TablePin
 from lakestore.query.plan import Planner
-from lakestore.snapshot import ColdFile
+from lakestore.schema import TableSchema
+from lakestore.snapshot import ColdFile, Segment
 
 EVENTS = "lakestore_events"
 """What a statement calls the rows of the snapshot that it reads."""
@@ -26,6 +27,11 @@ class Reader:
     planner: Planner
     mounts: Mounts
     parquet_only: bool
+
+    @property
+    def schema(self) -> TableSchema:
+        """Of the rows of the snapshot: of the newest version that there is."""
+        return self.pin.table.schema
 
     def pruned(self, statement: str, values: Mapping[str, Any]) -> tuple[ColdFile, ...]:
         """Cold files in which a statement over `EVENTS` can find a row."""
@@ -90,10 +96,14 @@ class Reader:
 
 def filled(one: TablePin) -> list[str]:
     """The columns that have a value in any of the files, as far as these say."""
-    infos = [s.info for s in one.segments] + [f.info for f in one.cold]
+    lineage = one.table.lineage
+    files: list[Segment | ColdFile] = [*one.segments, *one.cold]
+    infos = [(file.info, lineage.stored(file.schema_version).names) for file in files]
     names = []
     for name in one.table.schema.names:
-        ranges = [(info.ranges.get(name), info.rows) for info in infos]
+        # In files of a version that has not got the column it is empty.
+        there = [(info, called[name]) for info, called in infos if name in called]
+        ranges = [(info.ranges.get(source), info.rows) for info, source in there]
         # Of a file that does not say how many rows it has, nothing is known.
         empty = all(found is not None and 0 < rows == found.nulls for found, rows in ranges)
         if one.buffered.num_rows or not empty:

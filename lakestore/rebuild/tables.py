@@ -1,7 +1,7 @@
 """What the files of one table say of it."""
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from lakestore.layout import (
     schema_key,
     split_folder,
 )
+from lakestore.lineage import Lineage
 from lakestore.rebuild import logs
 from lakestore.rebuild.repeats import Repeats
 from lakestore.rebuild.seals import Choice, Seals, choose
@@ -30,7 +31,7 @@ from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, FileInfo, GenerationId, Segment, TableState
 from lakestore.storage.local import raise_refusal
 from lakestore.tiling import Tile
-from lakestore.verify.journals import list_journals
+from lakestore.verify.journals import JournalFile, list_journals, schema_version_of
 from lakestore.verify.tiers import is_whole
 
 
@@ -70,11 +71,12 @@ class TableReader:
 
     def read(self) -> TableRecord | None:
         """The table as its files tell it; None when they do not, with the reason as a problem."""
-        accepts = self._schema(max(self._documents))
-        if accepts is None:
+        schemas = {version: self._schema(version) for version in self._documents}
+        known = {version: schema for version, schema in schemas.items() if schema is not None}
+        if len(known) < len(schemas):
             return None
-        schema = accepts.stored
-        journals = {journal.id for journal in list_journals(self._layout, self._folder)}
+        files = list_journals(self._layout, self._folder)
+        journals = {journal.id for journal in files}
         tiles = self._segment_tiles(sorted(self._layout.hot(self._folder).glob("*.parquet")))
         try:
             self._replaced()
@@ -88,9 +90,10 @@ class TableReader:
                     self._own or "",
                     self._listed,
                     lambda cold: tiling.choose([*tiles, *cold], self._last, journals),
-                    Repeats(schema, self._path),
+                    Repeats(known[max(known)].stored, self._path),
                     self._compacted,
                 )
+            lineage = self._lineage(known, files)
         except (CorruptionError, FormatTooNewError) as error:
             self._found.problems.append(f"table {self._name!r}: {error}")
             return None
@@ -100,7 +103,54 @@ class TableReader:
                 what += f"; these cannot be read: {', '.join(self._unreadable)}"
             self._found.problems.append(what)
             return None
-        return self._record(choice, tiles, journals, schema)
+        return self._record(choice, tiles, journals, lineage)
+
+    def _lineage(
+        self, schemas: Mapping[int, TableSchema], journals: Sequence[JournalFile]
+    ) -> Lineage:
+        """The versions of the schema that were committed, as far as files tell.
+
+        A log lists them. Else it is the newest document whose line has all versions that rows are
+        of, and beside which there is a zero-row file: a version is committed after both. One that
+        never was may be taken for one.
+
+        Raises:
+            CorruptionError: a document that is needed is gone.
+        """
+        used = {int(f["schema_version"]) for f in self._footers.values() if "schema_version" in f}
+        used |= {v for journal in journals if (v := schema_version_of(journal.path)) is not None}
+        if self._cold == "delta":
+            lines: list[Sequence[int]] = [
+                logs.read_log(self._storage, self._folder).schema_versions
+            ]
+        else:
+            lines = self._lines(schemas)
+        for line in lines:
+            if used <= set(line) <= schemas.keys():
+                return Lineage({version: schemas[version] for version in line})
+        raise CorruptionError(
+            f"its rows are of schema versions {sorted(used)}, and their documents are not there: "
+            f"restore {self._storage.url(schema_key(self._folder, max(used)))!r}"
+        )
+
+    def _lines(self, versions: Iterable[int]) -> list[Sequence[int]]:
+        """Up to each version those that led to it, as its zero-row file tells; the newest first.
+
+        Without one, all that are there; those come last.
+        """
+        told, guessed = list[Sequence[int]](), list[Sequence[int]]()
+        for version in sorted(versions, reverse=True):
+            key = schema_key(self._folder, version, "parquet")
+            every = [number for number in sorted(self._documents) if number <= version]
+            try:
+                if self._storage.size(key) is None:
+                    guessed.append(every)
+                    continue
+                footer = self._footer(self._sources.fetched(key), self._storage.url(key))
+                told.append([int(number) for number in footer.get("versions", [version])])
+            except CorruptionError:  # a cache: `verify` says so, and repairs it
+                told.append(every)
+        return told + guessed
 
     def _schema(self, version: int) -> TableSchema | None:
         path = self._storage.url(schema_key(self._folder, version))
@@ -237,7 +287,7 @@ class TableReader:
         choice: Choice,
         segments: Sequence[Tile],
         journals: set[GenerationId],
-        schema: TableSchema,
+        lineage: Lineage,
     ) -> TableRecord | None:
         cold_tiles = [tile for tile in choice.own if tile.cold]
         hot_tiles = [tile for tile in choice.own if not tile.cold]
@@ -245,7 +295,7 @@ class TableReader:
         own = [*_names(choice.own), *_gone(choice.own), *self._sealed]
         elsewhere = [*cold_tiles, *(tile for tiles in choice.others.values() for tile in tiles)]
         names = [*_names([*hot_tiles, *elsewhere]), *self._compacted]
-        infos = {n: self._measure(n, schema) for n in names}
+        infos = {n: self._measure(n, lineage) for n in names}
         known = {name: info for name, info in infos.items() if info is not None}
         if len(known) < len(infos):
             return None
@@ -278,7 +328,7 @@ class TableReader:
             self._cold,
             False,
             self._last,
-            self._documents,
+            {version: self._documents[version] for version in lineage.versions},
             self._marks(own),
             frozenset(sent if unflushed else ()),
             garbage,
@@ -314,9 +364,10 @@ class TableReader:
         footers = [self._footers[name] for name in names]
         return hot.highest(m for footer in footers for m in footer.get("producers", {}).items())
 
-    def _measure(self, name: str, schema: TableSchema) -> FileInfo | None:
+    def _measure(self, name: str, lineage: Lineage) -> FileInfo | None:
         """What a file holds; None when its bytes are not those that were published."""
         path, shown = self._path(name), self._shown(name)
+        schema = lineage.stored_in(int(self._footers[name]["schema_version"]))
         kind = ColdName if "/" in name else SegmentName
         try:
             info = datafile.measure(path, schema)
@@ -340,7 +391,13 @@ class TableReader:
         written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         twin = hot.duckdb_path(path.parent, name).exists()
         return Segment(
-            tile.first, tile.last, name, infos[name], twin, min(written, self._sources.now)
+            tile.first,
+            tile.last,
+            name,
+            infos[name],
+            twin,
+            min(written, self._sources.now),
+            int(self._footers[name]["schema_version"]),
         )
 
     def _cold_file(self, name: str, info: FileInfo) -> ColdFile:

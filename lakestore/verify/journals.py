@@ -8,11 +8,12 @@ import pyarrow as pa
 
 from lakestore.buffer import Buffer
 from lakestore.errors import CorruptionError, FormatTooNewError
-from lakestore.frames import is_torn
+from lakestore.frames import HEADER_MAX, is_torn, parse_header
 from lakestore.journal import JournalReader
 from lakestore.layout import WRITER_NAME, SiteLayout, parse_journal_name
+from lakestore.lineage import Lineage
 from lakestore.snapshot import GenerationId
-from lakestore.storage.local import raise_refusal
+from lakestore.storage.local import open_to_read, raise_refusal
 from lakestore.verify.report import REBUILD, Problem
 
 _KEEP = "restore the file from a copy: the rows in it are in no other place"
@@ -36,6 +37,16 @@ def list_journals(layout: SiteLayout, folder: str) -> list[JournalFile]:
     return sorted(found, key=lambda journal: journal.id)
 
 
+def schema_version_of(path: Path) -> int | None:
+    """Of which version of its table's schema a journal says its rows are; None if it does not."""
+    try:
+        with open_to_read(path) as file:
+            parsed = parse_header(path, memoryview(file.read(HEADER_MAX)))
+    except (OSError, CorruptionError, FormatTooNewError):  # who reads its rows says so
+        return None
+    return parsed[0].schema_version if parsed is not None else None
+
+
 @dataclass(frozen=True)
 class JournalRead:
     """What a journal holds, and what is wrong with it."""
@@ -47,10 +58,10 @@ class JournalRead:
 class JournalCheck:
     """Checks the journals of one table that no segment has taken."""
 
-    def __init__(self, lake: str, table: str, schema: pa.Schema, buffer: Buffer | None) -> None:
+    def __init__(self, lake: str, table: str, lineage: Lineage, buffer: Buffer | None) -> None:
         self._lake = lake
         self._table = table
-        self._schema = schema
+        self._lineage = lineage
         self._buffer = buffer
 
     def check(self, journal: JournalFile, *, writing: bool) -> JournalRead:
@@ -96,7 +107,10 @@ class JournalCheck:
                 return f"it is of table {header.table!r} of lake {header.lake}"
             if header.id != journal.id:
                 return f"it says that it is journal {header.id.writer}/{header.id.number}"
-            if not header.schema.equals(self._schema):
+            if header.schema_version not in self._lineage:
+                return f"the catalog lists no schema version {header.schema_version}"
+            held = self._lineage.accepts(header.schema_version).buffered
+            if not header.schema.equals(held.arrow):
                 return "its columns are not those of the table"
         if entries_end < synced:
             return f"{synced:,} bytes of it were on the disk, and only {entries_end:,} can be read"

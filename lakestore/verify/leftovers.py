@@ -192,7 +192,7 @@ def _key_problem(
         yield Problem("tombstone", "damage", record.name, path, what, _TOMBSTONE)
         return
     version = parse_schema_name(rest.removeprefix("schema/"))
-    if version not in record.schemas and exists():
+    if version not in record.schemas and exists() and not living:  # else it may become one
         yield _leftover("orphan", record, path, "nothing names it")
 
 

@@ -11,6 +11,7 @@ from lakestore.schema import TableSchema
 from lakestore.verify.objects import Objects
 from lakestore.verify.report import RESTORE, Problem
 from lakestore.verify.tiers import Footers, partial_seals, sealed_ranges
+from lakestore.versions import document
 
 
 def with_log(site: SiteContext, record: TableRecord, schema: TableSchema) -> TableRecord:
@@ -25,7 +26,12 @@ def with_log(site: SiteContext, record: TableRecord, schema: TableSchema) -> Tab
         return record
     version = max(record.schemas, default=1)
     entry = TableEntry(record.id, record.name, record.folder, record.cold, version, schema.text)
-    return replace(record, state=cold_table(site, entry, schema).current(record.state, newest=True))
+    cold = cold_table(site, entry, schema)
+    state = cold.current(record.state, newest=True)
+    # The catalog follows the log, and may not have done so yet.
+    ahead = [number for number in cold.versions() if number > version]
+    texts = {number: document(site, record.folder, number) for number in ahead}
+    return replace(record, state=state, schemas={**record.schemas, **texts})
 
 
 def log_problem(objects: Objects, record: TableRecord, error: Exception) -> Problem:

@@ -6,12 +6,12 @@ from pathlib import Path
 import duckdb
 import pyarrow as pa
 
-from lakestore import quoting, rollup
+from lakestore import rollup
 from lakestore.catalog.records import TableRecord
 from lakestore.context import SiteContext
 from lakestore.document import Rollup
+from lakestore.lineage import Lineage
 from lakestore.partialfiles import DataFile
-from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile
 from lakestore.storage.local import raise_refusal
 from lakestore.verify.objects import Objects
@@ -27,14 +27,14 @@ class PartialCheck:
         site: SiteContext,
         objects: Objects,
         record: TableRecord,
-        schema: TableSchema,
+        lineage: Lineage,
     ) -> None:
         self._con = con
         self._objects = objects
         self._record = record
-        self._schema = schema
+        self._lineage = lineage
         self._local = site.layout.rollups(record.folder)
-        self._files = site.partials_of(record.folder, schema).files
+        self._files = site.partials_of(record.folder, lineage).files
 
     def check(self, file: DataFile, data: Path) -> Iterator[Problem]:
         """What is wrong with the partials of a file whose rows, in `data`, are as they should be.
@@ -57,9 +57,9 @@ class PartialCheck:
         kept = self._files.checked(one, file, path)
         if kept is None:
             return "it is damaged, or of other rows"
-        source = f"read_parquet({quoting.literals([str(data)])}, hive_partitioning = false)"
+        source = self._lineage.relation([(file.schema_version, str(data))])
         try:
-            query = rollup.partial_sql(one, self._schema, source)
+            query = rollup.partial_sql(one, self._lineage.schema.stored, source)
             made = self._con.sql(query).to_arrow_table().cast(kept.schema)
         except (duckdb.Error, pa.ArrowException) as error:
             raise_refusal(f"cannot read {str(data)!r}", error)

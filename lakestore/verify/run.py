@@ -38,6 +38,7 @@ from lakestore.layout import (
     record_key,
     schema_key,
 )
+from lakestore.lineage import Lineage
 from lakestore.payloadview import view_name
 from lakestore.replacement import Record
 from lakestore.replacement import gone as replaced_files
@@ -154,8 +155,7 @@ class _Verification:
         for record in inventory.tables:
             try:
                 if record.cold != "parquet" and not record.dropped:
-                    schema = TableSchema.from_toml(record.schemas[max(record.schemas)], record.name)
-                    record = with_log(self.site, record, schema.stored)
+                    record = with_log(self.site, record, _lineage(record).schema.stored)
                     self.problems += check_versions(self.objects, record, keys or ())
             except (SchemaError, ValueError):  # `_table` says so
                 pass
@@ -176,8 +176,8 @@ class _Verification:
         """Check one table; returns the journal generations that its files hold."""
         site = self.site
         try:
-            accepts = TableSchema.from_toml(record.schemas[max(record.schemas)], record.name)
-            schema = accepts.stored
+            lineage = _lineage(record)
+            schema = lineage.schema.stored
         except (SchemaError, ValueError) as error:
             self._catalog_problem(f"the schema of table {record.name!r} is none: {error}")
             return set()
@@ -185,7 +185,7 @@ class _Verification:
         for problem in check_payload(self.objects, site.layout, record):
             self.files += 1
             self.problems += [problem] if problem is not None else []
-        checked = self._data_files(con, record, schema)
+        checked = self._data_files(con, record, lineage)
         own = own_files(record, site.catalog.site)  # what others put there is theirs to account for
         footers = {
             name: one.footer
@@ -215,9 +215,7 @@ class _Verification:
             self.problems += check_flushed(
                 record.name, self._catalog_path, journals, record.state.flushed, took
             )
-        check = JournalCheck(
-            site.catalog.lake, record.name, accepts.buffered.arrow, self.buffers.get(record.id)
-        )
+        check = JournalCheck(site.catalog.lake, record.name, lineage, self.buffers.get(record.id))
         for journal in journals:
             if journal.id not in record.state.flushed:
                 read = check.check(journal, writing=journal.id.writer in alive)
@@ -246,23 +244,29 @@ class _Verification:
         return {n: f for n, f in went if f.get("site") == own and n not in live}
 
     def _data_files(
-        self, con: duckdb.DuckDBPyConnection, record: TableRecord, schema: TableSchema
+        self, con: duckdb.DuckDBPyConnection, record: TableRecord, lineage: Lineage
     ) -> dict[str, tuple[Checked, date | None]]:
         site, folder = self.site, self.site.layout.hot(record.folder)
-        check = DataFileCheck(record.name, schema, in_log=record.cold == "delta")
+        checks = {
+            version: DataFileCheck(record.name, schema.stored, in_log=record.cold == "delta")
+            for version, schema in lineage.versions.items()
+        }
         says = {"format": 1, "lake": site.catalog.lake, "table": record.name}
         ids_folder = site.layout.ids(record.folder)
-        ids = FileIds(ids_folder, schema)
-        partials = PartialCheck(con, site, self.objects, record, schema)
+        ids = FileIds(ids_folder, lineage.schema.stored)
+        partials = PartialCheck(con, site, self.objects, record, lineage)
         checked: dict[str, tuple[Checked, date | None]] = {}
         for segment in record.state.hot:
             path = folder / segment.name
             hot_says = says | {"tier": "hot", "site": site.catalog.site}
+            hot_says["schema_version"] = segment.schema_version
+            stored = lineage.stored_in(segment.schema_version)
+            check = checks[segment.schema_version]
             one = check.check(path, segment.info, _sha12(SegmentName, segment.name), hot_says, None)
             checked[segment.name] = (one, None)
             if segment.has_duckdb and not one.problems:
                 twin = hot.duckdb_path(folder, segment.name)
-                problem = check_twin(con, record.name, schema, path, twin)
+                problem = check_twin(con, record.name, stored, path, twin)
                 one.problems += [problem] if problem is not None else []
             if not one.problems:
                 one.problems += partials.check(segment, path)
@@ -276,8 +280,10 @@ class _Verification:
             }
             sha12 = _sha12(ColdName, file.name)
             if record.cold == "delta" and not sha12:  # of another engine
-                one = check.check_foreign(path, file.info)
+                one = checks[lineage.newest].check_foreign(path, file.info)
             else:
+                lineage.accepts(file.schema_version)
+                check = checks[file.schema_version]
                 one = check.check(path, file.info, sha12, cold_says, file.day)
             checked[file.name] = (one, file.day)
             if not one.problems:
@@ -343,6 +349,11 @@ class _Verification:
             raise_refusal(f"cannot read {str(path)!r}", error)
             what = f"it cannot be read: {error}"
         return [Problem("lake", "damage", None, path, what, RESTORE)]
+
+
+def _lineage(record: TableRecord) -> Lineage:
+    """The versions of a table's schema; raises `SchemaError` and `ValueError` for what is none."""
+    return Lineage({n: TableSchema.from_toml(t, record.name) for n, t in record.schemas.items()})
 
 
 def _settled(catalog: Catalog) -> Inventory:

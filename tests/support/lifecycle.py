@@ -45,6 +45,10 @@ SCHEMA = ls.TableSchema.from_toml(
     histograms = ["n"]
     """
 )
+EVOLVED = ls.TableSchema.from_toml(
+    SCHEMA.text.replace('note = "VARCHAR"', 'note = "VARCHAR"\nextra = "VARCHAR"')
+)
+"""A column more, in the midst of the others."""
 SETTINGS = {"segments_max": 2, "segment_duckdb_rows": 20, "vacuum_grace_s": 0}
 SEALED = frozenset(range(30))
 """Numbers of the events that `prepare` seals."""
@@ -243,6 +247,9 @@ class Life:
         self.lake.seal()
         self.ledger.note("flushed", "")
 
+    def evolve(self) -> None:
+        self.lake["events"].evolve(EVOLVED)
+
     def numbers(self, table: str) -> set[int]:
         ids = self.lake.sql(f"SELECT id FROM {table}").to_arrow()["id"].to_pylist()
         return {int(id[1:]) for id in ids}
@@ -308,6 +315,13 @@ CHAPTERS: dict[str, list[Step]] = {
         lambda life: life.drop("extra"),
         lambda life: life.create("extra"),
         lambda life: life.append("extra", "x-1", range(300, 310)),
+    ],
+    "evolve": [
+        Life.open,
+        _append("p-6", range(60, 70)),
+        Life.evolve,
+        _append("p-7", range(65, 80)),
+        Life.flush,
     ],
     "reopen": [
         Life.open,
