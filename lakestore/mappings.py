@@ -34,13 +34,15 @@ def from_mappings(rows: Iterable[Any], schema: TableSchema) -> pa.Table:
             strange = [name for name in event if target(name, schema) is None]
             if strange and (reject or not all(isinstance(name, str) for name in strange)):
                 raise SchemaError(f"row {index}: {unknown(str(strange[0]), schema)}")
-    if events and not names:
-        raise SchemaError(f"row 0 is empty; the table requires {schema.event_time!r}")
     columns = {}
     for name in names:
-        values = [event.get(name) for event in events]
         column = target(name, schema)
+        if column is None and schema.document.on_new_column == "ignore":
+            continue
+        values = [event.get(name) for event in events]
         columns[name] = _from_values(values, name, column.arrow_type if column else None)
+    if events and not columns:
+        raise SchemaError(f"row 0 is empty; the table requires {schema.event_time!r}")
     return pa.table(columns)
 
 

@@ -56,6 +56,8 @@ def named(table: pa.Table, schema: TableSchema) -> pa.Table:
     wanted = [] if policy == "ignore" else [name for name in fresh if name not in left_out]
     if wanted:
         raise NewColumnsError(unknown(wanted[0], schema), table, tuple(wanted))
+    if len(fresh) == len(names) and table.num_rows:
+        raise SchemaError(f"the batch has no column of the table: {unknown(names[0], schema)}")
     table = table.drop_columns(fresh) if fresh else table
     for now, before in schema.document.renamed.items():
         if before in names:

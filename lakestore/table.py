@@ -68,6 +68,11 @@ class Table:
         """Columns and roles as an append takes them; `.schema.stored` as queries see them."""
         return self._context.accepts
 
+    @property
+    def schemas(self) -> Mapping[int, TableSchema]:
+        """Every version of its schema by number, the newest last; as `schema`."""
+        return self._context.lineage.versions
+
     def __repr__(self) -> str:
         return f"<lakestore table {self.name!r} of {self._session.root!r}>"
 
@@ -151,7 +156,9 @@ class Table:
         changes = (add or {}, widen or {}, rename or {})
         if (schema is None) != any(changes):
             raise InvalidInputError("pass a schema, or what of it to add, widen and rename")
-        self._writable()
+        if not dry_run:
+            self._writable()
+        self._session.check_open()
         whole = None if schema is None else schema_from(schema, {})
 
         def make(newest: TableSchema) -> TableSchema:

@@ -208,3 +208,33 @@ def test_shell_opens_duckdb_read_only_on_flushed_rows(lake):
 def test_shell_says_where_to_get_duckdb(lake, monkeypatch, tmp_path):
     monkeypatch.setenv("PATH", str(tmp_path))
     assert "pip install duckdb-cli" in fails("shell", lake)
+
+
+def test_a_schema_is_shown_checked_and_evolved(lake, file):
+    ok("ingest", lake, "t", file("good.csv", GOOD))
+    shown = ok("schema", "show", lake, "t")
+    assert shown == f"# version 1 of 1\n{SCHEMA}"
+    same = file("same.toml", shown)
+    assert ok("schema", "check", lake, "t", same) == "t has that schema already\n"
+    wider = file("wider.toml", shown.replace('"INTEGER"', '"BIGINT"') + 'more = "DOUBLE"\n')
+    would = "would: add column 'more' (DOUBLE)\nwould: widen column 'n' from INTEGER to BIGINT\n"
+    assert ok("schema", "check", lake, "t", wider) == would
+    assert ok("schema", "evolve", lake, "t", wider, "--dry-run") == would
+    assert ok("schema", "show", lake, "t") == shown
+    assert ok("schema", "evolve", lake, "t", wider) == would.replace("would", "did")
+    assert ok("schema", "evolve", lake, "t", wider) == "t has that schema already\n"
+    assert rows(lake, "SELECT n, more FROM t ORDER BY n")[0] == {"n": 1, "more": None}
+    facts = json.loads(ok("schema", "show", lake, "t", "--json"))
+    assert (facts["version"], facts["versions"]) == (2, [1, 2])
+    assert facts["columns"]["n"] == {"type": "BIGINT", "nullable": True}
+    assert ok("schema", "show", lake, "t", "--version", 1) == f"# version 1 of 1, 2\n{SCHEMA}"
+    narrow = file("narrow.toml", SCHEMA.replace('note = "VARCHAR"\n', ""))
+    for verb in ("check", "evolve"):
+        error = fails("schema", verb, lake, "t", narrow)
+        assert "column 'note' is dropped" in error
+        assert "column 'n': BIGINT becomes INTEGER" in error
+    told = json.loads(run("schema", "check", lake, "t", narrow, "--json").stdout)
+    assert told["allowed"] is False
+    assert "column 'note' is dropped" in told["error"]
+    assert "no version 9" in fails("schema", "show", lake, "t", "--version", 9)
+    assert "no schema document" in fails("schema", "check", lake, "t", "nowhere.toml")

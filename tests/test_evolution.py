@@ -778,3 +778,223 @@ def test_the_same_document_is_taken_up(open_lake, root):
     assert table._context.entry.schema_version == 2
     assert pq.read_schema(root / schema_key("events", 2, "parquet")).names[-2:] == list(ADD)
     assert lake.verify().ok
+
+
+# what an append does with new columns
+
+
+ROW = {"id": "a", "time": START, "n": 1}
+
+
+def growing(policy: str, text: str = BASE) -> ls.TableSchema:
+    return schema(f'on_new_column = "{policy}"\n{text}')
+
+
+def test_new_columns_are_refused_by_default(lake):
+    table = lake.create_table("events", schema(BASE))
+    rows = first(0, 2).append_column("extra", pa.array(["x", "y"]))
+    with pytest.raises(ls.SchemaError, match="unknown column 'extra'; the table has id, time"):
+        table.append(rows)
+    with pytest.raises(ls.SchemaError, match="row 1: unknown column 'extra'; the table has"):
+        table.append([ROW, ROW | {"id": "b", "extra": 1}])
+    assert lake.sql("SELECT count(*) FROM events").fetchone() == (0,)
+
+
+def test_new_columns_are_left_out(lake):
+    table = lake.create_table("events", growing("ignore"))
+    table.append(first(0, 2).append_column("extra", pa.array(["x", "y"])))
+    table.append([ROW, ROW | {"id": "b", "extra": {"deep": object}}])
+    assert table.append([ROW | {"id": "c", "other": 1}]).rows == 1
+    assert table.schema.names == schema(BASE).names
+    assert lake.sql("SELECT count(*) FROM events").fetchone() == (5,)
+    with pytest.raises(ls.SchemaError, match="'time' is missing"):
+        table.append({"nothing": 1, "id": "x"})
+    with pytest.raises(ls.SchemaError, match="row 0 is empty; the table requires 'time'"):
+        table.append({"nothing": 1})
+    with pytest.raises(ls.SchemaError, match="the batch has no column of the table"):
+        table.append(pa.table({"nothing": [1]}))
+
+
+@pytest.mark.parametrize("cold", COLDS)
+def test_new_columns_are_added(open_lake, root, cold):
+    lake = open_lake()
+    table = lake.create_table("events", growing("add"), cold=cold)
+    table.append(first(0, 10))
+    table.seal()
+    assert table.append(added(10, 20)).rows == 10
+    kinds = {c.name: c.sql_type for c in table.schema.columns}
+    assert kinds["extra"] == "VARCHAR"
+    assert kinds["spot"] == "STRUCT(lat DOUBLE, tags VARCHAR[])"
+    everywhere(lake, root, expected(first(0, 10), added(10, 20)))
+    other = open_lake()["events"]
+    table.append([ROW | {"id": "x1", "count": 7}, ROW | {"id": "x2", "share": 0.5, "none": None}])
+    other.append([ROW | {"id": "x3", "count": 8, "when": START}])
+    assert table.append(iter([ROW | {"id": "x4", "flag": True}])).rows == 1
+    assert lake.sql(
+        'SELECT id, "count", share, "when" IS NOT NULL, flag FROM events '
+        "WHERE id > 'x' ORDER BY id"
+    ).fetchall() == [
+        ("x1", 7, None, False, None),
+        ("x2", None, 0.5, False, None),
+        ("x3", 8, None, True, None),
+        ("x4", None, None, False, True),
+    ]
+    assert "none" not in table.schema.names  # of nulls alone there is nothing to keep
+    table.seal()
+    assert lake.sql('SELECT count(*), sum("count") FROM events').fetchone() == (24, 15)
+    assert lake.verify().ok
+
+
+def test_a_batch_whose_new_column_cannot_be_kept_changes_nothing(lake):
+    table = lake.create_table("events", growing("add"))
+    delta = lake.create_table("deltas", growing("add"), cold="delta")
+    late = pa.array([timedelta(days=1)] * 2, pa.duration("us"))
+    with pytest.raises(ls.SchemaError, match="'late'.*is not the same in every tier"):
+        table.append(first(0, 2).append_column("late", late))
+    with pytest.raises(ls.SchemaError, match="'N' have one name in SQL"):
+        table.append([ROW | {"N": 1}])
+    with pytest.raises(ls.SchemaError, match="'mixed': its values have no common type"):
+        table.append([ROW | {"mixed": 1}, ROW | {"mixed": "one"}])
+    small = pa.array([1, 2], pa.uint8())
+    with pytest.raises(ls.SchemaError, match="'small': Delta has no type for uint8"):
+        delta.append(first(0, 2).append_column("small", small))
+    assert len(table.schemas) == len(delta.schemas) == 1
+    assert lake.sql("SELECT count(*) FROM events").fetchone() == (0,)
+
+
+def test_a_producers_batch_that_adds_a_column_is_accepted_once(open_lake):
+    lake = open_lake()
+    table = lake.create_table("events", growing("add"))
+    rows = first(0, 3).append_column("extra", pa.array(["x", "y", "z"]))
+    assert table.append(rows, producer="job", seq=1).rows == 3
+    assert table.append(rows, producer="job", seq=1).duplicates == 3
+    assert lake.sql("SELECT count(*), count(extra) FROM events").fetchone() == (3, 3)
+
+
+def test_threads_that_add_columns_at_once(open_lake):
+    lake = open_lake()
+    table = lake.create_table("events", growing("add"))
+    failures: list[BaseException] = []
+
+    def write(number: int) -> None:
+        try:
+            for i in range(10):
+                row = ROW | {"id": f"{number}-{i}", f"c{number}_{i % 3}": i, "same": number}
+                table.append(row)
+        except BaseException as error:
+            failures.append(error)
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert failures == []
+    found = lake.sql("SELECT count(*), sum(c0_0), sum(c3_2), sum(same) FROM events").fetchone()
+    assert found == (40, 18, 15, 60)
+    table.seal()
+    assert lake.verify().ok
+
+
+def test_both_names_of_a_renamed_column(lake):
+    table = lake.create_table("events", schema(BASE))
+    table.evolve(rename={"who": "user"})
+    table.append([ROW | {"who": "old"}, ROW | {"id": "b", "user": "new"}, ROW | {"id": "c"}])
+    table.append(pa.Table.from_pylist([ROW | {"id": "d", "who": "arrow"}]))
+    with pytest.raises(ls.SchemaError, match="row 1: column 'user' is also called 'who'"):
+        table.append([ROW | {"id": "e"}, ROW | {"id": "f", "who": "x", "user": "y"}])
+    assert lake.sql('SELECT id, "user" FROM events ORDER BY id').fetchall() == [
+        ("a", "old"),
+        ("b", "new"),
+        ("c", None),
+        ("d", "arrow"),
+    ]
+
+
+# other sites and engines, and stores
+
+
+def test_another_site_takes_the_version_up_from_the_log(site):
+    one, two = site("one"), site("two")
+    here = one.create_table("events", schema(BASE), cold="delta")
+    here.append(first(0, 10))
+    here.seal()
+    there = two["events"]
+    there.append(first(10, 20))
+    here.evolve(add=ADD)
+    here.append(added(20, 30))
+    there.seal()  # of the old version: it has not looked
+    here.seal()
+    rows = expected(first(0, 20), added(20, 30))
+    assert seen(there) == rows
+    assert seen(here) == rows
+    there.append(added(30, 40))
+    there.evolve(add={"third": "BIGINT"})
+    there.append(added(40, 50).append_column("third", pa.array(range(10))))
+    there.seal()
+    assert here.totals("sum(third)")["sum(third)"] == 45
+    for lake in (one, two):
+        assert lake["events"].schemas.keys() == {1, 2, 3}
+        assert lake.verify().ok
+    late = site("late")
+    assert late["events"].totals("count")["count"] == 50
+
+
+def test_two_sites_that_evolve_at_once(site):
+    one, two = site("one"), site("two")
+    here = one.create_table("events", schema(BASE), cold="delta")
+    there = two["events"]
+    with failpoint.at("evolve.2", lambda: there.evolve(add={"b": "BIGINT"})):
+        here.evolve(add={"a": "BIGINT"})
+    there.append(ROW | {"b": 1})
+    there.seal()
+    here.append(ROW | {"id": "other", "a": 2, "b": 3})
+    here.seal()
+    assert here.totals(["sum(a)", "sum(b)"]).to_arrow().to_pylist() == [{"sum(a)": 2, "sum(b)": 4}]
+    assert two.sql("SELECT sum(a), sum(b) FROM events").fetchone() == (2, 4)
+
+
+def test_files_of_another_engine_may_lack_columns(lake, root):
+    """Delta lets a writer leave columns out; readers see nulls."""
+    from deltalake import write_deltalake
+
+    table = lake.create_table("events", schema(BASE), cold="delta")
+    data = f"{root}/tables/events/data"
+    day = pa.array([START.date()] * 4, pa.date32())
+    of_day = first(0, 4).append_column("ok", pa.array([True] * 4)).append_column("day", day)
+    write_deltalake(data, of_day, mode="append")
+    table.evolve(add=ADD)
+    later = added(5, 9).append_column("ok", pa.array([True] * 4)).append_column("day", day)
+    write_deltalake(data, later, mode="append", schema_mode="merge")
+    table.append(added(10, 12))
+    table.seal()
+    rows = expected(first(0, 4), pa.concat_tables([added(5, 9), added(10, 12)]))
+    assert seen(table) == rows
+    assert table.totals("count", where={"extra": "extra 6"})["count"] == 1
+    with duckdb.connect(f"{root}/lake.duckdb", read_only=True) as con:
+        query = f"SELECT {', '.join(NAMES)} FROM events ORDER BY id"
+        assert con.sql(query).to_arrow_table().to_pylist() == rows
+    assert pl.scan_delta(data).select("id").collect().height == 10
+
+
+@pytest.mark.parametrize("cold", COLDS)
+def test_a_schema_evolves_in_a_store(store, prefix, tmp_path, clock, cold):
+    options = {"storage_options": store.options, "upkeep": "manual", "clock": clock}
+    lake = ls.open(prefix, local=tmp_path / "site", **options)
+    table = lake.create_table("events", schema(BASE), cold=cold)
+    table.append(first(0, 10))
+    table.seal()
+    table.append(first(10, 15))
+    table.evolve(add=ADD)
+    table.append(added(15, 20))
+    rows = expected(first(0, 15), added(15, 20))
+    assert seen(table) == rows
+    table.seal()
+    assert seen(table) == rows
+    assert lake.sql("SELECT count(*), count(extra) FROM events").fetchone() == (20, 5)
+    assert table.totals(["count", "sum(n)"])["count"] == 20
+    assert lake.verify().ok
+    lake.close()
+    if cold == "delta":
+        with ls.open(prefix, local=tmp_path / "other", mode="r", **options) as reader:
+            assert seen(reader["events"]) == rows

@@ -297,8 +297,8 @@ def test_public_methods_are_the_promised_ones():
         "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
-        "name", "schema", "append", "evolve", "flush", "seal", "compact", "load", "vacuum", "scan",
-        "to_arrow", "get",
+        "name", "schema", "schemas", "append", "evolve", "flush", "seal", "compact", "load",
+        "vacuum", "scan", "to_arrow", "get",
         "get_many", "page", "totals", "series", "facets", "metrics", "counters",
     }  # fmt: skip
     assert public(ls.Result) == {

@@ -10,7 +10,7 @@ import typer
 from typer.core import TyperGroup
 
 import lakestore
-from lakestore.cli import chart, check, demo, events, hosts, ingest, query, shape, tables
+from lakestore.cli import chart, check, demo, events, hosts, ingest, query, schemas, shape, tables
 from lakestore.cli.place import placed
 from lakestore.errors import LakestoreError
 
@@ -77,3 +77,10 @@ for _verb in (
     demo.demo,
 ):
     app.command()(placed(_verb))
+
+_schema = typer.Typer(
+    no_args_is_help=True, rich_markup_mode=None, help="Show, check and evolve a table's schema."
+)
+for _of_schema in (schemas.show, schemas.check, schemas.evolve):
+    _schema.command()(placed(_of_schema))
+app.add_typer(_schema, name="schema")

@@ -50,6 +50,10 @@ def create(
     dedup: Annotated[
         Literal["day", "table", "none"] | None, typer.Option(help="Scope of one event id.")
     ] = None,
+    on_new_column: Annotated[
+        Literal["add", "reject", "ignore"] | None,
+        typer.Option(help="What an append does with a column that the table has not."),
+    ] = None,
     null: Annotated[list[str] | None, typer.Option(help="CSV text that means null.")] = None,
     cold: Annotated[
         Literal["parquet", "delta"], typer.Option(help="Format of the sealed files.")
@@ -62,6 +66,7 @@ def create(
         "event_id": event_id,
         "sort": tuple(sort) if sort else None,
         "dedup": dedup,
+        "on_new_column": on_new_column,
     }
     if (schema is None) == (like is None):
         raise typer.BadParameter("say one of --schema and --like", param_hint="--schema")
