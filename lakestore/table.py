@@ -27,8 +27,10 @@ from lakestore.events.pages import Asked, Order, page
 from lakestore.events.questions import Spans, facets, series, totals
 from lakestore.evolution import Change, difference, edited
 from lakestore.evolve import check, evolve
+from lakestore.files.mapping import Options
+from lakestore.load.files import Reading
 from lakestore.load.run import Loaded, Progress, load
-from lakestore.load.streams import producer_of, stream
+from lakestore.load.sources import sources_of
 from lakestore.maintenance import Budget
 from lakestore.naming import NewColumnsError
 from lakestore.query.attach import attach
@@ -218,6 +220,12 @@ class Table:
         *,
         load_id: str | None = None,
         progress: Callable[[Progress], None] | None = None,
+        format: str | None = None,
+        renames: Mapping[str, str] | None = None,
+        nulls: Sequence[str] = (),
+        delimiter: str | None = None,
+        ignore_unknown: bool = False,
+        dry_run: bool = False,
     ) -> Loaded:
         """Put rows straight into cold files, chunk by chunk, each row exactly once.
 
@@ -226,28 +234,39 @@ class Table:
         `dedup` says: the first row that was durable wins, and within the load the first one.
 
         Args:
-            source: an Arrow stream, table or dataset, a Polars frame (lazy ones are streamed), or
-                an iterable of batches or mappings.
+            source: Parquet, CSV, NDJSON or Arrow files, as a path, a folder, a glob, or a list of
+                these; an Arrow stream, table or dataset; a Polars frame (lazy ones are streamed);
+                or an iterable of batches or mappings.
             load_id: names the source, which must give the same rows in the same order whenever it
                 is loaded under that name: what a former load had committed is passed over, even if
-                that was killed.
+                that was killed. Files need none: each is known by its path, size and time of
+                change, and loaded once.
             progress: told after each chunk.
+            format: of files whose names do not tell: `parquet`, `csv`, `ndjson` or `arrow`.
+            renames: column of a file → column of the table.
+            nulls: texts that mean null in CSV, beside none at all.
+            delimiter: of CSV; else the header's most frequent of , tab ; |
+            ignore_unknown: drop columns of files that the table lacks.
+            dry_run: load nothing; the report's `sources` say what there is to load.
 
         Raises:
             SchemaError: a value does not fit; names source, row, column and value. What was loaded
                 before stays, as after every other error.
             InvalidInputError: `source` is nothing that events come in, or cannot be read.
+            NotFoundError: there is no such file.
             StorageError: the disk or the store refused.
             ConflictError: another process is loading the same source.
         """
         self._writable()
-        sources = [stream(source, producer_of(load_id))]
+        options = Options(dict(renames or {}), tuple(nulls), delimiter, ignore_unknown)
+        sources = sources_of(source, load_id, Reading(self.schema, options, format))
         try:
             return load(
                 self._context,
                 sources,
                 lambda: self._upkeep.turn(self._context),
                 progress or (lambda _: None),
+                dry_run=dry_run,
             )
         finally:
             self._upkeep.show_sealed(self._context)

@@ -15,8 +15,8 @@ from support.commands import GOOD, TIME, fails, ok, rows
 
 import lakestore as ls
 from lakestore.cli.ingest import _suffix
-from lakestore.cli.mapping import Options
-from lakestore.cli.source import open_source
+from lakestore.files.mapping import Options
+from lakestore.files.source import open_source
 
 lake = commands.lake  # fixtures
 file = commands.file

@@ -10,7 +10,19 @@ import typer
 from typer.core import TyperGroup
 
 import lakestore
-from lakestore.cli import chart, check, demo, events, hosts, ingest, query, schemas, shape, tables
+from lakestore.cli import (
+    chart,
+    check,
+    demo,
+    events,
+    hosts,
+    ingest,
+    load,
+    query,
+    schemas,
+    shape,
+    tables,
+)
 from lakestore.cli.place import placed
 from lakestore.errors import LakestoreError
 
@@ -54,6 +66,7 @@ for _verb in (
     tables.init,
     tables.create,
     ingest.ingest,
+    load.load,
     query.sql,
     query.shell,
     query.tail,

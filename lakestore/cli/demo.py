@@ -13,12 +13,12 @@ from rich.table import Table as Grid
 
 import lakestore
 from lakestore.cli.ingest import ingest_file
-from lakestore.cli.mapping import Options
 from lakestore.cli.output import Json, console, print_json, progress
-from lakestore.cli.source import open_source
 from lakestore.cli.tables import print_status
 from lakestore.demo import usage_events
 from lakestore.errors import InvalidInputError
+from lakestore.files.mapping import Options
+from lakestore.files.source import open_source
 from lakestore.layout import LAKE_FILE, VIEWS_FILE
 from lakestore.table import Table
 

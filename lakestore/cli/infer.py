@@ -5,10 +5,10 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from lakestore.cli import read_arrow, read_csv, read_ndjson
-from lakestore.cli.mapping import Options
-from lakestore.cli.source import Source, open_source
 from lakestore.errors import SchemaError
+from lakestore.files import arrow, csv, ndjson
+from lakestore.files.mapping import Options
+from lakestore.files.source import Source, open_source
 
 
 def schema_of_file(path: Path, event_time: str, nulls: Sequence[str]) -> pa.Schema:
@@ -24,11 +24,11 @@ def schema_of(source: Source, event_time: str, options: Options) -> pa.Schema:
         SchemaError: no column of that name, or one that is no time.
     """
     if source.format == "csv":
-        found = read_csv.infer(source, options)
+        found = csv.infer(source, options)
     elif source.format == "ndjson":
-        found = read_ndjson.infer(source)
+        found = ndjson.infer(source)
     else:
-        found = read_arrow.infer(source)
+        found = arrow.infer(source)
     names = [options.renames.get(name, name) for name in found.names]
     if event_time not in names:
         raise SchemaError(

@@ -16,24 +16,20 @@ import typer
 import xxhash
 
 import lakestore
-from lakestore.cli import infer, read_arrow, read_csv, read_ndjson
-from lakestore.cli.mapping import Options
+from lakestore.cli import infer
 from lakestore.cli.output import Json, LakeFolder, TableName, console, print_json, progress
 from lakestore.cli.place import exists, open_existing, open_lake
-from lakestore.cli.rejects import SHOWN, Chunk, Rejects, sift
-from lakestore.cli.source import Source, open_source
 from lakestore.cli.tables import EventId, EventTime
 from lakestore.errors import InvalidInputError, NotFoundError
+from lakestore.files import READERS
+from lakestore.files.mapping import Options
+from lakestore.files.rejects import SHOWN, Chunk, Rejects, sift
+from lakestore.files.source import Source, open_source
 from lakestore.schema import TableSchema
 from lakestore.table import Table
 
 _HELD_BYTES = 96 << 20
-_READERS = {
-    "csv": read_csv.chunks,
-    "ndjson": read_ndjson.chunks,
-    "parquet": read_arrow.chunks,
-    "arrow": read_arrow.chunks,
-}
+_HELP = "--skip-rejects takes the rest; --rejects-to FILE keeps these apart"
 
 
 @dataclass(frozen=True)
@@ -89,7 +85,7 @@ def ingest(
     does not exist is created from the first file when --event-time names its column.
     """
     options = Options(
-        _renames(renames or []),
+        renamed(renames or []),
         tuple(null or ()),
         delimiter,
         ignore_unknown,
@@ -101,7 +97,7 @@ def ingest(
     with _open(lake, event_time) as opened:
         for name in files:
             with open_source(name, form) as source:
-                target = _table(opened, table, source, event_time, event_id, options)
+                target = table_for(opened, table, source, event_time, event_id, options)
                 report = ingest_file(source, target, options, rejects_to)
             reports.append(report)
             if not as_json:
@@ -117,7 +113,8 @@ def _open(lake: str, event_time: str | None) -> lakestore.Lake:
     return open_existing(lake, upkeep="auto")
 
 
-def _renames(given: Sequence[str]) -> dict[str, str]:
+def renamed(given: Sequence[str]) -> dict[str, str]:
+    """What --map says: column of a file → column of the table."""
     renames: dict[str, str] = {}
     for one in given:
         source, equals, target = one.partition("=")
@@ -127,7 +124,7 @@ def _renames(given: Sequence[str]) -> dict[str, str]:
     return renames
 
 
-def _table(
+def table_for(
     lake: lakestore.Lake,
     name: str,
     source: Source,
@@ -135,6 +132,11 @@ def _table(
     event_id: str | None,
     options: Options,
 ) -> Table:
+    """The table of that name; where there is none, one that is made of a file's columns.
+
+    Raises:
+        NotFoundError: there is none, and no column for the event time is named.
+    """
     if name in lake:
         return lake[name]
     if event_time is None:
@@ -155,7 +157,7 @@ def ingest_file(
     producer = "file:" + source.digest() + _suffix(options, source)
     rows, held = _check(source, table.schema, options, rejects)
     if rejects.count and not options.skip_rejects:
-        raise InvalidInputError(rejects.message(source.name))
+        raise InvalidInputError(rejects.message(source.name, "nothing was ingested", _HELP))
 
     def again() -> Iterator[list[pa.RecordBatch]]:
         for chunk in _chunks(source, table.schema, options, Rejects()):
@@ -184,7 +186,7 @@ def _suffix(options: Options, source: Source) -> str:
 def _chunks(
     source: Source, schema: TableSchema, options: Options, rejects: Rejects
 ) -> Iterator[Chunk]:
-    return _READERS[source.format](source, schema, options, rejects)
+    return READERS[source.format](source, schema, options, rejects)
 
 
 def _check(

@@ -21,6 +21,10 @@ CHUNK_BYTES = 128 * MIB
 """Two chunks are in memory at a time, and one of them once more while it is sorted."""
 
 
+class Fitting(list[pa.RecordBatch]):
+    """Batches that have been made to fit the table already."""
+
+
 @dataclass(frozen=True)
 class Source:
     """Something that is read from its beginning to its end: a file, or a stream."""
@@ -99,6 +103,7 @@ def _pieces(source: Source, after: int) -> Iterator[Any]:
 
 def _fitting(piece: Any, schema: TableSchema, source: Source, row: int) -> list[pa.RecordBatch]:
     try:
-        return [to_buffered(batch, schema) for batch in to_batches(piece, schema)]
+        batches = piece if isinstance(piece, Fitting) else to_batches(piece, schema)
+        return [to_buffered(batch, schema) for batch in batches]
     except SchemaError as error:
         raise SchemaError(f"{source.name}, after row {row:,}: {error}") from error

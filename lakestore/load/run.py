@@ -27,6 +27,18 @@ class Progress:
 
 
 @dataclass(frozen=True)
+class Part:
+    """A source, as a load found it."""
+
+    name: str
+    rows: int | None
+    """Where that is known before it is read."""
+    bytes: int | None
+    skipped: int
+    """Rows that a former load had loaded."""
+
+
+@dataclass(frozen=True)
 class Loaded:
     """What a load did."""
 
@@ -40,8 +52,7 @@ class Loaded:
     bytes: int
     """Of the cold files."""
     chunks: int
-    rejects: int = 0
-    """Lines that could not be read, and were to be passed over."""
+    sources: tuple[Part, ...] = ()
 
 
 class _Track:
@@ -89,16 +100,23 @@ def load(
     sources: Sequence[Source],
     turn: Callable[[], AbstractContextManager[None]],
     progress: Callable[[Progress], None],
+    *,
+    dry_run: bool = False,
 ) -> Loaded:
     """Load what was not loaded yet.
 
     Args:
         turn: takes the table's seals for this thread.
         progress: told after each chunk.
+        dry_run: only say what there is to load.
 
     Raises: as `load_chunk` and `chunks`; what was loaded before stays.
     """
     known = table.cold.accepted([source.producer for source in sources])
+    parts = tuple(Part(s.name, s.rows, s.bytes, known.get(s.producer, 0)) for s in sources)
+    skipped = sum(known.values())
+    if dry_run:
+        return Loaded(0, 0, skipped, 0, 0, 0, parts)
     track = _Track(sources, known, progress)
     track.tell()
     rows = loaded = files = size = count = 0
@@ -112,7 +130,7 @@ def load(
         files, size = files + len(made), size + sum(file.info.bytes for file in made)
         count += bool(made)
         track.take(chunk)
-    return Loaded(loaded, rows - loaded, sum(known.values()), files, size, count)
+    return Loaded(loaded, rows - loaded, skipped, files, size, count, parts)
 
 
 def _load_chunk(

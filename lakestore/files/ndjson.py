@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.json as pj
 
-from lakestore.cli.mapping import Options, missing_columns, unknown_columns
-from lakestore.cli.rejects import Chunk, Rejects, shorten
-from lakestore.cli.source import Source
 from lakestore.coerce import FRAME_ROWS
 from lakestore.errors import InvalidInputError, SchemaError
+from lakestore.files.mapping import Options, missing_columns, unknown_columns
+from lakestore.files.rejects import Chunk, Rejects, shorten
+from lakestore.files.source import Source
 from lakestore.schema import TableSchema
 
 _BLOCK_BYTES = 4 << 20
@@ -48,9 +48,16 @@ def infer(source: Source) -> pa.Schema:
 
 
 def chunks(
-    source: Source, schema: TableSchema, options: Options, rejects: Rejects
+    source: Source,
+    schema: TableSchema,
+    options: Options,
+    rejects: Rejects,
+    rows: int = FRAME_ROWS,
 ) -> Iterator[Chunk]:
     """The file's rows that are objects; the others become rejects.
+
+    Args:
+        rows: lines of each chunk.
 
     Raises:
         SchemaError: a line has a column that the table lacks.
@@ -59,7 +66,7 @@ def chunks(
     reader = _Reader(source, schema, options, rejects)
     first = 1
     with source.open() as file:
-        while lines := list(islice(file, FRAME_ROWS)):
+        while lines := list(islice(file, rows)):
             if first == 1:
                 _refuse_array(source, lines)
             chunk = reader.read(lines, first)

@@ -17,13 +17,13 @@ import numpy as np
 import pyarrow as pa
 
 from lakestore import quoting
-from lakestore.cli.mapping import Options, check_unique, targets
-from lakestore.cli.read_arrow import rechunk
-from lakestore.cli.rejects import Chunk, Rejects, shorten
-from lakestore.cli.source import Source
 from lakestore.coerce import FRAME_ROWS, MAX_TIME, MIN_TIME
 from lakestore.columns import Column
 from lakestore.errors import InvalidInputError, SchemaError
+from lakestore.files.arrow import rechunk
+from lakestore.files.mapping import Options, check_unique, targets
+from lakestore.files.rejects import Chunk, Rejects, shorten
+from lakestore.files.source import Source
 from lakestore.schema import TableSchema
 
 _DELIMITERS = ",\t;|"
@@ -62,9 +62,16 @@ def infer(source: Source, options: Options) -> pa.Schema:
 
 
 def chunks(
-    source: Source, schema: TableSchema, options: Options, rejects: Rejects
+    source: Source,
+    schema: TableSchema,
+    options: Options,
+    rejects: Rejects,
+    rows: int = FRAME_ROWS,
 ) -> Iterator[Chunk]:
     """The file's rows that can be read; the others become rejects, once the last row is out.
+
+    Args:
+        rows: of each chunk, those that cannot be read among them.
 
     Raises:
         SchemaError: the header does not fit the table.
@@ -76,22 +83,20 @@ def chunks(
     wrong: dict[int, int] = {}  # row among those DuckDB could split → column of the file
     con = _connect()
     try:
-        reader = con.sql(_query(source, dialect, index, schema, options)).to_arrow_reader(
-            FRAME_ROWS
-        )
+        reader = con.sql(_query(source, dialect, index, schema, options)).to_arrow_reader(rows)
         first = 0
-        for table in rechunk(reader):
+        for table in rechunk(reader, rows):
             bad = table.column(_BAD)
-            rows = table.drop_columns([_BAD])
+            read = table.drop_columns([_BAD])
             lines: Sequence[int] = range(first + 2, first + 2 + table.num_rows)
             if bad.null_count < table.num_rows:
                 good = np.asarray(bad.is_null())
                 places = (np.flatnonzero(~good) + first).tolist()
                 wrong.update(zip(places, bad.drop_null().to_pylist(), strict=True))
-                rows = rows.filter(pa.array(good))
+                read = read.filter(pa.array(good))
                 lines = (np.flatnonzero(good) + first + 2).tolist()
             first += table.num_rows
-            yield Chunk(rows, lines)
+            yield Chunk(read, lines)
         broken = _broken(con)
     except duckdb.Error as error:
         raise InvalidInputError(f"{source.name}: {_reason(error)}") from error

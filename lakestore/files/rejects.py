@@ -56,15 +56,20 @@ class Rejects:
         """Whether no more are wanted: a strict ingest names the first few."""
         return self._enough is not None and self.count >= self._enough
 
-    def message(self, name: str) -> str:
-        """What a strict ingest says about them."""
+    def message(self, name: str, outcome: str, help: str) -> str:
+        """What it says about them who does not pass over them.
+
+        Args:
+            outcome: what was done with the others.
+            help: what to do about it.
+        """
         count = f"{self.count:,} or more" if self.cut else f"{self.count:,}"
-        lines = [f"{name}: nothing was ingested, for these lines cannot be read ({count}):"]
+        lines = [f"{name}: {outcome}, for these lines cannot be read ({count}):"]
         for reject in self.kept[:SHOWN]:
             column = f", column {reject.column!r}" if reject.column else ""
             text = "" if reject.text is None else f": {shorten(reject.text)!r}"
             lines.append(f"  line {reject.line}{column}: {reject.error}{text}")
-        lines.append("--skip-rejects takes the rest; --rejects-to FILE keeps these apart")
+        lines.append(help)
         return "\n".join(lines)
 
     def write(self, path: Path, name: str) -> None:

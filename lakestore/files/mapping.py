@@ -1,7 +1,7 @@
 """Which column of a file fills which column of a table, decided before anything is read."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from lakestore.errors import SchemaError
 from lakestore.schema import TableSchema
@@ -11,7 +11,7 @@ from lakestore.schema import TableSchema
 class Options:
     """How the user wants a file read."""
 
-    renames: Mapping[str, str]
+    renames: Mapping[str, str] = field(default_factory=dict)
     nulls: tuple[str, ...] = ()
     delimiter: str | None = None
     ignore_unknown: bool = False

@@ -18,7 +18,7 @@ from typing import IO, cast
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
 
 FORMATS = ("csv", "ndjson", "arrow", "parquet")
-_SUFFIXES = {
+SUFFIXES = {
     ".csv": "csv",
     ".tsv": "csv",
     ".txt": "csv",
@@ -94,7 +94,7 @@ def _resolve(name: str, form: str | None, spool: Path) -> Source:
 
 def _format_of(name: str, path: Path) -> str:
     inner = path.with_suffix("") if path.suffix.lower() == ".gz" else path
-    form = _SUFFIXES.get(inner.suffix.lower())
+    form = SUFFIXES.get(inner.suffix.lower())
     if form is None:
         raise InvalidInputError(
             f"{name!r}: its name does not tell a format: add --format {'|'.join(FORMATS)}"
@@ -105,7 +105,7 @@ def _format_of(name: str, path: Path) -> str:
 def _unzip(path: Path, spool: Path) -> Path:
     """The only data file of a zip, extracted; other members, such as a readme, do not count."""
     with zipfile.ZipFile(path) as archive:
-        names = [n for n in archive.namelist() if Path(n).suffix.lower() in _SUFFIXES]
+        names = [n for n in archive.namelist() if Path(n).suffix.lower() in SUFFIXES]
         names = [n for n in names if not n.startswith("__MACOSX/")]
         if len(names) > 1:  # a readme.txt beside the data
             names = [n for n in names if Path(n).suffix.lower() != ".txt"]
