@@ -26,7 +26,6 @@ import lakestore as ls
 from lakestore.datafile import ROW_GROUP_ROWS
 
 
-
 def peak() -> int:
     """Most bytes of memory that this process had."""
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024

@@ -33,6 +33,7 @@ STEPS = {
     "swap": 2,
     "record": 2,
     "load": 10,
+    "export": 3,
     "vacuum": 5,
     "publish": 5,
     "replace": 3,

@@ -27,6 +27,7 @@ from lakestore.events.pages import Asked, Order, page
 from lakestore.events.questions import Spans, facets, series, totals
 from lakestore.evolution import Change, difference, edited
 from lakestore.evolve import check, evolve
+from lakestore.export import Exported, Target, Wanted, export
 from lakestore.files.mapping import Options
 from lakestore.load.files import Reading
 from lakestore.load.run import Loaded, Progress, load
@@ -306,6 +307,45 @@ class Table:
             return reader.fetch(statement, wanted.bound(statement)).cast(pa.schema(fields))
 
         return self._ask(rows)
+
+    def export(
+        self,
+        path: str | Path,
+        where: Where = None,
+        *,
+        start: Moment = None,
+        end: Moment = None,
+        columns: Sequence[str] | None = None,
+        overwrite: bool = False,
+        progress: Callable[[int], None] | None = None,
+    ) -> Exported:
+        """Write rows of every tier, of one snapshot, to a file: all of them, or no file.
+
+        Memory is bounded whatever their number. Payload columns are not among them.
+
+        Args:
+            path: `.parquet`, `.csv`, `.tsv`, `.ndjson` or `.arrow`; without a suffix it becomes a
+                folder of Parquet files, one for each UTC day.
+            where, start, end: as in `totals`.
+            columns: which columns, in this order; all by default.
+            overwrite: replace a file that is there.
+            progress: told how many rows are written.
+
+        Raises:
+            InvalidInputError: there is something at the path, or its suffix tells no format.
+            NotFoundError: no such column.
+            StorageError: the disk refused; what was at the path still is.
+        """
+        target = Target(Path(path), overwrite)
+        target.check()
+
+        def write(reader: Reader) -> Exported:
+            schema = reader.schema
+            names = schema.names if columns is None else [schema.column(n).name for n in columns]
+            wanted = Wanted(target, Filter.of(schema, where, start, end), tuple(names))
+            return export(reader, wanted, progress or (lambda _: None))
+
+        return self._ask(write)
 
     def get(self, event_id: Any, *, payload: bool = True) -> dict[str, Any] | None:
         """The event of that id, or None; of several days' events of one id, the newest.

@@ -37,6 +37,7 @@ VERBS = {
     "flush": "flush merge segment rollup publish catalog replace views",
     "seal": "seal payload rollup publish catalog",
     "load": "load seal",
+    "export": "export",
     "vacuum": "vacuum catalog",
     "drop": "drop create catalog",
     "evolve": "evolve publish catalog",

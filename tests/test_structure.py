@@ -181,6 +181,7 @@ LEVELS: list[list[str]] = [
         "load.ordering",
         "load.commit",
         "load.run",
+        "export",
     ],
     ["worker", "upkeep", "doctor"],
     ["session", "table", "opened", "lake", "opening"],
@@ -307,7 +308,7 @@ def test_public_methods_are_the_promised_ones():
     }  # fmt: skip
     assert public(ls.Table) == {
         "name", "schema", "schemas", "append", "evolve", "flush", "seal", "compact", "load",
-        "vacuum", "scan", "to_arrow", "get",
+        "vacuum", "scan", "to_arrow", "export", "get",
         "get_many", "page", "totals", "series", "facets", "metrics", "counters",
     }  # fmt: skip
     assert public(ls.Result) == {

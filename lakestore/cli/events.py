@@ -12,7 +12,7 @@ from rich.table import Table as Grid
 from rich.text import Text
 
 from lakestore.cli.bars import clip, ranked
-from lakestore.cli.filters import End, Start, Tier, Where, selection, value_of
+from lakestore.cli.filters import End, Start, Tier, Where, chosen, selection, value_of
 from lakestore.cli.output import Json, LakeFolder, TableName, console, print_json
 from lakestore.cli.place import open_lake
 from lakestore.cli.values import heading, number, plain, short, text
@@ -62,7 +62,7 @@ def events(
     """
     with open_lake(lake, mode="r") as opened:
         asked = opened[table]
-        names = _columns(asked.schema.stored, columns)
+        names = chosen(asked.schema.stored, columns)
         found = asked.page(
             limit=limit,
             cursor=cursor,
@@ -241,14 +241,6 @@ def metrics(
         print_json(plain({"table": table, **told}))
     else:
         _print_metrics(found, ranks)
-
-
-def _columns(schema: TableSchema, written: Sequence[str] | None) -> list[str]:
-    """The columns of `--columns`; a name that holds a comma is one name."""
-    names: list[str] = []
-    for one in written or ():
-        names += [one] if one in schema.names else [part.strip() for part in one.split(",")]
-    return [schema.column(name).name for name in names]
 
 
 def _print_page(page: Page, schema: TableSchema, names: Sequence[str]) -> None:

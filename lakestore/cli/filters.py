@@ -107,6 +107,14 @@ def conditions(schema: TableSchema, texts: Sequence[str]) -> dict[str, Any]:
     }
 
 
+def chosen(schema: TableSchema, written: Sequence[str] | None) -> list[str]:
+    """The columns of `--columns`; a name that holds a comma is one name."""
+    names: list[str] = []
+    for one in written or ():
+        names += [one] if one in schema.names else [part.strip() for part in one.split(",")]
+    return [schema.column(name).name for name in names]
+
+
 def _split(schema: TableSchema, text: str) -> tuple[Column, str, str]:
     """Column, operator and value; of names that hold an operator, the longest that fits."""
     for name in sorted(schema.names, key=len, reverse=True):

@@ -1,6 +1,7 @@
 """A reader of one table's snapshot: any number of statements, all of the same rows."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -62,6 +63,23 @@ class Reader:
             named = [f"{name} AS NOT MATERIALIZED ({sql})" for name, sql in selects.items()]
             text = f"WITH {', '.join(named)} {statement}" if named else statement
             return self.cursor.sql(text, params=dict(values) or None).to_arrow_table()
+
+    @contextmanager
+    def stream(
+        self, statement: str, values: Mapping[str, Any], rows: int
+    ) -> Iterator[pa.RecordBatchReader]:
+        """The answer of a statement over `EVENTS`, batch by batch; raises as `fetch`.
+
+        Args:
+            rows: of a batch, about.
+        """
+        bound.check(values)
+        views = {EVENTS: replace(self.pin, cold=self.pruned(statement, values))}
+        sources = self.mounts.sources(self.cursor, views, parquet_only=self.parquet_only)
+        with sources as selects:
+            named = [f"{name} AS NOT MATERIALIZED ({sql})" for name, sql in selects.items()]
+            text = f"WITH {', '.join(named)} {statement}"
+            yield self.cursor.sql(text, params=dict(values) or None).to_arrow_reader(rows)
 
     def rows(self, test: str, values: Mapping[str, Any], one: TablePin) -> pa.Table:
         """Rows of a pin, or of parts of it, that pass a test: few, of few files.

@@ -15,6 +15,7 @@ from typing import Any
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 from deltalake import DeltaTable
 from support.mutants import plant
 from support.partials import relation
@@ -178,6 +179,7 @@ class Life:
         self.root = self.place["root"]
         self.site = Path(self.place["local"])
         self.ledger = Ledger(folder / "ledger")
+        self.exported = folder / "events.parquet"
         self.handle: ls.Lake | None = None
         self.stumbles: list[str] = []
 
@@ -238,6 +240,16 @@ class Life:
         self.lake[table].load([rows(some) for some in batches.values()], load_id="load")
         for batch in batches:
             self.ledger.note("acknowledge", table, batch)
+
+    def export(self) -> None:
+        """Write everything to a file, which is whole whenever it is there."""
+        self.lake["events"].export(self.exported, overwrite=self.exported.exists())
+        self.check_exported()
+
+    def check_exported(self) -> None:
+        if self.exported.exists():
+            ids = pq.read_table(self.exported, columns=["id"])["id"].to_pylist()
+            assert sorted(ids) == [f"e{n:05d}" for n in range(60)]
 
     def flush(self) -> None:
         self.lake.flush()
@@ -304,6 +316,11 @@ CHAPTERS: dict[str, list[Step]] = {
         Life.open,
         lambda life: life.load("events", LOADED),
         _append("p-6", range(85, 95)),
+    ],
+    "export": [
+        Life.open,
+        Life.export,
+        _append("p-6", range(60, 70)),
     ],
     "vacuum": [
         Life.open,
@@ -392,6 +409,7 @@ def check(folder: Path) -> None:
     life.open()
     life.create("events")
     life.check()
+    life.check_exported()
     if any(batch.startswith("load") for _, batch in life.ledger.submitted):
         life.load("events", LOADED)  # as whoever was killed would
     for (table, batch), numbers in list(life.ledger.submitted.items()):
