@@ -185,6 +185,8 @@ class SealedElsewhere:
     """The files of the seal, where each is staged, and the hashes of its ids in file order."""
     compared_with: int
     """Up to which segment the flushes looked into what was cold."""
+    ask_all: bool = False
+    """Also the files of this site, which no flush has asked for these rows."""
     _examined: set[str] = field(default_factory=set)
 
     def __call__(self, cold: Sequence[ColdFile]) -> None:
@@ -224,7 +226,7 @@ class SealedElsewhere:
 
         Or it was loaded into a log, whose commits the catalog's do not wait for.
         """
-        if self.table.site.storage.remote:
+        if self.ask_all or self.table.site.storage.remote:
             return True
         try:
             name, site = ColdName.parse(file.name), self.table.site.catalog.site

@@ -30,6 +30,8 @@ STEPS = {
     "payload": 4,
     "seal": 8,
     "compact": 5,
+    "prune": 3,
+    "undo": 2,
     "swap": 2,
     "record": 2,
     "load": 10,

@@ -39,6 +39,7 @@ from lakestore.query.payloads import readable
 from lakestore.query.result import Result
 from lakestore.query.run import Explanation, Queries
 from lakestore.repair import Repaired, repair
+from lakestore.retain import Vacuumed
 from lakestore.schema import TableSchema
 from lakestore.session import Session
 from lakestore.settings import Settings
@@ -247,9 +248,15 @@ class Lake:
         self._session.check_open(write=True)
         return sum(self._upkeep.seal(context) for context in self._known_tables())
 
+    @troubles("cannot vacuum")
+    def vacuum(self, dry_run: bool = True) -> Vacuumed:
+        """`table.vacuum()` of every table, and of those that were dropped."""
+        self._session.check_open(write=True)
+        return self._upkeep.vacuum(dry_run=dry_run)
+
     @troubles("cannot maintain the lake")
     def maintain(self, *, max_seconds: float | None = None, max_bytes: int | None = None) -> Report:
-        """Do what is due, the most valuable first: flush, merge, seal, vacuum, compact.
+        """Do what is due, the most valuable first: flush, merge, seal, prune, vacuum, compact.
 
         Args:
             max_seconds: nothing is begun after so long.

@@ -122,6 +122,15 @@ class ColdName:
         return cls(parsed, site, int(first), int(last), int(part), sha12, day[1])
 
 
+def is_cold_name(name: str) -> bool:
+    """Whether that is the name of a cold file of ours."""
+    try:
+        ColdName.parse(name)
+    except CorruptionError:
+        return False
+    return True
+
+
 @dataclass(frozen=True)
 class PartialName:
     """Name of a data file's partial; one of another definition has another name."""

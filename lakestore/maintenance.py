@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from lakestore import compact, flush, seal
+from lakestore import compact, flush, prune, seal
 from lakestore.catalog.records import Garbage
 from lakestore.clock import Clock
 from lakestore.context import TableContext
 from lakestore.snapshot import TableState
 
-Verb = Literal["flush", "merge", "seal", "vacuum", "compact"]
-_ORDER: tuple[Verb, ...] = ("flush", "merge", "seal", "vacuum", "compact")
+Verb = Literal["flush", "merge", "seal", "prune", "vacuum", "compact"]
+_ORDER: tuple[Verb, ...] = ("flush", "merge", "seal", "prune", "vacuum", "compact")
 """The most valuable first: rows on their way to where they last, then room, then fewer files."""
 
 
@@ -117,6 +117,10 @@ def _tasks(table: TableContext) -> Iterator[Task]:
     if seal_is_due(table, state):
         size = sum(segment.info.bytes for segment in state.hot)
         yield Task("seal", name, f"{len(state.hot)} segments", len(state.hot), size)
+    expired = prune.due(table, state)
+    if expired is not None:
+        what = f"{expired.rows:,} rows before {expired.cutoff.isoformat(timespec='seconds')}"
+        yield Task("prune", name, what, len(expired.files), 0)
     for job in jobs(table, state):
         what = f"{len(job.files):,} files of {job.day}"
         yield Task("compact", name, what, len(job.files), job.bytes, job)

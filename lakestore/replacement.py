@@ -12,12 +12,12 @@ from typing import Any, Literal, get_args
 
 import xxhash
 
-from lakestore.errors import CorruptionError
+from lakestore.errors import CorruptionError, NotFoundError
 from lakestore.snapshot import ColdFile
 
 Operation = Literal["compact", "prune", "purge", "undo"]
 _FORMAT = 1
-_KEPT = ("site", "seal", "first", "last", "part", "parts", "covers", "producers", "sent")
+_KEPT = ("site", "seal", "first", "last", "part", "parts", "covers", "producers", "sent", "payload")
 """What of a footer is of use when its file is gone."""
 
 
@@ -75,6 +75,23 @@ class Record:
             return cls(data["operation"], int(data["version"]), removed, added)
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CorruptionError(f"{where!r} is no record of a replacement: {error!r}") from error
+
+
+@dataclass(frozen=True)
+class Pruning:
+    """A prune that was committed, and the files that it took off the table."""
+
+    version: int
+    files: tuple[ColdFile, ...]
+
+
+def nothing_pruned(version: int | None) -> NotFoundError:
+    """The error for a prune that cannot be taken back."""
+    which = "there is no prune" if version is None else f"version {version} is no prune"
+    return NotFoundError(
+        f"{which} that can be taken back: it was, or its files are deleted, which is done "
+        "`cold_grace_s` after a prune"
+    )
 
 
 def _json(said: Mapping[str, Any]) -> str:

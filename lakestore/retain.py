@@ -1,6 +1,7 @@
 """Vacuum: the only thing that deletes. It deletes what nothing names any more, after a grace.
 
-Order of effects, numbered as their failpoints are: vacuum.1 files chosen, .2 one deleted,
+Order of effects, numbered as their failpoints are: vacuum.1 files chosen, and those in the root
+claimed, so that no undo brings them back, .2 one deleted,
 .3 their folders fsynced, .4 their lines struck off the catalog, .5 committed. A crash before that
 leaves a line for a file that is gone, and the next vacuum strikes it off. Deleting outside any
 lock is safe, because names are never used twice: nobody can be creating what is deleted here.
@@ -9,9 +10,10 @@ lock is safe, because names are never used twice: nobody can be creating what is
 import json
 import shutil
 from collections.abc import Container, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import datetime
 from pathlib import Path
+from typing import Any
 
 from lakestore import hot, partialfiles
 from lakestore.catalog.records import Garbage
@@ -24,6 +26,7 @@ from lakestore.layout import (
     data_prefix,
     ids_name,
     journal_name,
+    payload_key,
     rollups_prefix,
     tombstone_key,
 )
@@ -40,9 +43,30 @@ class Vacuumed:
     payload: tuple[str, ...] = ()
     """Payload files of segments; those of sealed rows stay."""
     cold: tuple[str, ...] = ()
+    cold_payload: tuple[str, ...] = ()
+    """Payload files in the root, to which only rows of cold files refer that went."""
+    bytes: int = 0
+    """Of all of them, as far as they are there."""
 
     def __len__(self) -> int:
-        return len(self.journals) + len(self.segments) + len(self.payload) + len(self.cold)
+        kinds = (self.journals, self.segments, self.payload, self.cold, self.cold_payload)
+        return sum(map(len, kinds))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same as plain values."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        counts = {
+            "journals": self.journals,
+            "segments": self.segments,
+            "payload files of segments": self.payload,
+            "cold files": self.cold,
+            "payload files of cold files": self.cold_payload,
+        }
+        told = ", ".join(f"{len(names):,} {what}" for what, names in counts.items() if names)
+        verb = "would delete" if self.dry_run else "deleted"
+        return f"{verb} {told or 'nothing'} ({self.bytes:,} bytes)"
 
 
 def choose(
@@ -55,15 +79,25 @@ def choose(
     """What may be deleted. Pure.
 
     Journals go at once: only this site reads them, and a reader that misses one finds its rows
-    in a segment. Other files wait out their grace, and queries that still read them.
+    in a segment. Other files wait out their grace, and queries that still read them; and payload
+    files in the root, the cold files that may refer to them.
     """
-    graces = {"journal": 0.0, "cold": max(grace_s, cold_grace_s)}
-    return [
+    cold = max(grace_s, cold_grace_s)
+    graces = {"journal": 0.0, "cold": cold, "cold_payload": cold}
+    chosen = [
         g
         for g in garbage
         if g.kind == "journal"
         or (now - g.since >= graces.get(g.kind, grace_s) and g.name not in in_use)
     ]
+    going = {g.id for g in chosen}
+    waiting: dict[int, float] = {}
+    for g in garbage:
+        if g.kind == "cold" and g.id not in going:
+            waiting[g.table_id] = min(g.since, waiting.get(g.table_id, g.since))
+    payload = [g for g in chosen if g.kind == "cold_payload"]
+    first = [g for g in chosen if g.kind != "cold_payload"]
+    return first + [g for g in payload if g.since < waiting.get(g.table_id, now)]
 
 
 def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Vacuumed:
@@ -73,12 +107,15 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
         StorageError: the disk refused; what is gone is struck off at the next vacuum.
     """
     if not dry_run:
+        chosen = _claimed(site, chosen)
+    size = sum(_bytes(item, site) for item in chosen)
+    if not dry_run:
         reach("vacuum.1")
         for item in chosen:
             with refusals(f"cannot delete {item.name!r}"):
                 _delete(item, site)
                 reach("vacuum.2")
-        for folder in {_folder(item, site.layout) for item in chosen if item.kind != "cold"}:
+        for folder in {_folder(item, site.layout) for item in chosen if not _is_in_root(item)}:
             if folder.is_dir():  # or a power loss could bring back what the catalog forgets next
                 with refusals(f"cannot sync {str(folder)!r}"):
                     fsync_folder(folder)
@@ -91,11 +128,47 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
             reach("vacuum.5")
     return Vacuumed(
         tuple(g.name for g in chosen if g.kind == "journal"),
-        tuple(g.name for g in chosen if g.kind not in ("journal", "payload", "cold")),
+        tuple(g.name for g in chosen if g.kind in ("segment", "table")),
         dry_run,
         tuple(g.name for g in chosen if g.kind == "payload"),
         tuple(g.name for g in chosen if g.kind == "cold"),
+        tuple(g.name for g in chosen if g.kind == "cold_payload"),
+        size,
     )
+
+
+def _is_in_root(item: Garbage) -> bool:
+    return item.kind in ("cold", "cold_payload")
+
+
+def _claimed(site: SiteContext, chosen: Sequence[Garbage]) -> list[Garbage]:
+    """The files without those of the root that came back meanwhile; the others cannot any more."""
+    shared = [item for item in chosen if _is_in_root(item)]
+    if not shared:
+        return list(chosen)
+    with site.catalog.commit() as commit:
+        lost = {item.id for item in shared if not commit.claim_garbage(item)}
+    return [item for item in chosen if item.id not in lost]
+
+
+def _bytes(item: Garbage, site: SiteContext) -> int:
+    """Size of a file, as far as it is told or found; a table's files are not counted."""
+    if item.kind in ("payload", "cold_payload"):
+        return PayloadName.parse(item.name).bytes
+    if item.kind == "cold":
+        return site.storage.size(data_prefix(item.folder) + item.name) or 0
+    path = site.layout.hot(item.folder) / item.name
+    if item.kind == "journal":
+        path = _journal_path(item, site.layout)
+    try:
+        return path.stat().st_size if item.kind != "table" else 0
+    except OSError:
+        return 0
+
+
+def _journal_path(item: Garbage, layout: SiteLayout) -> Path:
+    writer, number = item.name.split("/")
+    return layout.writer(item.folder, writer) / journal_name(int(number))
 
 
 def _folder(item: Garbage, layout: SiteLayout) -> Path:
@@ -110,9 +183,7 @@ def _folder(item: Garbage, layout: SiteLayout) -> Path:
 def _delete(item: Garbage, site: SiteContext) -> None:
     layout = site.layout
     if item.kind == "journal":
-        writer, number = item.name.split("/")
-        path = layout.writer(item.folder, writer) / journal_name(int(number))
-        path.unlink(missing_ok=True)
+        _journal_path(item, layout).unlink(missing_ok=True)
     elif item.kind == "segment":
         partialfiles.forget(layout.rollups(item.folder), item.name)
         hot.delete(layout.hot(item.folder), item.name)
@@ -121,6 +192,8 @@ def _delete(item: Garbage, site: SiteContext) -> None:
         (layout.payload(item.folder) / str(PayloadName.parse(item.name))).unlink(missing_ok=True)
     elif item.kind == "cold":
         _delete_cold(item, site)
+    elif item.kind == "cold_payload":
+        site.storage.delete(payload_key(item.folder, str(PayloadName.parse(item.name))))
     elif item.kind == "table":
         _delete_table(item.folder, site)
 

@@ -29,17 +29,20 @@ from lakestore.evolution import Change, difference, edited
 from lakestore.evolve import check, evolve
 from lakestore.export import Exported, Target, Wanted, export
 from lakestore.files.mapping import Options
+from lakestore.horizon import Age
 from lakestore.load.files import Reading
 from lakestore.load.run import Loaded, Progress, load
 from lakestore.load.sources import sources_of
 from lakestore.maintenance import Budget
 from lakestore.naming import NewColumnsError
+from lakestore.prune import Pruned
 from lakestore.query.attach import attach
 from lakestore.query.reader import EVENTS, Reader
 from lakestore.retain import Vacuumed
 from lakestore.schema import TableSchema
 from lakestore.schema import load as schema_from
 from lakestore.session import Session
+from lakestore.undo import Undone
 from lakestore.upkeep import Upkeep
 
 if TYPE_CHECKING:
@@ -271,6 +274,60 @@ class Table:
             )
         finally:
             self._upkeep.show_sealed(self._context)
+
+    @troubles("cannot prune")
+    def prune(
+        self,
+        older_than: Age | None = None,
+        before: Moment = None,
+        *,
+        dry_run: bool = False,
+        confirm: bool = False,
+    ) -> Pruned:
+        """Take cold files off the table whose every event has expired; `undo` brings them back.
+
+        A file that has newer events too waits for them, and hot segments that have expired are
+        sealed first. The files stay for `cold_grace_s`, and then vacuum deletes them.
+
+        Args:
+            older_than: a timedelta, a number of days, or text such as `90 days`; by default the
+                retention that the schema document declares.
+            before: events before this have expired, whatever the clock says; instead of the other.
+            dry_run: only say what would go.
+            confirm: though it is more than half of the rows, or the clock may be wrong.
+
+        Raises:
+            InvalidInputError: no retention is said or declared, or it needs `confirm`.
+            CorruptionError: a file's footer says other times than the list; nothing was done.
+            StorageError: the disk refused; nothing was committed.
+        """
+        self._writable()
+        if older_than is not None and before is not None:
+            raise InvalidInputError("say one of older_than= and before=")
+        done = self._upkeep.prune(
+            self._context, older_than, moment(before), dry_run=dry_run, confirm=confirm
+        )
+        if done.refusal is not None and not dry_run:
+            raise InvalidInputError(
+                f"not pruned: {done.refusal}. Look at it with dry_run=True, and say confirm=True "
+                "if they are to go"
+            )
+        return done
+
+    @troubles("cannot undo")
+    def undo(self, version: int | None = None) -> Undone:
+        """Bring back what a prune took off the table, as long as its files are there.
+
+        Args:
+            version: of the prune; by default the newest one that was not taken back.
+
+        Raises:
+            NotFoundError: there is none, or its files are deleted.
+            ConflictError: some of its events were appended again since.
+            StorageError: the disk refused; nothing was committed.
+        """
+        self._writable()
+        return self._upkeep.undo(self._context, version)
 
     @troubles("cannot vacuum")
     def vacuum(self, dry_run: bool = True) -> Vacuumed:

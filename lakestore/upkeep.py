@@ -8,21 +8,29 @@ deleted but journals whose rows are published.
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
+from datetime import datetime
 
-from lakestore import compact, flush, maintenance, retain, seal, shell
+from lakestore import compact, flush, maintenance, prune, retain, seal, shell, undo
 from lakestore.catalog.records import Garbage
 from lakestore.compact import Compacted, Job
 from lakestore.context import SiteContext, TableContext, states
 from lakestore.errors import ConflictError, CorruptionError, StorageError
+from lakestore.horizon import Age
 from lakestore.maintenance import Budget, Plan
+from lakestore.payloadview import payload_names
+from lakestore.prune import Pruned
 from lakestore.query.pin import FilesInUse
 from lakestore.snapshot import GenerationId
+from lakestore.undo import Undone
 from lakestore.worker import Report, Worker
 
 log = logging.getLogger("lakestore")
 _FOLLOW_S = 10.0
 """How often other sites are looked at: a few requests each time."""
 _PAUSE_MAX_S = 60.0
+_EXPIRY_S = 300.0
+"""How often a table with a retention is looked at."""
 _LEASE_S = 30.0
 """A process that is stopped keeps others from maintaining its table for this long at most."""
 
@@ -57,6 +65,7 @@ class Upkeep:
         self._workers: list[Worker] = []  # of flushes, and of seals
         self._problems: dict[str, str] = {}  # by job; each job writes its own
         self._has_leased = False
+        self._expired_at: float | None = None  # by the monotonic clock: when it was looked
         self._shown: dict[int, int] = {}  # by table: the cold version that shells see
 
     @property
@@ -185,15 +194,57 @@ class Upkeep:
         return writer in self._site.writers and not held
 
     def _not_live(self, garbage: Sequence[Garbage]) -> list[Garbage]:
-        """Without cold files that are part of a table, whatever the catalog says of them."""
-        ids = {g.table_id for g in garbage if g.kind == "cold"}
+        """Without cold files that are part of a table, whatever the catalog says of them.
+
+        Nor payload files that rows of these refer to.
+        """
+        ids = {g.table_id for g in garbage if g.kind in ("cold", "cold_payload")}
         tables = [table for table in self._tables() if table.entry.id in ids]
-        live = {
-            (id, file.name)
-            for id, state in states(self._site, tables).items()
-            for file in state.cold
-        }
-        return [g for g in garbage if g.kind != "cold" or (g.table_id, g.name) not in live]
+        live: set[tuple[int, str, str]] = set()
+        for id, state in states(self._site, tables).items():
+            live |= {(id, "cold", file.name) for file in state.cold}
+            payload = [*payload_names(state.cold), *payload_names(state.segments)]
+            live |= {(id, "cold_payload", name) for name in payload}
+        return [g for g in garbage if (g.table_id, g.kind, g.name) not in live]
+
+    def prune(
+        self,
+        table: TableContext,
+        older_than: Age | None = None,
+        before: datetime | None = None,
+        *,
+        dry_run: bool,
+        confirm: bool,
+    ) -> Pruned:
+        """Take off what has expired, or say what would go: also when something speaks against it.
+
+        Args:
+            before: the cutoff; no clock is asked then.
+            confirm: do it in spite of that.
+
+        Raises:
+            InvalidInputError: no retention is said or declared.
+        """
+        order = prune.order(table, older_than, before)
+        plan = prune.choose(table.state(newest=True), table.schema, order.cutoff)
+        refused = None if confirm else prune.refusal(plan, order.doubt)
+        if dry_run or refused is not None:
+            return prune.report(plan, dry_run=True, refused=refused)
+        segments = len(plan.segments)
+        if segments:
+            self.seal(table)
+        with table.compacting:
+            done = prune.carry_out(table, order.cutoff)
+        if done.files:
+            self.show_sealed(table)
+        return prune.report(replace(done, segments=()), dry_run=False, segments=segments)
+
+    def undo(self, table: TableContext, version: int | None) -> Undone:
+        """Take a prune back."""
+        with table.compacting, table.flushing:
+            undone = undo.undo(table, version)
+        self.show_sealed(table)
+        return undone
 
     def compact(
         self, table: TableContext, budget: Budget, *, today: bool, dry_run: bool
@@ -251,6 +302,7 @@ class Upkeep:
         self.take_over()
         self._flush_round(report, budget)
         self._seal_round(report, budget)
+        self._prune_round(report)
         if not report.problems:
             report.deleted = len(self.vacuum(dry_run=False))
         self._compact_round(report, budget)
@@ -280,6 +332,26 @@ class Upkeep:
                 self._on_seal(table)
         if report.sealed or (follows and self._cold_versions() != self._shown):
             self.publish()
+
+    def _prune_round(self, report: Report) -> None:
+        """Prune tables by their own retentions; what needs somebody's word is logged, and left."""
+        for table in self._tables():
+            if table.schema.document.retention is None:
+                continue
+            with self._noting(table, report):
+                done = self.prune(table, dry_run=not self._lease(table), confirm=False)
+                if done.refusal is not None:
+                    log.warning("table %s is not pruned: %s", table.entry.name, done.refusal)
+                elif not done.dry_run:
+                    report.pruned += done.rows
+
+    def _looks_for_expired(self) -> bool:
+        """Whether it is time for a thread to prune."""
+        now, before = self._site.clock.monotonic(), self._expired_at
+        if before is not None and 0 <= now - before < _EXPIRY_S:
+            return False
+        self._expired_at = now
+        return True
 
     def _compact_round(self, report: Report, budget: Budget, jobs_max: int | None = None) -> None:
         """Compact what is due, of all tables what is worth most first.
@@ -313,10 +385,12 @@ class Upkeep:
         self.vacuum(dry_run=False)
 
     def _tend_cold(self, report: Report) -> None:
-        """Seal, then compact: one job, for a seal may be due again after it."""
+        """Seal, prune, then compact: one job, for a seal may be due again after it."""
         budget = Budget(self._site.clock)
         self._seal_round(report, budget)
         if not report.problems and not self.problem:
+            if self._looks_for_expired():
+                self._prune_round(report)
             self._compact_round(report, budget, jobs_max=1)
 
     def _follows(self) -> bool:

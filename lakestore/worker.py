@@ -18,6 +18,8 @@ class Report:
     flushed: int = 0
     merged: int = 0
     sealed: int = 0
+    pruned: int = 0
+    """Rows."""
     deleted: int = 0
     compacted: int = 0
     left: int = 0

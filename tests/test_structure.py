@@ -78,12 +78,14 @@ LEVELS: list[list[str]] = [
     ["delta", "delta.types", "delta.statistics", "delta.actions", "delta.checkpoint", "delta.log"],
     [
         "catalog.strict",
+        "catalog.records",
         "catalog.tables",
         "catalog.rows",
         "catalog.migrations",
-        "catalog.records",
         "catalog.holdings",
         "catalog.coldlist",
+        "catalog.waiting",
+        "catalog.past",
         "catalog.commit",
         "catalog.frozen",
         "catalog.integrity",
@@ -98,6 +100,7 @@ LEVELS: list[list[str]] = [
         "cold",
         "cold.keeper",
         "cold.entries",
+        "cold.past",
         "cold.parquet",
         "cold.delta",
         "context",
@@ -113,6 +116,10 @@ LEVELS: list[list[str]] = [
         "coldfiles",
         "seal",
         "compact",
+        "coldmeta",
+        "horizon",
+        "prune",
+        "undo",
     ],
     ["retain", "maintenance", "adopt", "payloadview", "shell", "evolve", "status"],
     [
@@ -303,12 +310,12 @@ def test_public_methods_are_the_promised_ones():
 
     assert public(ls.Lake) == {
         "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
-        "seal", "maintain", "plan_maintenance", "status", "watermark", "sites", "retire",
+        "seal", "vacuum", "maintain", "plan_maintenance", "status", "watermark", "sites", "retire",
         "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
         "name", "schema", "schemas", "append", "evolve", "flush", "seal", "compact", "load",
-        "vacuum", "scan", "to_arrow", "export", "get",
+        "vacuum", "scan", "to_arrow", "export", "get", "prune", "undo",
         "get_many", "page", "totals", "series", "facets", "metrics", "counters",
     }  # fmt: skip
     assert public(ls.Result) == {

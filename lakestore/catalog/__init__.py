@@ -27,12 +27,14 @@ from lakestore.catalog.holdings import (
     sent_of,
 )
 from lakestore.catalog.migrations import migrate
+from lakestore.catalog.past import moments, pruned
 from lakestore.catalog.records import Garbage, Holding, Inventory, Sent, TableEntry, TableRecord
 from lakestore.catalog.restoring import Restoration
 from lakestore.catalog.rows import DAMAGED, cold_of, only_site, segment_of
 from lakestore.catalog.strict import damage
 from lakestore.clock import Clock
 from lakestore.errors import CorruptionError, FormatTooNewError, InvalidInputError, NotFoundError
+from lakestore.replacement import Pruning
 from lakestore.snapshot import ColdFile, GenerationId, TableState
 
 _Kind = TypeVar("_Kind", bound=Commit)
@@ -302,6 +304,16 @@ class Catalog:
         query = sa.select(c.id, c.text).where(c.table_id == table_id).order_by(c.number)
         with self.database.begin("read") as con:
             return pairs_of(con, query)
+
+    def moments(self) -> list[float]:
+        """When segments and cold files of any table were listed, in Unix seconds: the latest."""
+        with self.database.begin("read") as con:
+            return moments(con)
+
+    def pruned(self, table_id: int, version: int | None) -> Pruning:
+        """What a prune took off a table; raises as `ColdTable.pruned`."""
+        with self.database.begin("read") as con:
+            return pruned(con, table_id, version)
 
     def inventory(self, *, settled: bool = False) -> Inventory:
         """Everything the catalog says, of one version.

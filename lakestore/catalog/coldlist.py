@@ -42,6 +42,16 @@ class ColdList:
         if rows:
             self._con.execute(t.cold_files.insert(), rows)
 
+    def restore(self, files: Sequence[ColdFile]) -> None:
+        """Make removed files part of the table again.
+
+        Raises:
+            ConflictError: one of them is part of it, or is being deleted.
+        """
+        names = [file.name for file in files]
+        if self._mark(names, t.cold_files.c.removed > 0, removed=0) != len(names):
+            raise ConflictError("an expired cold file came back or was deleted meanwhile")
+
     def remove(self, files: Sequence[ColdFile]) -> None:
         """Take files off the table; they stay on the list, as removed.
 

@@ -13,6 +13,7 @@ from lakestore.catalog.coldlist import ColdList
 from lakestore.catalog.holdings import accepted_of, holding_of, marks_of, sent_of
 from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry, check_new
 from lakestore.catalog.rows import info_of, info_text
+from lakestore.catalog.waiting import claim, renew, strike
 from lakestore.clock import micros
 from lakestore.errors import ConflictError, InvalidInputError
 from lakestore.marks import RETIRED, check_retirable, next_mark
@@ -310,14 +311,18 @@ class Commit:
         """List files in the place of others, which are garbage from then on.
 
         Raises:
-            ConflictError: one of them is not part of the table any more.
+            ConflictError: one of them is not part of the table any more, or of those that an undo
+                brings back, is deleted.
         """
         cold = self.cold(table_id)
         cold.remove(replacement.removed)
-        cold.add(replacement.added)
+        if replacement.operation == "undo":
+            cold.restore(replacement.added)
+        else:
+            cold.add(replacement.added)
         cold.note(replacement.operation, replacement.added, replacement.removed)
         self.keep(table_id, Record.of(replacement, self.shared_version() + 1))
-        self._no_garbage(table_id, [file.name for file in replacement.added])
+        self.keep_files(table_id, replacement.added)
 
     def keep(self, table_id: int, record: Record) -> str:
         """Note a record of a replacement, until it is in the root; returns its id."""
@@ -327,18 +332,44 @@ class Commit:
         return id
 
     def settle_record(
-        self, table_id: int, id: str, went: Sequence[str] = (), came: Sequence[str] = ()
+        self,
+        table_id: int,
+        id: str,
+        went: Sequence[str] = (),
+        came: Sequence[ColdFile] = (),
+        payload: Collection[str] = (),
     ) -> None:
         """Strike the record of a replacement off, and list the files that went as garbage.
 
         Args:
             went: those that are not live, as far as is known outside of the catalog.
             came: those that are.
+            payload: payload files in the root that no live file refers to any more.
         """
         if self._con.execute(t.records.delete().where(t.records.c.id == id)).rowcount:
             live = self._cold(table_id).live()
-            self._no_garbage(table_id, [*went, *came])  # another site may have seen them go too
+            self.keep_files(table_id, came)
+            strike(self._con, table_id, "cold", went)  # another site may have seen them go too
+            strike(self._con, table_id, "cold_payload", payload)
             self.add_garbage(table_id, "cold", [name for name in went if name not in live])
+            self.add_garbage(table_id, "cold_payload", sorted(payload))
+
+    def keep_files(self, table_id: int, files: Sequence[ColdFile]) -> None:
+        """Cold files and what they refer to are not to be deleted: they are live."""
+        strike(self._con, table_id, "cold", [file.name for file in files])
+        payload = {name for file in files for name in file.info.payload}
+        strike(self._con, table_id, "cold_payload", sorted(payload))
+
+    def claim_garbage(self, garbage: Garbage) -> bool:
+        """Whether a file of the root may be deleted now: from then on nobody brings it back."""
+        claimed = claim(self._con, garbage)
+        if claimed and garbage.kind == "cold":
+            self.cold(garbage.table_id).forget([garbage.name])
+        return claimed
+
+    def renew_garbage(self, table_id: int, names: Sequence[str]) -> None:
+        """Have the grace of cold files begin anew, before they come back; raises as `renew`."""
+        renew(self._con, table_id, names, self.now.timestamp())
 
     def add_garbage(self, table_id: int, kind: GarbageKind, names: Sequence[str]) -> None:
         """Note files that nothing names from this commit on."""
@@ -368,14 +399,6 @@ class Commit:
                     g.number == int(number),
                 )
             )
-
-    def _no_garbage(self, table_id: int, names: Sequence[str]) -> None:
-        """Cold files are not to be deleted, whichever site listed them."""
-        g, h = t.garbage.c, t.holdings.c
-        holdings = sa.select(h.id).where(h.table_id == table_id)
-        for name in names:
-            theirs = (g.holding_id.in_(holdings), g.kind == "cold", g.name == name)
-            self._con.execute(t.garbage.delete().where(*theirs))
 
     def check_listed(self, table_id: int, segments: Sequence[Segment]) -> None:
         """Raise `ConflictError` when one of the segments was sealed or merged meanwhile."""

@@ -10,7 +10,8 @@ from lakestore.snapshot import Segment, TableState
 Sent = tuple[str, int]
 """What a producer sent: its name, and the number of the batch."""
 
-GarbageKind = Literal["journal", "segment", "payload", "cold", "table"]
+GarbageKind = Literal["journal", "segment", "payload", "cold", "cold_payload", "table"]
+"""`payload` is of segments; `cold_payload` lies in the root."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +74,8 @@ class TableRecord:
     """Whether a rebuild found rows of it that are not cold: in segments, or in journals."""
     elsewhere: tuple[Elsewhere, ...] = ()
     """Other sites that a rebuild found sealed files of."""
+    replaced_through: int = 0
+    """Version of the newest replacement that a rebuild found a record of."""
 
     @property
     def is_held(self) -> bool:

@@ -53,6 +53,9 @@ class Restoration(Commit):
                 t.schemas.insert(), {"table_id": key[0], "version": version, "text": text}
             )
         if record.cold == "parquet":
+            # What comes has to be newer than what there are records of, whose order decides.
+            older = t.lake.c.version < record.replaced_through
+            self._con.execute(t.lake.update().where(older).values(version=record.replaced_through))
             self.cold(key[0]).add(record.state.cold)
         if record.is_held:
             self._hold(key[0], record)

@@ -5,8 +5,11 @@ sees the same. A site's own are its row of `sites`, what it holds of each table,
 that name a holding.
 """
 
+from typing import get_args
+
 from sqlalchemy import Boolean, Column, Date, ForeignKey, MetaData, Table, UniqueConstraint
 
+from lakestore.catalog.records import GarbageKind
 from lakestore.catalog.strict import BigNumber, Number, Seconds, Text
 
 FORMAT = 4
@@ -153,7 +156,7 @@ garbage = Table(
     metadata,
     Column("id", Number(), primary_key=True),
     Column("holding_id", ForeignKey("holdings.id"), nullable=False),
-    Column("kind", Text(among=("journal", "segment", "payload", "cold", "table")), nullable=False),
+    Column("kind", Text(among=get_args(GarbageKind)), nullable=False),
     Column("name", Text(), nullable=False),
     Column("since", Seconds(), nullable=False),
     UniqueConstraint("holding_id", "kind", "name"),

@@ -42,7 +42,8 @@ def maintain(
     else:
         print(
             f"flushed {report.flushed}, merged {report.merged}, sealed {report.sealed} tables; "
-            f"compacted {report.compacted} days; deleted {report.deleted} superseded files"
+            f"pruned {report.pruned:,} rows, compacted {report.compacted} days; "
+            f"deleted {report.deleted} superseded files"
         )
         if report.left:
             print(f"{report.left} task(s) are left for the next time")

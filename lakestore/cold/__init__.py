@@ -4,7 +4,7 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from lakestore.replacement import Replacement
+from lakestore.replacement import Pruning, Replacement
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
 
@@ -129,16 +129,18 @@ class ColdTable(Protocol):
         """
         ...
 
-    def replace(self, replacement: Replacement) -> None:
+    def replace(self, replacement: Replacement, examine: Examine | None = None) -> None:
         """Commit files in the place of others: the commit point of a compaction, prune or purge.
 
         Seals that are committed meanwhile stay as they are: they touch no file of this.
 
         Args:
             replacement: its new files are published under their names already.
+            examine: shown the cold files that the commit is made beside.
 
         Raises:
-            ConflictError: a file that is to go is not part of the table any more.
+            ConflictError: a file that is to go is not part of the table any more, or one that an
+                undo brings back is deleted.
             Others: as `publish`.
         """
         ...
@@ -162,6 +164,26 @@ class ColdTable(Protocol):
             SchemaError: the format cannot say it.
             ConflictError: another process was first.
             Others: as `publish`.
+        """
+        ...
+
+    def moments(self) -> Sequence[float]:
+        """When something was committed, in Unix seconds by the clocks of those who did.
+
+        Raises:
+            StorageError, CorruptionError: as `current`.
+        """
+        ...
+
+    def pruned(self, version: int | None) -> Pruning:
+        """What a prune took off the table.
+
+        Args:
+            version: that it made; by default the newest one that was not taken back.
+
+        Raises:
+            NotFoundError: there is none, or its files are deleted.
+            Others: as `current`.
         """
         ...
 

@@ -20,6 +20,7 @@ from lakestore.clock import Clock, micros
 from lakestore.cold import Examine, Load
 from lakestore.cold.entries import add_of
 from lakestore.cold.keeper import Fate, RecordKeeper
+from lakestore.cold.past import moments, pruned
 from lakestore.delta import types
 from lakestore.delta.actions import (
     Metadata,
@@ -49,7 +50,7 @@ from lakestore.errors import (
 )
 from lakestore.failpoint import reach
 from lakestore.marks import RETIRED, check_retirable, next_mark
-from lakestore.replacement import Operation, Record, Replacement
+from lakestore.replacement import Operation, Pruning, Record, Replacement, nothing_pruned
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
 
@@ -253,18 +254,24 @@ class DeltaCold:
         self.settle()
         self._checkpoint(before)
 
-    def replace(self, replacement: Replacement) -> None:
+    def replace(self, replacement: Replacement, examine: Examine | None = None) -> None:
         """One version of the log; the record is noted before it, and put into the root after it."""
         self.settle()
         removed = [file.name for file in replacement.removed]
         with self._catalog.commit() as commit:
-            id = commit.keep(self._table.id, Record.of(replacement, 0))
+            if replacement.operation == "undo":
+                commit.renew_garbage(self._table.id, [file.name for file in replacement.added])
+            id = commit.keep(self._table.id, Record.of(replacement, self._log.known.version + 1))
         reach("swap.1")
         keeps = replacement.operation == "compact"
 
         def lines(state: LogState) -> list[str]:
             if not state.adds.keys() >= set(removed):
                 raise ConflictError("a cold file was replaced meanwhile; that result stands")
+            if state.adds.keys() & {file.name for file in replacement.added}:
+                raise ConflictError("an expired cold file came back meanwhile")
+            if examine is not None:
+                examine(self._cold(state))
             now = self._now_ms()
             gone = (Remove(name, now).line(is_lost=not keeps) for name in removed)
             come = (
@@ -274,13 +281,18 @@ class DeltaCold:
             return [*gone, *(add.line() for add in come)]
 
         try:
-            before = self._make_next(lines, _OPERATIONS[replacement.operation])
+            before = self._make_next(
+                lines, _OPERATIONS[replacement.operation], replacement.operation
+            )
         except ConflictError:
             with self._catalog.commit() as commit:
                 commit.settle_record(self._table.id, id)
             raise
         assert before is not None  # there is a line
         reach("swap.2")
+        if replacement.operation == "undo":
+            with self._catalog.commit() as commit:
+                commit.keep_files(self._table.id, replacement.added)
         with suppress(StorageError):  # it is committed, and vacuum waits for the record
             self.settle()
         self._checkpoint(before)
@@ -288,6 +300,10 @@ class DeltaCold:
     def _fate(self, record: Record) -> Fate:
         """What became of a replacement, as the newest version tells."""
         state = self._log.known
+        if record.operation == "undo":  # what it adds was there before
+            if state.adds.keys() >= set(record.added):
+                return "committed"
+            return "open" if state.version < record.version else "never"
         if state.adds.keys() & record.removed.keys():
             return "open"
         known = state.adds.keys() | state.removed.keys()
@@ -340,7 +356,18 @@ class DeltaCold:
         self._settle_segments(state)
         if self._catalog.records(self._table.id):
             self._log.make_durable(state.version)
-            self._records.settle(self._fate, lambda name: name in self._log.known.adds)
+            self._records.settle(self._fate, lambda: self._cold(self._log.known))
+
+    def moments(self) -> Sequence[float]:
+        """Of files that came and went, and of what else the site did."""
+        return [*self._catalog.moments(), *moments(self._log.refresh())]
+
+    def pruned(self, version: int | None) -> Pruning:
+        """As the log tells, which is read backwards."""
+        garbage = self._catalog.garbage()
+        if not any(g.kind == "cold" and g.table_id == self._table.id for g in garbage):
+            raise nothing_pruned(version)
+        return pruned(self._log, self._table.schema, version)
 
     def _settle_segments(self, state: LogState) -> None:
         through = self._through(state)
@@ -356,13 +383,17 @@ class DeltaCold:
                 commit.follow(self._table.id, newer)
 
     def _make_next(
-        self, lines_of: Callable[[LogState], list[str]], operation: str = "WRITE"
+        self,
+        lines_of: Callable[[LogState], list[str]],
+        operation: str = "WRITE",
+        ours: Operation | None = None,
     ) -> int | None:
         """Make the next version of the log, whoever else makes some meanwhile.
 
         Args:
             lines_of: what the version says beside the one that it follows; nothing, and none is.
             operation: what the commit is called, to others.
+            ours: what it is called among us, where others have fewer words.
 
         Returns:
             The version that it follows; None when there was nothing to say.
@@ -379,7 +410,8 @@ class DeltaCold:
             if not lines:
                 return None
             told = self._told(operation, self._append if operation == "WRITE" else {})
-            if self._commit(state.version + 1, encode(lines, told, self._summary(write)), write):
+            summary = self._summary(write) | ({"operation": ours} if ours is not None else {})
+            if self._commit(state.version + 1, encode(lines, told, summary), write):
                 return state.version
         raise StorageError(
             f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "

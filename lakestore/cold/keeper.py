@@ -4,13 +4,14 @@ Only from then on are the files that went garbage. Failpoints: record.1 put into
 .2 struck off the catalog
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from lakestore.catalog import Catalog
 from lakestore.failpoint import reach
-from lakestore.layout import is_record_name, record_key
+from lakestore.layout import is_cold_name, is_record_name, record_key
 from lakestore.replacement import Record
+from lakestore.snapshot import ColdFile
 from lakestore.storage import Storage
 
 Fate = Literal["committed", "open", "never"]
@@ -34,13 +35,13 @@ class RecordKeeper:
         self._put_new = put_new
 
     def settle(
-        self, fate: Callable[[Record], Fate], is_live: Callable[[str], bool] = lambda name: False
+        self, fate: Callable[[Record], Fate], live: Callable[[], Sequence[ColdFile]]
     ) -> None:
         """Put what the catalog has of them into the root, and list what went as garbage.
 
         Args:
             fate: of each, in the order of their commits.
-            is_live: whether a file is part of the table, for all that the catalog knows.
+            live: the files that are part of the table.
 
         Raises:
             StorageError: something is left to be done.
@@ -53,13 +54,29 @@ class RecordKeeper:
             if known == "committed":
                 self._put_new(record_key(self._folder, id), text.encode())
             reach("record.1")
-            went, came = [], []
+            files = {file.name: file for file in live()}
+            went, came, payload = [], [], set[str]()
             if known == "committed":
-                went = [name for name in record.removed if not is_live(name)]
-                came = [name for name in record.added if is_live(name)]
+                went = [name for name in record.removed if name not in files]
+                came = [files[name] for name in record.added if name in files]
+                payload = self._unreferred(record, files)
             with self._catalog.commit() as commit:
-                commit.settle_record(self._table_id, id, went, came)
+                commit.settle_record(self._table_id, id, went, came, payload)
             reach("record.2")
+
+    def _unreferred(self, record: Record, live: Mapping[str, ColdFile]) -> set[str]:
+        """Payload files that rows of removed files refer to, and no other rows.
+
+        None while another engine's file is part of the table: its rows may refer to them, and it
+        does not say.
+        """
+        if not all(map(is_cold_name, live)):
+            return set()
+        segments = self._catalog.states([self._table_id])[self._table_id].segments
+        removed = (footer for name, footer in record.removed.items() if name not in live)
+        named = {str(name) for footer in removed for name in footer.get("payload", ())}
+        named -= {p for file in live.values() for p in file.info.payload}
+        return named - {p for segment in segments for p in segment.info.payload}
 
 
 def records_of(storage: Storage, folder: str, keys: Iterable[str]) -> list[Record]:

@@ -9,7 +9,7 @@ from lakestore.cold.keeper import RecordKeeper
 from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.marks import RETIRED
-from lakestore.replacement import Replacement
+from lakestore.replacement import Pruning, Replacement
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
 
@@ -87,15 +87,26 @@ class ParquetCold:
                     reach("seal.6")
                     return
 
-    def replace(self, replacement: Replacement) -> None:
+    def replace(self, replacement: Replacement, examine: Examine | None = None) -> None:
         """One catalog transaction; the record is put into the root after it."""
-        with self._catalog.commit() as commit:
-            commit.replace(self._table_id, replacement)
+        while not self._replaced(replacement, examine):
+            pass
         reach("swap.1")
         with suppress(
             StorageError
         ):  # it is committed, and no file is garbage before its record is kept
             self.settle()
+
+    def _replaced(self, replacement: Replacement, examine: Examine | None) -> bool:
+        """Whether it is committed, beside no cold file that was not examined."""
+        listed = self._catalog.states([self._table_id])[self._table_id]
+        if examine is not None:
+            examine(listed.cold)
+        with self._catalog.commit() as commit:
+            if examine is not None and commit.shared_version() != listed.cold_version:
+                return False
+            commit.replace(self._table_id, replacement)
+        return True
 
     def accepted(self, producers: Collection[str]) -> Mapping[str, int]:
         """What the catalog knows."""
@@ -110,4 +121,15 @@ class ParquetCold:
 
     def settle(self) -> None:
         """Records alone: both tiers change in one transaction."""
-        self._records.settle(lambda record: "committed")
+        self._records.settle(
+            lambda record: "committed",
+            lambda: self._catalog.states([self._table_id])[self._table_id].cold,
+        )
+
+    def moments(self) -> Sequence[float]:
+        """Of the history."""
+        return self._catalog.moments()
+
+    def pruned(self, version: int | None) -> Pruning:
+        """As the history tells, and the list of files that were removed."""
+        return self._catalog.pruned(self._table_id, version)

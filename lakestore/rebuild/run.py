@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from secrets import token_hex
 from typing import Any
@@ -326,7 +327,8 @@ class _Shared(_Rebuild):
         for record in catalog.inventory().tables:
             if record.cold == "parquet" and not record.dropped:
                 keeper = RecordKeeper(catalog, record.id, record.folder, put_new)
-                keeper.settle(lambda record: "committed")
+                live = record.state.cold
+                keeper.settle(lambda record: "committed", partial(tuple, live))
 
     def _brought_in(
         self, finder: Finder, catalog: Catalog, site: SiteId, lake: str | None

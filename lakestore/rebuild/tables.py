@@ -14,10 +14,12 @@ from lakestore.cold.keeper import records_of
 from lakestore.errors import CorruptionError, FormatTooNewError, SchemaError
 from lakestore.layout import (
     ColdName,
+    PayloadName,
     SegmentName,
     data_prefix,
     log_prefix,
     log_version_name,
+    payload_key,
     schema_key,
     split_folder,
 )
@@ -68,6 +70,7 @@ class TableReader:
         self._compacted: list[str] = []
         self._elsewhere: tuple[Elsewhere, ...] = ()
         self._last = 0
+        self._replaced_through = 0
 
     def read(self) -> TableRecord | None:
         """The table as its files tell it; None when they do not, with the reason as a problem."""
@@ -205,6 +208,7 @@ class TableReader:
         """Find the files that took the place of others, and these; raises `CorruptionError`."""
         records = records_of(self._storage, self._folder, self._keys)
         self._gone = gone(records)
+        self._replaced_through = max((record.version for record in records), default=0)
         if self._cold == "delta":
             return
         there = {key.removeprefix(data_prefix(self._folder)) for key in self._data}
@@ -271,6 +275,7 @@ class TableReader:
         if self._own is not None:
             self._elsewhere = tuple(Elsewhere(s, n, {}) for s, n in sealed.elsewhere.items())
         self._last = max(self._last, sealed.through)
+        self._gone = {n: f for n, f in self._gone.items() if n not in state.adds}
         self._footers |= {name: footer_of(name) for name in sealed.files}
         # What the log removed and nobody deleted yet, and what is deleted and has a record.
         there = {key.removeprefix(data_prefix(self._folder)) for key in self._data}
@@ -308,6 +313,7 @@ class TableReader:
         )
         garbage += self._sealed_payload(known)
         garbage += self._gone_files()
+        garbage += self._gone_payload([*known.values()])
         used = {*own, *infos, *self._gone, *(item.name for item in garbage)}
         self._found.left_out += [self._shown(n) for n in self._footers if n not in used]
         self._found.left_out += [self._shown(n) for n in self._unreadable]
@@ -343,6 +349,7 @@ class TableReader:
                 )
                 for site, tiles in choice.others.items()
             ),
+            replaced_through=self._replaced_through,
         )
 
     def _sealed_payload(self, infos: Mapping[str, FileInfo]) -> tuple[Garbage, ...]:
@@ -412,6 +419,23 @@ class TableReader:
             for name in sorted(self._gone)
             if data_prefix(self._folder) + name in self._data
             and (self._own is None or ColdName.parse(name).site == self._own)
+        )
+
+    def _gone_payload(self, infos: Sequence[FileInfo]) -> tuple[Garbage, ...]:
+        """Payload files in the root of this site, to which only rows of such files refer."""
+        gone = {p for name in self._gone for p in self._gone[name].get("payload", ())}
+        live = {p for info in infos for p in info.payload}
+        live |= {
+            p
+            for name in self._sealed
+            if name not in self._gone
+            for p in self._footers[name].get("payload", ())
+        }
+        return tuple(
+            Garbage(0, 0, self._folder, "cold_payload", name, 0)
+            for name in sorted(gone - live)
+            if payload_key(self._folder, name) in self._keys
+            and (self._own is None or PayloadName.parse(name).site == self._own)
         )
 
     def _shown(self, name: str) -> str:

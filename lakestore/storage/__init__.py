@@ -37,6 +37,10 @@ class Storage(Protocol):
         """The whole object; raises `NotFoundError`."""
         ...
 
+    def last_bytes(self, key: str, count: int) -> bytes:
+        """The end of an object, as readers of Parquet ask for it; raises `NotFoundError`."""
+        ...
+
     def size(self, key: str) -> int | None:
         """Bytes of the object, or None when there is none."""
         ...

@@ -302,6 +302,17 @@ class LocalStorage:
         except OSError as error:
             raise storage_error(f"cannot read {key!r} in {self.root!r}", error) from error
 
+    def last_bytes(self, key: str, count: int) -> bytes:
+        """The end of an object."""
+        try:
+            with open_to_read(self.path(key)) as file:
+                file.seek(max(0, os.fstat(file.fileno()).st_size - count))
+                return file.read(count)
+        except FileNotFoundError as error:
+            raise NotFoundError(f"no object {key!r} in {self.root!r}") from error
+        except OSError as error:
+            raise storage_error(f"cannot read {key!r} in {self.root!r}", error) from error
+
     def size(self, key: str) -> int | None:
         """Bytes of the object, or None."""
         try:

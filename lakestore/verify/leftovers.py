@@ -174,6 +174,7 @@ def _key_problem(
     if record is not None and key.startswith(payload_key(folder, "")):
         # A seal puts them there before it lists its files: segments refer to them until then.
         named = payload_names((*record.state.cold, *record.state.segments))
+        named += [item.name for item in record.garbage if item.kind == "cold_payload"]
         name = key.removeprefix(payload_key(folder, ""))
         is_unnamed = name not in named and _tells_of_payload(record) and exists()
         if is_unnamed and not (living and _is_of_coming_chunk(objects, record, path)):
@@ -319,8 +320,10 @@ def lost_by_catalog(
 def check_garbage(record: TableRecord, layout: SiteLayout, objects: Objects) -> Iterator[Problem]:
     """Lines of the catalog for files that are gone already; vacuum strikes them off."""
     for item in record.garbage:
-        if item.kind == "cold":
+        if item.kind in ("cold", "cold_payload"):
             key = data_prefix(record.folder) + item.name
+            if item.kind == "cold_payload":
+                key = payload_key(record.folder, item.name)
             path, there = objects.path(key), objects.exists(key)
         elif item.kind == "journal":
             writer, _, number = item.name.partition("/")

@@ -112,12 +112,15 @@ def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
     for id in sorted(state.flushed):
         if f"{id.writer}/{id.number}" not in journals:
             yield "garbage", f"journal {id.writer}/{id.number} is flushed, and is never deleted"
+    referred = {name for file in state.cold for name in file.info.payload}
     for item in record.garbage:
-        if item.kind == "segment" and not _is_segment(item.name):
+        if item.kind == "cold_payload" and item.name in referred:
+            yield "garbage", f"{item.name!r} is to be deleted, and events refer to it"
+        elif item.kind == "segment" and not _is_segment(item.name):
             yield "garbage", f"{item.name!r} is to be deleted, and is no name of a segment"
         elif item.kind == "cold" and not _is_cold(item.name):
             yield "garbage", f"{item.name!r} is to be deleted, and is no name of a cold file"
-        elif item.kind == "payload" and not _is_payload(item.name):
+        elif item.kind in ("payload", "cold_payload") and not _is_payload(item.name):
             yield "garbage", f"{item.name!r} is to be deleted, and is no name of a payload file"
         elif item.kind == "journal":
             writer, _, number = item.name.partition("/")
@@ -125,7 +128,7 @@ def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
                 yield "garbage", f"journal {item.name!r} is to be deleted, and is not flushed"
         elif item.kind == "table" and not record.dropped:
             yield "garbage", "the table is to be deleted, and was not dropped"
-        elif item.name in live:
+        elif item.name in live and item.kind != "cold_payload":
             yield "garbage", f"{item.name!r} is to be deleted, and is in use"
 
 
