@@ -39,6 +39,7 @@ VERBS = {
     "load": "load seal",
     "export": "export",
     "vacuum": "vacuum catalog",
+    "prune": "prune undo swap record",
     "drop": "drop create catalog",
     "evolve": "evolve publish catalog",
     "reopen": "open recover replace views",
@@ -53,11 +54,18 @@ FSYNCS = {
 
 DELTA_VERBS = {
     "birth": "create delta", "seal": "seal delta publish", "load": "load", "drop": "drop",
-    "evolve": "evolve delta",
+    "evolve": "evolve delta", "prune": "prune undo swap record",
 }  # fmt: skip
-S3_VERBS = {"birth": "s3", "seal": "s3 delta payload", "load": "load", "evolve": "evolve s3"}
+S3_VERBS = {
+    "birth": "s3",
+    "seal": "s3 delta payload",
+    "load": "load",
+    "evolve": "evolve s3",
+    "prune": "undo",
+}
 """The same of a lake whose tables are Delta, on this disk and in a store: what differs."""
 ABSENT = {
+    ("parquet", "prune"): {"swap.2"},
     ("delta", "birth"): {"delta.3", "delta.4"},
     ("delta", "seal"): {"seal.6"},
     ("s3", "birth"): {"s3.2"},

@@ -51,6 +51,7 @@ EVOLVED = ls.TableSchema.from_toml(
 )
 """A column more, in the midst of the others."""
 SETTINGS = {"segments_max": 2, "segment_duckdb_rows": 20, "vacuum_grace_s": 0}
+FIRST_DAY = range(40)
 SEALED = frozenset(range(30))
 """Numbers of the events that `prepare` seals."""
 LOADED = range(25, 85)
@@ -80,6 +81,9 @@ class Ledger:
         self.acknowledged: set[tuple[str, str]] = set()
         self.maybe_dropped: set[str] = set()
         self.maybe_missing: set[str] = set()
+        self.maybe_pruned: set[int] = set()
+        self.pruned: set[int] = set()
+        """Those of which it is known."""
         self.maybe_twice: set[int] = set()
         """Sealed events that were handed in again: seen twice, if at all, until the next flush."""
         for line in os.pread(self._file, 1 << 24, 0).splitlines():
@@ -107,6 +111,14 @@ class Ledger:
                 self.acknowledged = {k for k in self.acknowledged if k[0] != table}
         elif event == "created":
             self.maybe_missing.discard(table)
+        elif event == "pruning":
+            self.maybe_pruned |= set(numbers)
+        elif event == "pruned":
+            self.pruned |= set(numbers)
+        elif event == "undoing":
+            self.pruned -= set(numbers)
+        elif event == "undone":
+            self.maybe_pruned -= set(numbers)
         elif event == "dropping":
             self.maybe_dropped.add(table)
 
@@ -139,13 +151,20 @@ class Ledger:
         if doubled := {int(id[1:]) for id in twice} - self.maybe_twice:
             found.append(f"{table}: doubled {sorted(doubled)}")
         acknowledged = {n for b, s in batches.items() if (table, b) in self.acknowledged for n in s}
-        if lost := acknowledged - present:
+        gone = self.maybe_pruned if table == "events" else set()
+        if back := present & gone & self.pruned:
+            found.append(f"{table}: came back {sorted(back)}")
+        if gone & present and gone & acknowledged - present:
+            found.append(
+                f"{table}: pruned in part, without {sorted(gone & acknowledged - present)}"
+            )
+        if lost := acknowledged - present - gone:
             found.append(f"{table}: lost {sorted(lost)}")
         if phantom := present - set().union(*batches.values()):
             found.append(f"{table}: phantom {sorted(phantom)}")
         for batch, numbers in batches.items():
             others = set().union(*(s for b, s in batches.items() if b != batch))
-            own = numbers - others
+            own = numbers - others - gone
             if own & present and own - present:
                 found.append(f"{table}: batch {batch} is torn, without {sorted(own - present)}")
         if len(ids) == len(present) and not answer.equals(rows(sorted(present))):
@@ -262,6 +281,18 @@ class Life:
     def evolve(self) -> None:
         self.lake["events"].evolve(EVOLVED)
 
+    def prune(self) -> None:
+        """Let the first day go: all that `prepare` has sealed, and more."""
+        self.ledger.note("pruning", "events", numbers=FIRST_DAY)
+        self.lake["events"].prune(before=START + timedelta(days=1), confirm=True)
+        self.ledger.note("pruned", "events", numbers=FIRST_DAY)
+
+    def undo(self) -> None:
+        self.ledger.note("undoing", "events", numbers=FIRST_DAY)
+        if not self.numbers("events") & set(FIRST_DAY):  # else an attempt that failed has done it
+            self.lake["events"].undo()
+        self.ledger.note("undone", "events", numbers=FIRST_DAY)
+
     def numbers(self, table: str) -> set[int]:
         ids = self.lake.sql(f"SELECT id FROM {table}").to_arrow()["id"].to_pylist()
         return {int(id[1:]) for id in ids}
@@ -325,6 +356,14 @@ CHAPTERS: dict[str, list[Step]] = {
     "vacuum": [
         Life.open,
         lambda life: life.lake.maintain(),
+        _append("p-6", range(60, 70)),
+    ],
+    "prune": [
+        Life.open,
+        Life.seal,
+        Life.prune,
+        Life.undo,
+        Life.prune,
         _append("p-6", range(60, 70)),
     ],
     "drop": [
