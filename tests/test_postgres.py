@@ -16,7 +16,7 @@ from threading import Event, Thread
 
 import psycopg
 import pytest
-from conftest import SCHEMA, die, events
+from conftest import SCHEMA, START, die, events
 from support.commands import rebuild
 from support.postgres import Server, Wire, postgres
 
@@ -572,3 +572,37 @@ def test_commits_of_hosts_take_turns(site, server):
         order.append("one")
     other.join()
     assert order == ["one", "two"]
+
+
+def test_one_host_prunes_what_all_have_sealed(site, clock, root, tmp_path, server):
+    """The other may take it back; who pruned deletes, and no rebuild brings rows back."""
+    settings = {"cold_grace_s": 100, "vacuum_grace_s": 10}
+    one, two = (site(name, settings=settings) for name in ("one", "two"))
+    one.create_table("events", SCHEMA)
+    for lake, parts in ((one, [(0, 12), (40, 80)]), (two, [(12, 40), (80, 120)])):
+        for start, stop in parts:
+            lake["events"].append(events(start, stop))
+        lake.seal()
+    assert counted(one) == counted(two) == (120, 120)
+    cutoff = START + timedelta(days=1)
+    assert one["events"].prune(before=cutoff).rows == 24
+    assert counted(one) == counted(two) == (96, 96)
+    assert two["events"].undo().rows == 24
+    assert counted(one) == counted(two) == (120, 120)
+    clock.move(1000)
+    assert one.vacuum(dry_run=False).cold == ()
+    assert two["events"].prune(before=cutoff).rows == 24
+    clock.move(1000)
+    assert one.vacuum(dry_run=False).cold == ()  # it is for the other to delete
+    assert len(two.vacuum(dry_run=False).cold) == 2
+    with pytest.raises(ls.NotFoundError, match="no prune"):
+        one["events"].undo()
+    for lake in (one, two):
+        assert counted(lake) == (96, 96)
+        assert lake.verify().problems == ()
+        lake.close()
+    for name in ("one", "two"):
+        rebuild(root, local=tmp_path / "sites" / name, catalog=server.url)
+        with site(name) as again:
+            assert counted(again) == (96, 96)
+            assert again.verify().problems == ()
