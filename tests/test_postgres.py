@@ -382,6 +382,38 @@ def test_a_restarted_server_is_found_again(site, server):
     assert counted(lake) == (20, 20)
 
 
+FORMAT_3 = (
+    "DROP TABLE history",
+    "DROP TABLE records",
+    "ALTER TABLE cold_files DROP COLUMN added, DROP COLUMN removed",
+    "UPDATE lake SET format = 3",
+)
+"""Makes a catalog of format 4 one of format 3."""
+
+
+def test_a_catalog_of_format_3_is_migrated(site, server, root):
+    """Its files are compacted then, which writes into all that is new."""
+    with site("one") as lake:
+        lake.create_table("events", SCHEMA)
+        for start in (0, 8):
+            lake["events"].append(events(start, start + 8))
+            lake.seal()
+        name = f"lakestore_{lake._site.catalog.lake}"
+    with psycopg.connect(server.url, autocommit=True) as con:
+        con.execute(f'SET search_path = "{name}"')
+        for statement in FORMAT_3:
+            con.execute(statement)
+    with site("one") as lake:
+        assert counted(lake) == (16, 16)
+        for _ in range(2):
+            assert lake["events"].compact().files_before == 2
+            assert lake.verify().problems == ()
+            lake["events"].append(events(16, 20))
+            lake.seal()
+        assert len(list((root / "tables/events/_replaced").iterdir())) == 2
+        assert counted(lake) == (20, 20)
+
+
 def test_two_migrations_at_once(site, server, monkeypatch, root, tmp_path):
     lake = site("one")
     lake.create_table("events", SCHEMA).append(events(0, 10))

@@ -12,6 +12,8 @@ from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
 
+_COUNTED = "<counted>"
+"""The type of a key that counts up by itself, which every database calls something else."""
 _OF_A_HOLDING = {
     "segments": (
         "first BIGINT NOT NULL, last BIGINT NOT NULL, name TEXT NOT NULL,"
@@ -84,8 +86,8 @@ def _to_replacements() -> Iterator[str]:
         f" PRIMARY KEY (table_id, version){reference}"
     )
     yield (
-        f"CREATE TABLE records (number INTEGER NOT NULL, id TEXT NOT NULL, {key}text TEXT NOT NULL,"
-        f" PRIMARY KEY (number), UNIQUE (id){reference}"
+        f"CREATE TABLE records (number {_COUNTED} NOT NULL, id TEXT NOT NULL, {key}"
+        f"text TEXT NOT NULL, PRIMARY KEY (number), UNIQUE (id){reference}"
     )
 
 
@@ -107,8 +109,9 @@ STEPS = {
 
 def migrate(con: Connection) -> None:
     """Bring the catalog to `tables.FORMAT`; nothing happens when it is there."""
+    counted = "SERIAL" if con.dialect.name == "postgresql" else "INTEGER"
     found = con.execute(sa.select(t.lake.c.format)).scalar_one()
     for number in range(found, t.FORMAT):
         for statement in STEPS[number]:
-            con.exec_driver_sql(statement)
+            con.exec_driver_sql(statement.replace(_COUNTED, counted))
     con.execute(t.lake.update().where(t.lake.c.format < t.FORMAT).values(format=t.FORMAT))

@@ -1,7 +1,7 @@
 """Make a golden lake with the lakestore that is installed: `python make.py FOLDER`.
 
-It holds something of everything: sealed, flushed and unflushed rows, two tables, a dropped one, a
-producer. The process is killed, so its journals are there to be recovered. A lake of each format
+It holds something of everything: sealed, flushed and unflushed rows, three tables, a dropped one,
+a producer. The process is killed, so its journals are there to be recovered. A lake of each format
 that was ever released is kept, and opened by every version since (`tests/test_golden.py`).
 """
 
@@ -53,6 +53,9 @@ def fill(root: Path) -> None:
     gone.append(rows(0, 5))
     gone.seal()
     lake.drop_table("gone")
+    log = lake.create_table("log", schema, cold="delta")  # from format 2 on
+    log.append(rows(0, 10))
+    log.seal()
     events.append(rows(0, 60), producer="job", seq=3)
     events.seal()
     events.append(rows(60, 90))
@@ -62,7 +65,7 @@ def fill(root: Path) -> None:
     query = "SELECT count(*), count(DISTINCT id), sum(n), sum(cost)::VARCHAR FROM {}"
     answers = {
         name: [str(v) for v in lake.sql(query.format(name)).fetchall()[0]]
-        for name in ("events", "other")
+        for name in ("events", "other", "log")
     }
     (root.parent / "answers.json").write_text(json.dumps(answers, indent=1) + "\n")
     sys.stdout.flush()
