@@ -428,7 +428,7 @@ def with_cold(
 
 def cold_table(site: SiteContext, entry: TableEntry, schema: TableSchema) -> ColdTable:
     """What lists a table's sealed files, of rows as they are stored; nothing was read yet."""
-    records = RecordKeeper(site.catalog, entry.id, entry.folder, site.put_new)
+    records = RecordKeeper(site.catalog, entry.id, entry.folder, site.storage, site.put_new)
     if entry.cold == "parquet":
         return ParquetCold(site.catalog, entry.id, records)
     log = DeltaLog(

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Literal
 
 from lakestore.catalog import Catalog
+from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.layout import is_cold_name, is_record_name, record_key
 from lakestore.replacement import Record
@@ -22,16 +23,23 @@ class RecordKeeper:
     """The records of one table's replacements."""
 
     def __init__(
-        self, catalog: Catalog, table_id: int, folder: str, put_new: Callable[[str, bytes], bool]
+        self,
+        catalog: Catalog,
+        table_id: int,
+        folder: str,
+        storage: Storage,
+        put_new: Callable[[str, bytes], bool],
     ) -> None:
         """The records of the table in `folder`.
 
         Args:
-            put_new: makes an object, all at once, unless there is one.
+            storage: where the lake's root is.
+            put_new: makes an object of it, all at once, unless there is one.
         """
         self._catalog = catalog
         self._table_id = table_id
         self._folder = folder
+        self._storage = storage
         self._put_new = put_new
 
     def settle(
@@ -52,7 +60,7 @@ class RecordKeeper:
             if known == "open":
                 continue
             if known == "committed":
-                self._put_new(record_key(self._folder, id), text.encode())
+                self._keep(record_key(self._folder, id), text.encode())
             reach("record.1")
             files = {file.name: file for file in live()}
             went, came, payload = [], [], set[str]()
@@ -77,6 +85,15 @@ class RecordKeeper:
         named = {str(name) for footer in removed for name in footer.get("payload", ())}
         named -= {p for file in live.values() for p in file.info.payload}
         return named - {p for segment in segments for p in segment.info.payload}
+
+    def _keep(self, key: str, data: bytes) -> None:
+        """Have a record in the root, through a power loss too; raises `StorageError`."""
+        if self._put_new(key, data):
+            return
+        # An attempt that was cut short has put it there; or the store answers what is not so.
+        if self._storage.size(key) != len(data):
+            raise StorageError(f"{key!r} was not put; what it tells of is kept until it is")
+        self._storage.make_durable(key)
 
 
 def records_of(storage: Storage, folder: str, keys: Iterable[str]) -> list[Record]:

@@ -326,7 +326,7 @@ class _Shared(_Rebuild):
 
         for record in catalog.inventory().tables:
             if record.cold == "parquet" and not record.dropped:
-                keeper = RecordKeeper(catalog, record.id, record.folder, put_new)
+                keeper = RecordKeeper(catalog, record.id, record.folder, self._storage, put_new)
                 live = record.state.cold
                 keeper.settle(lambda record: "committed", partial(tuple, live))
 

@@ -62,6 +62,7 @@ def kind_of(method: str, path: str, query: str) -> str:
         (r"lakestore\.json$", "lake file"),
         (r"lake\.duckdb$", "views"),
         (r"dropped\.json$", "tombstone"),
+        (r"/_replaced/.*\.json$", "record"),
         (r"lakestore-probe-", "probe"),
     ):
         if re.search(pattern, key):
