@@ -52,7 +52,7 @@ class Record:
         return cls(
             replacement.operation,
             version,
-            {n: {k: f[k] for k in _KEPT if k in f} for n, f in footers.items()},
+            {name: of_use(footer) for name, footer in footers.items()},
             tuple(file.name for file in replacement.added),
         )
 
@@ -72,7 +72,10 @@ class Record:
                 raise ValueError(f"format {data['format']!r}, operation {data['operation']!r}")
             removed = {str(name): dict(footer) for name, footer in data["removed"].items()}
             added = tuple(str(name) for name in data["added"])
-            return cls(data["operation"], int(data["version"]), removed, added)
+            record = cls(data["operation"], int(data["version"]), removed, added)
+            if record.to_json() != (text if isinstance(text, str) else text.decode()):
+                raise ValueError("it is not as it was written")
+            return record
         except (ValueError, LookupError, TypeError, AttributeError) as error:
             raise CorruptionError(f"{where!r} is no record of a replacement: {error!r}") from error
 
@@ -100,6 +103,11 @@ def _json(said: Mapping[str, Any]) -> str:
 
 def _digest(said: Mapping[str, Any]) -> str:
     return xxhash.xxh3_64_hexdigest(_json(said).encode())
+
+
+def of_use(footer: Mapping[str, Any]) -> Mapping[str, Any]:
+    """What of a footer is kept when its file goes."""
+    return {key: footer[key] for key in _KEPT if key in footer}
 
 
 def gone(records: Iterable[Record]) -> dict[str, Mapping[str, Any]]:

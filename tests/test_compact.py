@@ -1,7 +1,8 @@
 """Compaction: few files of the target size in the place of many, and no answer changes."""
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from datetime import UTC, date, datetime, timedelta
 from itertools import count
 from typing import Any
@@ -13,12 +14,19 @@ import pytest
 from conftest import START, events
 from support.commands import rebuild
 from support.partials import relation
+from support.planted import assert_caught
 
 import lakestore as ls
-from lakestore import coldfiles, compact, datafile
-from lakestore.cold.keeper import records_of
+from lakestore import coldfiles, compact, datafile, replacement, retain
+from lakestore.catalog.coldlist import ColdList
+from lakestore.catalog.commit import Commit
+from lakestore.cold.keeper import RecordKeeper, records_of
 from lakestore.coldfiles import Rows
+from lakestore.delta.actions import Remove
 from lakestore.failpoint import at
+from lakestore.partialfiles import PartialFiles
+from lakestore.rebuild import tables as rebuilding
+from lakestore.replacement import Replacement
 from lakestore.snapshot import ColdFile, FileInfo
 
 SCHEMA = ls.TableSchema.from_toml(
@@ -194,15 +202,14 @@ def test_a_rebuild_knows_what_was_replaced(open_lake, root, cold, clock, vacuume
     assert again.verify().problems == ()
 
 
-@pytest.mark.parametrize(
-    ("point", "committed"),
-    [("compact.5", False), ("swap.1", True), ("record.1", True), ("record.2", True)],
-)
-def test_a_rebuild_after_a_crash_at_the_commit(open_lake, root, point, committed):
+@pytest.mark.parametrize("point", ["compact.5", "swap.1", "swap.2", "record.1", "record.2"])
+def test_a_rebuild_after_a_crash_at_the_commit(open_lake, root, cold, clock, point):
     """What was not committed is left out; what was, is the table, though the record is not kept."""
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA)
+    table = lake.create_table("events", SCHEMA, cold=cold)
     fill(table, 3)
+    if (cold, point) == ("parquet", "swap.2"):
+        point = "swap.1"
     before = answers(lake)
 
     class Crash(BaseException):
@@ -217,12 +224,20 @@ def test_a_rebuild_after_a_crash_at_the_commit(open_lake, root, point, committed
     assert now == before
     lake.close()
     (root / "_site/catalog.sqlite").unlink()
-    rebuild(root)
-    again = open_lake(settings=SETTINGS)
-    assert answers(again) == before
-    again["events"].compact()
-    assert answers(again) == before
-    assert again.verify().ok
+    for vacuumed in (False, True):  # the second knows as little, and some files are gone
+        rebuild(root)
+        again = open_lake(settings=SETTINGS)
+        assert answers(again) == before
+        assert again.verify().ok
+        again["events"].compact()
+        clock.move(1000)
+        assert bool(again["events"].vacuum().cold) is not vacuumed
+        again["events"].vacuum(dry_run=False)
+        assert answers(again) == before
+        assert again.verify().ok
+        assert again["events"].append(rows(0, 5), producer="p", seq=2).rows == 0
+        again.close()
+        (root / "_site/catalog.sqlite").unlink()
 
 
 def test_a_crash_before_the_record_is_kept_is_made_good(open_lake, root, cold, clock):
@@ -474,3 +489,122 @@ def test_readers_and_a_compactor(open_lake, cold):
     for reader in readers:
         reader.join()
     assert wrong == []
+
+
+def _keep_no_record(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(RecordKeeper, "_keep", lambda *_: None)
+
+
+def _keep_no_footers(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(replacement, "of_use", lambda _: {})
+
+
+def _rebuild_without_records(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rebuilding, "gone", lambda _: {})
+
+
+def _rebuild_without_what_the_log_removed(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(rebuilding, "_site_of", lambda _: "nobody")
+
+
+def _replace_what_is_gone(patch: pytest.MonkeyPatch) -> None:
+    remove = ColdList.remove
+
+    def hasty(cold: ColdList, gone: Sequence[ColdFile]) -> None:
+        with suppress(ls.ConflictError):
+            remove(cold, gone)
+
+    patch.setattr(ColdList, "remove", hasty)
+
+
+def _remove_nothing_from_the_log(patch: pytest.MonkeyPatch) -> None:
+    line = Remove.line
+    patch.setattr(
+        Remove, "line", lambda gone, **said: line(Remove("other", gone.deleted_ms), **said)
+    )
+
+
+def _delete_before_the_record_is_kept(patch: pytest.MonkeyPatch) -> None:
+    replace = Commit.replace
+
+    def hasty(commit: Commit, id: int, done: Replacement) -> None:
+        replace(commit, id, done)
+        commit.add_garbage(id, "cold", [file.name for file in done.removed])
+
+    patch.setattr(Commit, "replace", hasty)
+
+
+def _delete_without_grace(patch: pytest.MonkeyPatch) -> None:
+    chosen = retain.choose
+    patch.setattr(
+        retain, "choose", lambda garbage, now, *_: chosen(garbage, now, 0, 0, frozenset())
+    )
+
+
+def _leave_the_last_row_out(patch: pytest.MonkeyPatch) -> None:
+    by_day = coldfiles.by_day
+
+    def less(*arguments: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+        for day, batch in by_day(*arguments):
+            yield day, batch.slice(0, batch.num_rows - 1)
+
+    patch.setattr(coldfiles, "by_day", less)
+
+
+def _sort_nothing(patch: pytest.MonkeyPatch) -> None:
+    by_day = coldfiles.by_day
+
+    def turned(*arguments: Any) -> Iterator[tuple[int, pa.RecordBatch]]:
+        for day, batch in by_day(*arguments):
+            yield day, batch.take(pa.array(range(batch.num_rows - 1, -1, -1)))
+
+    patch.setattr(coldfiles, "by_day", turned)
+
+
+def _make_no_partials(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(PartialFiles, "put", lambda *_: None)
+
+
+def _keep_every_row(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(compact, "_repeats", lambda *_: None)
+
+
+def _forget_what_a_loser_made(patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(Commit, "add_garbage", lambda *_: None)
+
+
+REBUILDS = test_a_rebuild_knows_what_was_replaced
+CRASHES = test_a_rebuild_after_a_crash_at_the_commit
+PLANTED: list[tuple[Callable[..., None], Callable[..., None], dict[str, object]]] = [
+    (_keep_no_record, REBUILDS, {"cold": "parquet", "vacuumed": True}),
+    (_keep_no_record, REBUILDS, {"cold": "delta", "vacuumed": True}),
+    (_keep_no_footers, REBUILDS, {"cold": "parquet", "vacuumed": True}),
+    (_rebuild_without_records, REBUILDS, {"cold": "parquet", "vacuumed": False}),
+    (_rebuild_without_what_the_log_removed, CRASHES, {"cold": "delta", "point": "swap.2"}),
+    (
+        _replace_what_is_gone,
+        test_of_two_that_would_replace_a_file_one_gives_up,
+        {"cold": "parquet"},
+    ),
+    (_remove_nothing_from_the_log, test_no_answer_changes, {"cold": "delta"}),
+    (
+        _delete_before_the_record_is_kept,
+        test_a_crash_before_the_record_is_kept_is_made_good,
+        {"cold": "parquet"},
+    ),
+    (_delete_without_grace, test_what_was_replaced_goes_after_its_grace, {"cold": "parquet"}),
+    (_leave_the_last_row_out, test_no_answer_changes, {"cold": "parquet"}),
+    (_sort_nothing, test_an_output_is_as_a_sealed_file, {"cold": "parquet"}),
+    (_make_no_partials, test_an_output_is_as_a_sealed_file, {"cold": "parquet"}),
+    (_keep_every_row, test_residual_duplicates_go, {}),
+    (
+        _forget_what_a_loser_made,
+        test_of_two_that_would_replace_a_file_one_gives_up,
+        {"cold": "parquet"},
+    ),
+]
+
+
+@pytest.mark.parametrize(("plant", "test", "arguments"), PLANTED)
+def test_a_planted_bug_is_caught(request, figure, plant, test, arguments):
+    assert_caught(request, figure, "compaction", plant, test, **arguments)

@@ -40,6 +40,7 @@ VERBS = {
     "export": "export",
     "vacuum": "vacuum catalog",
     "prune": "prune undo swap record",
+    "compact": "compact swap record vacuum publish catalog",
     "drop": "drop create catalog",
     "evolve": "evolve publish catalog",
     "reopen": "open recover replace views",
@@ -53,19 +54,26 @@ FSYNCS = {
 """Points before an fsync, which may fail with EIO."""
 
 DELTA_VERBS = {
-    "birth": "create delta", "seal": "seal delta publish", "load": "load", "drop": "drop",
-    "evolve": "evolve delta", "prune": "prune undo swap record",
-}  # fmt: skip
+    "birth": "create delta",
+    "seal": "seal delta publish",
+    "load": "load",
+    "evolve": "evolve delta",
+    "prune": "prune undo swap record",
+    "compact": "compact swap record delta",
+    "drop": "drop",
+}
 S3_VERBS = {
     "birth": "s3",
     "seal": "s3 delta payload",
     "load": "load",
     "evolve": "evolve s3",
     "prune": "undo",
+    "compact": "s3 compact swap record vacuum",
 }
 """The same of a lake whose tables are Delta, on this disk and in a store: what differs."""
 ABSENT = {
     ("parquet", "prune"): {"swap.2"},
+    ("parquet", "compact"): {"swap.2"},
     ("delta", "birth"): {"delta.3", "delta.4"},
     ("delta", "seal"): {"seal.6"},
     ("s3", "birth"): {"s3.2"},
@@ -115,9 +123,9 @@ class Templates:
         if kind != "parquet":
             (folder / "place").write_text(json.dumps(place))
 
-    def copy(self, kind: str, folder: Path) -> None:
-        """A lake as the template is."""
-        template = self.of(kind)
+    def copy(self, kind: str, folder: Path, template: Path | None = None) -> None:
+        """A lake as another is, or as the template."""
+        template = template or self.of(kind)
         shutil.copytree(template, folder)
         if kind == "s3":
             self.settle(kind, folder)
@@ -153,6 +161,11 @@ class Stage:
             self._templates.settle(kind, folder)
         else:
             self._templates.copy(kind, folder)
+        return folder
+
+    def copy_of(self, lake: Path, kind: str) -> Path:
+        folder = self._folder / str(next(self._numbers))
+        self._templates.copy(kind, folder, lake)
         return folder
 
     def must_die(self, verb: str, *arguments: object, failpoints: str) -> None:
@@ -208,6 +221,8 @@ def test_a_crash_loses_and_doubles_nothing(stage, hits, figure, kind, chapter, p
     for hit in hits(kind, chapter, point):
         folder = stage.lake_for(chapter, kind)
         stage.must_die("play", folder, chapter, failpoints=f"{point}=crash@{hit}")
+        if chapter == "compact":
+            lifecycle.check_rebuilt(stage.copy_of(folder, kind))
         lifecycle.check(folder)
         figure("failpoints", "crashes")
 

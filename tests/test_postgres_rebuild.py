@@ -550,3 +550,84 @@ def test_the_command(site, lose, root, tmp_path, server):
     facts = json.loads(run("two", "rebuild", "--json", LAKESTORE_CATALOG=server.url))
     assert (facts["awaited"], facts["tables"][0]["rows"]) == ([], 20)
     all_sealed(site, 30, "one", "two")
+
+
+def compacted_by(site: Open, clock, by: str, *, vacuumed: bool, cold: str = "parquet") -> None:
+    """Two hosts seal into one day, and one of them compacts it all; then both seal again."""
+    one, two = site("one"), site("two")
+    one.create_table("events", SCHEMA, cold=cold)
+    for start in (0, 6):
+        one["events"].append(events(start, start + 3), producer="a", seq=start)
+        two["events"].append(events(start + 3, start + 6), producer="b", seq=start)
+        one.seal()
+        two.seal()
+    compactor, other = (one, two) if by == "one" else (two, one)
+    assert compactor["events"].compact().files_before == 4
+    for lake in (other, compactor):
+        assert counted(lake) == (12, 12)
+        assert other.verify().problems == ()
+    if vacuumed:
+        clock.move(10**6)
+        vacuum(other, clock)  # has nothing that is its to delete but segments
+        assert compactor["events"].vacuum(dry_run=False).cold
+    for lake, start in ((one, 12), (two, 16)):
+        lake["events"].append(events(start, start + 4))
+        lake.seal()
+        vacuum(lake, clock)
+        assert counted(lake)[0] == start + 4
+        assert_sound(lake)
+    other["events"].append(events(20, 22), producer="c", seq=1)
+    other.flush()
+    one.close()
+    two.close()
+
+
+@pytest.mark.parametrize("cold", ["parquet", "delta"])
+@pytest.mark.parametrize("vacuumed", [True, False])
+@pytest.mark.parametrize("by", ["one", "two"])
+@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+def test_a_host_has_compacted_the_files_of_all(
+    site, lose, rebuild_at, clock, cold, vacuumed, by, order
+):
+    compacted_by(site, clock, by, vacuumed=vacuumed, cold=cold)
+    lose()
+    for name in order:
+        rebuild_at(name)
+    with site("one") as one, site("two") as two:
+        assert one["events"].append(events(0, 3), producer="a", seq=6).rows == 0
+        assert two["events"].append(events(3, 6), producer="b", seq=6).rows == 0
+    rebuild_at(order[0])  # once more, while the catalog is well
+    all_sealed(site, 22, "one", "two")
+    with site(by) as lake:
+        lake["events"].compact()
+        clock.move(10**6)
+        lake["events"].vacuum(dry_run=False)
+        assert len(lake["events"]._context.state(newest=True).cold) == 1
+    all_sealed(site, 22, "one", "two")
+
+
+@pytest.mark.parametrize("at", ["one", "two"])
+def test_a_rebuild_while_the_catalog_alone_knows_of_a_compaction(
+    site, rebuild_at, clock, monkeypatch, at
+):
+    """Its record is not in the root yet: files alone would say that what went is there."""
+    with site("one") as one, site("two") as two:
+        one.create_table("events", SCHEMA)
+        for start in (0, 6):
+            one["events"].append(events(start, start + 3))
+            two["events"].append(events(start + 3, start + 6))
+            one.seal()
+            two.seal()
+        with monkeypatch.context() as patch:
+            patch.setattr("lakestore.cold.keeper.RecordKeeper.settle", plug)
+            with pytest.raises(ls.StorageError, match="pulled the plug"):
+                one["events"].compact()
+        assert counted(two) == (12, 12)
+        assert_sound(two)
+    rebuild_at(at)
+    all_sealed(site, 12, "one", "two")
+    clock.move(10**6)
+    with site("one") as one, site("two") as two:
+        deleted = [table.vacuum(dry_run=False).cold for table in (one["events"], two["events"])]
+        assert sum(map(len, deleted)) == 4
+    all_sealed(site, 12, "one", "two")

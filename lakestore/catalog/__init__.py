@@ -315,6 +315,13 @@ class Catalog:
         with self.database.begin("read") as con:
             return pruned(con, table_id, version)
 
+    def replaced(self, table_id: int) -> frozenset[str]:
+        """Cold files that others took the place of, until they are deleted."""
+        c = t.cold_files.c
+        query = sa.select(c.name).where(c.table_id == table_id, c.removed > 0)
+        with self.database.begin("read") as con:
+            return frozenset(con.execute(query).scalars())
+
     def inventory(self, *, settled: bool = False) -> Inventory:
         """Everything the catalog says, of one version.
 

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from lakestore.errors import ConflictError
+from lakestore.replacement import Record
 from lakestore.snapshot import Segment, TableState
 
 Sent = tuple[str, int]
@@ -76,6 +77,10 @@ class TableRecord:
     """Other sites that a rebuild found sealed files of."""
     replaced_through: int = 0
     """Version of the newest replacement that a rebuild found a record of."""
+    replaced: frozenset[str] = frozenset()
+    """Cold files that others took the place of, whichever site deletes them; `verify` asks."""
+    unkept: Record | None = None
+    """What a rebuild found replaced, of which no record is kept in the root yet."""
 
     @property
     def is_held(self) -> bool:

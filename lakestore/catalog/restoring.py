@@ -82,10 +82,20 @@ class Restoration(Commit):
         if self._list_own(row.id, record.state.cold) and self.shared_version() != version:
             raise ConflictError("other hosts sealed meanwhile")
         held = holding_of(self._con, self._site, row.id)
+        waiting = self._waiting(held) - {file.name for file in record.state.cold}
         for relation in _HELD if held is not None else ():
             self._con.execute(relation.delete().where(relation.c.holding_id == held))
         if held is not None or record.is_held:
             self._hold(row.id, record)
+        # Files of other sites too, which this one has replaced: nobody else deletes them.
+        named = {item.name for item in record.garbage if item.kind == "cold"}
+        self.add_garbage(row.id, "cold", sorted(waiting - named))
+
+    def _waiting(self, held: int | None) -> set[str]:
+        """Cold files that this site has listed as garbage."""
+        g = t.garbage.c
+        query = sa.select(g.name).where(g.holding_id == held, g.kind == "cold")
+        return set(self._con.execute(query).scalars())
 
     def _list_own(self, table_id: int, files: tuple[ColdFile, ...]) -> bool:
         """List these of this site's cold files, and no others; whether one was not listed."""
@@ -118,6 +128,8 @@ class Restoration(Commit):
         self.add_flushed(table_id, sorted(state.flushed), record.batches)
         for producer, seq in record.producers.items():
             self._raise_producer(table_id, producer, seq)
+        if record.unkept is not None:
+            self.keep(table_id, record.unkept)
         for item in record.garbage:
             self.add_garbage(table_id, item.kind, [item.name])
 

@@ -187,6 +187,13 @@ class ColdTable(Protocol):
         """
         ...
 
+    def replaced(self) -> Collection[str]:
+        """Names of the files that were part of the table, whichever site is to delete them.
+
+        As far as it is remembered: some are gone, and a log forgets them in time.
+        """
+        ...
+
     def settle(self) -> None:
         """Finish what a commit began, after a crash: before anything it replaced is deleted.
 

@@ -350,6 +350,10 @@ class DeltaCold:
 
         self._say(lines, "ADD COLUMNS")
 
+    def replaced(self) -> Collection[str]:
+        """What the newest version that was read says of them."""
+        return self._log.known.removed.keys()
+
     def settle(self) -> None:
         """Take segments off the catalog's list that the log says are sealed; records too."""
         state = self._log.refresh()

@@ -119,6 +119,10 @@ class ParquetCold:
     def evolve(self, schema: TableSchema, versions: Sequence[int]) -> None:
         """Nothing: the catalog's own commit says it."""
 
+    def replaced(self) -> Collection[str]:
+        """What the catalog lists as removed."""
+        return self._catalog.replaced(self._table_id)
+
     def settle(self) -> None:
         """Records alone: both tiers change in one transaction."""
         self._records.settle(

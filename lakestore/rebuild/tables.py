@@ -28,7 +28,7 @@ from lakestore.rebuild import logs
 from lakestore.rebuild.repeats import Repeats
 from lakestore.rebuild.seals import Choice, Seals, choose
 from lakestore.rebuild.sources import Found, Shared, Sources
-from lakestore.replacement import gone
+from lakestore.replacement import Record, gone, of_use
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, FileInfo, GenerationId, Segment, TableState
 from lakestore.storage.local import raise_refusal
@@ -67,6 +67,7 @@ class TableReader:
         self._unreadable: list[str] = []
         self._sealed: tuple[str, ...] = ()
         self._gone: Mapping[str, Mapping[str, Any]] = {}
+        self._unkept: Record | None = None
         self._compacted: list[str] = []
         self._elsewhere: tuple[Elsewhere, ...] = ()
         self._last = 0
@@ -275,13 +276,19 @@ class TableReader:
         if self._own is not None:
             self._elsewhere = tuple(Elsewhere(s, n, {}) for s, n in sealed.elsewhere.items())
         self._last = max(self._last, sealed.through)
-        self._gone = {n: f for n, f in self._gone.items() if n not in state.adds}
         self._footers |= {name: footer_of(name) for name in sealed.files}
-        # What the log removed and nobody deleted yet, and what is deleted and has a record.
+        # What has a record, unless it came back, and what the log alone says of files still there.
+        self._gone = {name: f for name, f in self._gone.items() if name not in state.adds}
         there = {key.removeprefix(data_prefix(self._folder)) for key in self._data}
-        removed = [n for n in state.removed if n in there and n not in self._gone]
-        went = {n: footer_of(n) for n in removed} | dict(self._gone)
-        went = {n: footer for n, footer in went.items() if footer.get("site") == sealed.site}
+        removed = {
+            name: footer_of(name)
+            for name in sorted(state.removed.keys() & there - self._gone.keys())
+            if _site_of(name) == sealed.site
+        }
+        if removed:
+            kept = {name: of_use(footer) for name, footer in removed.items()}
+            self._unkept = Record("compact", state.version, kept, ())
+        went = {n: f for n, f in self._gone.items() if f.get("site") == sealed.site} | removed
         self._footers |= went
         self._sealed = (*sealed.files, *went)
         covers = _covers([self._footers[name] for name in self._sealed])
@@ -350,6 +357,7 @@ class TableReader:
                 for site, tiles in choice.others.items()
             ),
             replaced_through=self._replaced_through,
+            unkept=self._unkept,
         )
 
     def _sealed_payload(self, infos: Mapping[str, FileInfo]) -> tuple[Garbage, ...]:
@@ -447,6 +455,14 @@ class TableReader:
         if "/" in name:
             return self._sources.fetched(data_prefix(self._folder) + name)
         return self._layout.hot(self._folder) / name
+
+
+def _site_of(name: str) -> str | None:
+    """The site that made a cold file; None of one that another engine named."""
+    try:
+        return ColdName.parse(name).site
+    except CorruptionError:
+        return None
 
 
 def _names(tiles: Sequence[Tile]) -> list[str]:

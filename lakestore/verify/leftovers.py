@@ -115,9 +115,9 @@ def _is_kept(record: TableRecord | None, name: str, living: set[str]) -> bool:
 
 
 def _cold_names(record: TableRecord) -> set[str]:
-    """Cold files that are listed, or that wait for vacuum."""
+    """Cold files that are listed, or that wait for vacuum here or at another site."""
     waiting = {item.name for item in record.garbage if item.kind == "cold"}
-    return waiting | {file.name for file in record.state.cold}
+    return waiting | record.replaced | {file.name for file in record.state.cold}
 
 
 def _is_of_seals_to_come(name: ColdName, record: TableRecord, living: set[str]) -> bool:

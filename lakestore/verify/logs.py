@@ -15,15 +15,13 @@ from lakestore.versions import document
 
 
 def with_log(site: SiteContext, record: TableRecord, schema: TableSchema) -> TableRecord:
-    """What the catalog says of a table, and what its log says, read anew.
+    """What the catalog says of a table, with what lists its cold files, read anew.
 
     Raises:
         CorruptionError: the log is damaged.
         FormatTooNewError: it needs what lakestore cannot read.
         StorageError: it cannot be read for now.
     """
-    if record.cold == "parquet":
-        return record
     version = max(record.schemas, default=1)
     entry = TableEntry(record.id, record.name, record.folder, record.cold, version, schema.text)
     cold = cold_table(site, entry, schema)
@@ -31,7 +29,12 @@ def with_log(site: SiteContext, record: TableRecord, schema: TableSchema) -> Tab
     # The catalog follows the log, and may not have done so yet.
     ahead = [number for number in cold.versions() if number > version]
     texts = {number: document(site, record.folder, number) for number in ahead}
-    return replace(record, state=state, schemas={**record.schemas, **texts})
+    return replace(
+        record,
+        state=state,
+        schemas={**record.schemas, **texts},
+        replaced=frozenset(cold.replaced()),
+    )
 
 
 def log_problem(objects: Objects, record: TableRecord, error: Exception) -> Problem:

@@ -154,12 +154,15 @@ class _Verification:
         tables = []
         for record in inventory.tables:
             try:
-                if record.cold != "parquet" and not record.dropped:
+                if not record.dropped:
                     record = with_log(self.site, record, _lineage(record).schema.stored)
+                if record.cold == "delta" and not record.dropped:
                     self.problems += check_versions(self.objects, record, keys or ())
             except (SchemaError, ValueError):  # `_table` says so
                 pass
             except (CorruptionError, FormatTooNewError) as error:
+                if record.cold == "parquet":
+                    raise
                 self.unread.add(record.folder)
                 if keys is not None:
                     self.problems.append(log_problem(self.objects, record, error))
@@ -225,19 +228,18 @@ class _Verification:
 
     def _gone(self, record: TableRecord) -> Mapping[str, Mapping[str, Any]]:
         """Footers of this site's cold files that others took the place of; damage is noted."""
-        prefix = record_key(record.folder)
         # The catalog first: from there a record goes to the root, and never back.
         pending = self.site.catalog.records(record.id).values()
-        try:
-            records = [Record.from_json(text, "a record of the catalog") for text in pending]
-            storage = self.site.storage
-            records += records_of(storage, record.folder, storage.list(prefix))
-        except CorruptionError as error:
-            path = self.objects.path(prefix[:-1])
-            self.problems.append(
-                Problem("record", "damage", record.name, path, str(error), RESTORE)
-            )
-            return {}
+        records = [Record.from_json(text, "a record in it") for text in pending]
+        storage, folder = self.site.storage, record.folder
+        for key in sorted(storage.list(record_key(folder))):
+            try:
+                records += records_of(storage, folder, [key])
+            except CorruptionError as error:
+                path = self.objects.path(key)
+                self.problems.append(
+                    Problem("record", "damage", record.name, path, str(error), RESTORE)
+                )
         live = {file.name for file in record.state.cold}  # what is replaced since does not matter
         own = self.site.catalog.site
         went = replaced_files(records).items()

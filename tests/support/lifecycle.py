@@ -17,6 +17,7 @@ import duckdb
 import pyarrow as pa
 import pyarrow.parquet as pq
 from deltalake import DeltaTable
+from support.commands import rebuild
 from support.mutants import plant
 from support.partials import relation
 
@@ -50,7 +51,12 @@ EVOLVED = ls.TableSchema.from_toml(
     SCHEMA.text.replace('note = "VARCHAR"', 'note = "VARCHAR"\nextra = "VARCHAR"')
 )
 """A column more, in the midst of the others."""
-SETTINGS = {"segments_max": 2, "segment_duckdb_rows": 20, "vacuum_grace_s": 0}
+SETTINGS = {
+    "segments_max": 2,
+    "segment_duckdb_rows": 20,
+    "vacuum_grace_s": 0,
+    "cold_grace_s": 0,
+}
 FIRST_DAY = range(40)
 SEALED = frozenset(range(30))
 """Numbers of the events that `prepare` seals."""
@@ -366,6 +372,16 @@ CHAPTERS: dict[str, list[Step]] = {
         Life.prune,
         _append("p-6", range(60, 70)),
     ],
+    "compact": [  # two files of the first day, and three of the second
+        Life.open,
+        Life.seal,
+        _append("q-1", range(60, 70)),
+        Life.seal,
+        lambda life: life.lake["events"].compact(),
+        lambda life: life.lake["events"].vacuum(dry_run=False),
+        _append("p-6", range(70, 80)),
+        _append("q-2", range(20, 30)),  # all are in a file that took the place of others
+    ],
     "drop": [
         Life.open,
         lambda life: life.drop("extra"),
@@ -440,6 +456,20 @@ def prepare(folder: Path) -> None:
     life.append("events", "p-5", range(55, 60), level="os")
     (next((life.site / "staging").iterdir()) / "half.parquet").write_bytes(b"half")
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def check_rebuilt(folder: Path) -> None:
+    """What must hold of a copy whose catalog is lost, and made again from the files."""
+    life = Life(folder)
+    for path in life.site.glob("catalog.sqlite*"):
+        path.unlink()
+    rebuild(life.root, local=life.site, storage_options=life.place["storage_options"])
+    life.open()
+    life.check()
+    life.flush()
+    life.lake.maintain()
+    life.check()
+    life.close()
 
 
 def check(folder: Path) -> None:
