@@ -308,20 +308,16 @@ class Buffer:
     def turn_over(self, swap: Callable[[], None]) -> None:
         """Have rows that are accepted from now on be of another version of the schema.
 
+        What is queued stays so until it is synced or flushed: a query may be who asks, and must not
+        fail because a disk is full.
+
         Args:
             swap: makes that the one that appends and new journals are of.
-
-        Raises:
-            StorageError: the disk refused what was queued; nothing is swapped.
         """
         with self.lock:
             with self.visibility:
-                last = self._generations[-1] if self._generations else None
-            if last is not None and not last.closed:
-                if last.journal is not None and not last.journal.failed:
-                    last.journal.write_queued()
-                with self.visibility:
-                    last.closed = True
+                for generation in self._generations[-1:]:
+                    generation.closed = True
             swap()
 
     def find(self, id: GenerationId) -> Generation | None:

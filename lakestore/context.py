@@ -5,6 +5,7 @@ Locks of a process, in the order in which they may be taken; each may be skipped
     TableContext.flushing, then sealing      one flush, and one merge or seal, of a table
     views.lock (a file)                      one `lake.duckdb` is made at a time
     Lake._opening                            the tables of the open lake
+    Newest.lock                              one change of a table's schema, in this process
     Buffer.lock                              one append or rotation of a table
     a catalog commit (the database's own lock)
     SiteContext.visibility                   pointers and counters only
@@ -226,7 +227,7 @@ class SiteContext:
 class Newest:
     """The one thing of an open table that changes: its context, with each new schema version."""
 
-    lock: threading.Lock = field(default_factory=threading.Lock)  # taken before Buffer.lock
+    lock: threading.Lock = field(default_factory=threading.Lock)
     context: "TableContext | None" = None
 
 
@@ -299,11 +300,7 @@ class TableContext:
         return self._newest.context
 
     def evolved(self, entry: TableEntry, lineage: Lineage) -> "TableContext":
-        """The table as a newer version of its schema has it: for whoever asks for it next.
-
-        Raises:
-            StorageError: the disk refused what was queued; nothing has changed.
-        """
+        """The table as a newer version of its schema has it: for whoever asks for it next."""
         with self._newest.lock:
             old = self.newest
             if old.entry.schema_version >= entry.schema_version:

@@ -48,7 +48,7 @@ def take_up(table: TableContext, version: int) -> TableContext:
 
     Raises:
         CorruptionError: a version that rows are of is nowhere to be found.
-        StorageError: the store that has it does not answer, or the disk refused.
+        StorageError: the store that has it does not answer.
     """
     if table.entry.schema_version >= version:
         return table

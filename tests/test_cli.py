@@ -238,3 +238,31 @@ def test_a_schema_is_shown_checked_and_evolved(lake, file):
     assert "column 'note' is dropped" in told["error"]
     assert "no version 9" in fails("schema", "show", lake, "t", "--version", 9)
     assert "no schema document" in fails("schema", "check", lake, "t", "nowhere.toml")
+
+
+def test_files_with_new_columns(tmp_path, file):
+    """What a table does with them its schema says: to files as to appends."""
+    lake = tmp_path / "lake"
+    for policy in ("add", "ignore", "reject"):
+        document = file(f"{policy}.toml", f'on_new_column = "{policy}"\n{SCHEMA}')
+        ok("create", lake, policy, "--schema", document)
+    csv = file("more.csv", "id,at,n,note,size\na,2026-01-01T00:00:00Z,1,one,2.5\n")
+    line = {"id": "b", "at": TIME, "n": 2, "deep": {"x": [1]}, "none": None}
+    ndjson = file("more.ndjson", json.dumps(line) + "\n")
+    for more in (csv, ndjson):
+        ok("ingest", lake, "add", more)
+        ok("ingest", lake, "ignore", more)
+        assert "the table has no column" in fails("ingest", lake, "reject", more)
+    assert rows(lake, "SELECT id, size, deep FROM add ORDER BY id") == [
+        {"id": "a", "size": 2.5, "deep": None},
+        {"id": "b", "size": None, "deep": {"x": [1]}},
+    ]
+    assert rows(lake, 'SELECT id, n, note FROM "ignore" ORDER BY id') == [
+        {"id": "a", "n": 1, "note": "one"},
+        {"id": "b", "n": 2, "note": None},
+    ]
+    text = SCHEMA.replace("note =", "text =") + '[renamed]\ntext = "note"\n'
+    ok("schema", "evolve", lake, "reject", file("renamed.toml", text))
+    ok("ingest", lake, "reject", file("good.csv", GOOD))
+    found = rows(lake, "SELECT text FROM reject ORDER BY 1")
+    assert found == [{"text": "one"}, {"text": "two"}]

@@ -744,6 +744,7 @@ def test_an_evolve_that_was_cut_short(open_lake, root, clock, cold, point):
     assert lake.verify().ok
 
 
+@pytest.mark.sqlite
 @pytest.mark.parametrize("cold", COLDS)
 def test_a_document_that_was_never_committed(open_lake, root, clock, cold):
     lake = open_lake()

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import pyarrow as pa
 
+from lakestore import columns
 from lakestore.errors import SchemaError
 from lakestore.files import arrow, csv, ndjson
-from lakestore.files.mapping import Options
+from lakestore.files.mapping import Options, table_name
 from lakestore.files.source import Source, open_source
+from lakestore.schema import TableSchema
 
 
 def schema_of_file(path: Path, event_time: str, nulls: Sequence[str]) -> pa.Schema:
@@ -23,12 +25,7 @@ def schema_of(source: Source, event_time: str, options: Options) -> pa.Schema:
     Raises:
         SchemaError: no column of that name, or one that is no time.
     """
-    if source.format == "csv":
-        found = csv.infer(source, options)
-    elif source.format == "ndjson":
-        found = ndjson.infer(source)
-    else:
-        found = arrow.infer(source)
+    found = _columns_of(source, options)
     names = [options.renames.get(name, name) for name in found.names]
     if event_time not in names:
         raise SchemaError(
@@ -44,3 +41,21 @@ def schema_of(source: Source, event_time: str, options: Options) -> pa.Schema:
     elif pa.types.is_string(kind) and source.format == "ndjson":
         types[event_time] = pa.timestamp("us", "UTC")
     return pa.schema(list(types.items()))
+
+
+def new_columns(source: Source, schema: TableSchema, options: Options) -> dict[str, str]:
+    """Declarations of the columns, after --map, that a table has not got."""
+    found = _columns_of(source, options)
+    new = {
+        name: kind
+        for field, kind in zip(found.names, found.types, strict=True)
+        if (name := table_name(field, schema, options)) not in schema.names
+        and not pa.types.is_null(kind)
+    }
+    return columns.declare(pa.schema(list(new.items())))
+
+
+def _columns_of(source: Source, options: Options) -> pa.Schema:
+    if source.format == "csv":
+        return csv.infer(source, options)
+    return ndjson.infer(source) if source.format == "ndjson" else arrow.infer(source)

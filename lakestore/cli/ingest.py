@@ -134,11 +134,17 @@ def table_for(
 ) -> Table:
     """The table of that name; where there is none, one that is made of a file's columns.
 
+    A table whose schema says so gets those columns of the file that it lacks.
+
     Raises:
         NotFoundError: there is none, and no column for the event time is named.
     """
     if name in lake:
-        return lake[name]
+        table = lake[name]
+        grows = table.schema.document.on_new_column == "add" and not options.ignore_unknown
+        if grows and (new := infer.new_columns(source, table.schema, options)):
+            table.evolve(add=new)
+        return table
     if event_time is None:
         raise NotFoundError(
             f"no table {name!r} in {lake.root!r}; its tables: {', '.join(lake) or 'none yet'}; "

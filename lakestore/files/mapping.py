@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 from lakestore.errors import SchemaError
+from lakestore.naming import target
 from lakestore.schema import TableSchema
 
 
@@ -47,10 +48,10 @@ def targets(
         raise SchemaError(
             f"{what}: --map names {_list(wrong)}, not in the file; it has {', '.join(names)}"
         )
-    renamed = {name: options.renames.get(name, name) for name in names}
+    renamed = {name: table_name(name, schema, options) for name in names}
     check_unique(list(renamed.values()), f"{what}, after --map")
     unknown = [name for name, target in renamed.items() if target not in schema.names]
-    if unknown and not options.ignore_unknown:
+    if unknown and not ignores(schema, options):
         raise SchemaError(unknown_columns(unknown, schema, what))
     taken = {name: target for name, target in renamed.items() if target in schema.names}
     missing = missing_columns(set(taken.values()), schema)
@@ -60,6 +61,18 @@ def targets(
             "name it with --map FROM=TO"
         )
     return taken
+
+
+def table_name(name: str, schema: TableSchema, options: Options) -> str:
+    """What the table calls a file's column, which may have the name that it had before."""
+    called = options.renames.get(name, name)
+    column = target(called, schema)
+    return called if column is None else column.name
+
+
+def ignores(schema: TableSchema, options: Options) -> bool:
+    """Whether what the table lacks is left out: the user says so, or the table's schema."""
+    return options.ignore_unknown or schema.document.on_new_column == "ignore"
 
 
 def missing_columns(present: set[str], schema: TableSchema) -> list[str]:

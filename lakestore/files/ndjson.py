@@ -17,7 +17,13 @@ import pyarrow.json as pj
 
 from lakestore.coerce import FRAME_ROWS
 from lakestore.errors import InvalidInputError, SchemaError
-from lakestore.files.mapping import Options, missing_columns, unknown_columns
+from lakestore.files.mapping import (
+    Options,
+    ignores,
+    missing_columns,
+    table_name,
+    unknown_columns,
+)
 from lakestore.files.rejects import Chunk, Rejects, shorten
 from lakestore.files.source import Source
 from lakestore.schema import TableSchema
@@ -111,7 +117,7 @@ class _Reader:
 
     def check_required(self) -> None:
         """Raises `SchemaError` when none of the lines so far has a required column."""
-        renamed = {self._options.renames.get(name, name) for name in self._met}
+        renamed = {table_name(name, self._schema, self._options) for name in self._met}
         missing = missing_columns(renamed, self._schema)
         if self._met and missing:
             raise SchemaError(
@@ -145,9 +151,9 @@ class _Reader:
     def _take(self, names: list[str]) -> dict[str, str]:
         new = [name for name in names if name not in self._met]
         self._met.update(new)
-        taken = {name: self._options.renames.get(name, name) for name in names}
+        taken = {name: table_name(name, self._schema, self._options) for name in names}
         unknown = [name for name in new if taken[name] not in self._schema.names]
-        if unknown and not self._options.ignore_unknown:
+        if unknown and not ignores(self._schema, self._options):
             raise SchemaError(unknown_columns(unknown, self._schema, self._source.name))
         taken = {name: to for name, to in taken.items() if to in self._schema.names}
         if len(set(taken.values())) < len(taken):
