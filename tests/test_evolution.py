@@ -1,8 +1,11 @@
 """Schema versions: columns are added, widened and renamed, and rows stay as they were written."""
 
+import os
+import random
 import subprocess
 import sys
 import threading
+from collections.abc import Iterable
 from datetime import timedelta
 from pathlib import Path
 
@@ -589,7 +592,7 @@ def test_a_writer_of_both_versions_is_killed(open_lake, root, cold, tmp_path):
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        env={"PYTHONPATH": ":".join([str(here), *sys.path]), "PATH": "/usr/bin:/bin"},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(here), *sys.path])},
     )
     assert process.stdin is not None
     assert process.stdout is not None
@@ -999,3 +1002,125 @@ def test_a_schema_evolves_in_a_store(store, prefix, tmp_path, clock, cold):
     if cold == "delta":
         with ls.open(prefix, local=tmp_path / "other", mode="r", **options) as reader:
             assert seen(reader["events"]) == rows
+
+
+# any sequence of steps
+
+
+class Walk:
+    """Two writers and a reader at one table, whose schema evolves; and what the table must hold."""
+
+    def __init__(self, seed: int, root: Path, clock: object, cold: str) -> None:
+        self.chance = random.Random(seed)
+        self.root, self.clock, self.cold = root, clock, cold
+        self.rows: dict[str, dict] = {}
+        self.name = "who"  # of a column that is renamed now and then
+        self.extras: list[str] = []
+        self.lakes = [self.opened(), self.opened()]
+        self.lakes[0].create_table("events", schema(BASE), cold=cold)
+        self.reader = self.opened(mode="r")
+
+    def opened(self, **options: str) -> ls.Lake:
+        settings = {"segments_max": 3, "segment_duckdb_rows": 8}
+        made = {"upkeep": "manual", "clock": self.clock, "settings": settings}
+        return ls.open(self.root, **(made | options))
+
+    def any_table(self) -> ls.Table:
+        return self.chance.choice(self.lakes)["events"]
+
+    def append(self) -> None:
+        """Rows with the columns that this handle knows of, or fewer."""
+        table = self.any_table()
+        known = set(table.schema.names)
+        called = next(name for name in known if name.startswith("who"))
+        batch = []
+        for _ in range(self.chance.randint(1, 12)):
+            id = f"e{len(self.rows):06d}"
+            row = {"id": id, "time": START + timedelta(hours=self.chance.randint(0, 60))}
+            row["n"] = self.chance.choice([None, self.chance.randint(-(2**31), 2**31 - 1)])
+            row |= {n: self.chance.randint(0, 99) for n in self.extras if n in known}
+            self.rows[id] = row | {"who": f"w{len(self.rows) % 4}"}
+            batch.append(row | {called: self.rows[id]["who"]})
+        table.append(batch, level=self.chance.choice(["disk", "os"]))
+
+    def evolve(self) -> None:
+        table = self.any_table()
+        kind = self.chance.choice(["add", "widen", "rename"] if self.cold == "parquet" else ["add"])
+        if kind == "add":
+            self.extras.append(f"extra_{len(self.extras)}")
+            table.evolve(add={self.extras[-1]: "INTEGER"})
+        elif kind == "widen":
+            kinds = {"INTEGER": "BIGINT", "BIGINT": "DECIMAL(20,0)"}
+            query = "SELECT column_type FROM (DESCRIBE events) WHERE column_name = 'n'"
+            ((now,),) = self.lakes[0].sql(query).fetchall()
+            if now in kinds:
+                table.evolve(widen={"n": kinds[now]})
+        else:
+            fresh = f"who_{len(table.schemas)}_{self.chance.randint(0, 10**6)}"
+            table.evolve(rename={self.name: fresh})
+            self.name = fresh
+
+    def flush(self) -> None:
+        self.any_table().flush()
+
+    def seal(self) -> None:
+        self.any_table().seal()
+
+    def compact(self) -> None:
+        self.any_table().compact()
+
+    def die(self) -> None:
+        """One writer dies, and another comes."""
+        number = self.chance.randrange(2)
+        die(self.lakes[number])
+        self.lakes[number] = self.opened()
+
+    def check(self) -> None:
+        columns = ", ".join(["id", "n::BIGINT AS n", f'"{self.name}" AS who', *self.extras])
+        wanted = [
+            {"id": r["id"], "n": r["n"], "who": r["who"], **{n: r.get(n) for n in self.extras}}
+            for r in self.rows.values()
+        ]
+        for lake in [*self.lakes, self.reader]:
+            found = lake.sql(f"SELECT {columns} FROM events ORDER BY id").to_arrow().to_pylist()
+            assert found == wanted
+            table = lake["events"]
+            assert table.totals(["count", "sum(n)"]).to_arrow().to_pylist() == [
+                {"count": len(wanted), "sum(n)": _sum(r["n"] for r in wanted) or 0}
+            ]
+            some = self.chance.choice(wanted or [None])
+            if some is not None:
+                got = table.get(some["id"])
+                assert got is not None
+                assert (got["n"], got[self.name]) == (some["n"], some["who"])
+
+    def close(self) -> None:
+        for lake in [*self.lakes, self.reader]:
+            lake.close()
+
+
+def _sum(values: Iterable[int | None]) -> int | None:
+    known = [value for value in values if value is not None]
+    return sum(known) if known else None
+
+
+@pytest.mark.parametrize("cold", COLDS)
+@pytest.mark.parametrize("seed", range(4))
+def test_any_sequence_of_steps(root, clock, cold, seed, soak):
+    walk = Walk(seed, root, clock, cold)
+    steps = [walk.append] * 6 + [walk.evolve, walk.flush, walk.flush, walk.seal]
+    steps += [walk.compact, walk.die]
+    for _ in range(400 if soak else 30):
+        walk.chance.choice(steps)()
+        if walk.chance.random() < 0.4:
+            walk.check()
+    walk.check()
+    for lake in walk.lakes:
+        lake["events"].seal()
+    walk.check()
+    report = walk.lakes[0].verify()
+    assert report.ok, report.problems
+    with duckdb.connect(f"{root}/lake.duckdb", read_only=True) as con:
+        shown = con.sql("SELECT count(*), sum(n)::BIGINT FROM events").fetchall()
+    assert shown == [(len(walk.rows), _sum(row["n"] for row in walk.rows.values()))]
+    walk.close()
