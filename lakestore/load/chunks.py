@@ -17,7 +17,7 @@ from lakestore.schema import TableSchema
 from lakestore.settings import MIB
 
 CHUNK_ROWS = 1 << 20
-CHUNK_BYTES = 128 * MIB
+CHUNK_BYTES = 96 * MIB
 """Two chunks are in memory at a time, and one of them once more while it is sorted."""
 
 

@@ -37,6 +37,7 @@ from lakestore.query.pin import pin
 from lakestore.seal import seal, taken
 from lakestore.snapshot import ColdFile, Segment, TableState
 from lakestore.storage.local import make_folder
+from lakestore.versions import take_up
 from lakestore.watermark import Promise, promise
 
 _FILES = 2
@@ -62,18 +63,24 @@ class _OvertakenError(Exception):
 def load_chunk(table: TableContext, chunk: Chunk) -> list[ColdFile]:
     """Move the rows that are new to the cold tier; the caller holds `table.sealing`.
 
+    Args:
+        table: in the version of the schema that the chunk has.
+
     Returns:
         The files; none when no row was new, and then nothing was committed.
 
     Raises:
         AcceptedError: another process has loaded them meanwhile.
-        ConflictError: another process sealed meanwhile: try again.
+        ConflictError: another process sealed, or evolved the schema, meanwhile: try again.
         StorageError: the disk or the store refused; nothing of the chunk was committed.
     """
+    version = table.entry.schema_version
+    table = take_up(table.newest, table.state(newest=True).schema_version)
     promised = promise(table)
     seal(table)
     reach("load.1")
-    rows = pa.Table.from_batches(chunk.batches, schema=table.accepts.buffered.arrow)
+    batches = table.lineage.buffered(version).batches(chunk.batches)
+    rows = pa.Table.from_batches(batches, schema=table.accepts.buffered.arrow)
     fresh = _without_known(table, rows, None)
     reach("load.2")
     if not fresh.rows.num_rows:
@@ -96,8 +103,10 @@ def _without_known(table: TableContext, rows: pa.Table, since: TableState | None
     """
     if table.schema.dedup == "none":
         return _Fresh(rows, table.state(newest=True))
-    held = pin(table.site, [table])[0].held  # first: what is flushed meanwhile is published then
-    state = table.state(newest=True)
+    pinned = pin(table.site, [table])[0]  # first: what is flushed meanwhile is published then
+    held, state = pinned.held, table.state(newest=True)
+    if pinned.table.entry.schema_version > table.entry.schema_version:
+        raise ConflictError(f"the schema of {table.entry.name!r} was evolved meanwhile")
     if since is not None and _names(state) <= _names(since):
         return _Fresh(_without_held(table, rows, held), state)
     fresh = duplicates.drop_duplicates(table, rows, state, ask_all=True, since=since, waits=True)
