@@ -182,6 +182,8 @@ def test_a_source_of_a_name_is_loaded_once(lake: ls.Lake, cold: str) -> None:
     assert (longer.rows, longer.skipped) == (50, 250)
     assert numbers(table) == list(range(300))
     assert table.load(rows).rows == 250, "without a name it is another one"
+    named = table._context.site.catalog.producers(table._context.entry.id)
+    assert named == {"load:first": 300}, "what nobody can name again is not remembered"
     for wrong in ("", "x" * 501, 7, "\0"):
         with pytest.raises(ls.InvalidInputError, match="load_id"):
             table.load(rows, load_id=wrong)

@@ -32,7 +32,7 @@ class Source:
     name: str
     """What the user calls it."""
     producer: str
-    """Under which its rows are accepted, once."""
+    """Under which its rows are accepted, once; empty for one that nobody can name again."""
     read: Callable[[int], Iterator[Any]]
     """Its rows but for so many at the beginning: pieces in any form that can be appended."""
     rows: int | None = None
@@ -58,7 +58,8 @@ class Chunk:
             self.batches.append(batch)
             self.rows += batch.num_rows
             self.bytes += batch.nbytes
-        self.sent[producer] = through
+        if producer:
+            self.sent[producer] = through
 
     @property
     def is_full(self) -> bool:

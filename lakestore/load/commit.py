@@ -114,7 +114,7 @@ def _without_known(table: TableContext, rows: pa.Table, since: TableState | None
 
 
 def _names(state: TableState) -> set[str]:
-    return {s.name for s in state.hot} | {file.name for file in state.cold}
+    return {s.name for s in state.hot if s.info.rows} | {file.name for file in state.cold}
 
 
 def _without_held(table: TableContext, rows: pa.Table, held: pa.Table) -> pa.Table:

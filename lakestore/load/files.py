@@ -82,7 +82,7 @@ def _is_of_events(path: Path) -> bool:
     return plain.suffix.lower() in (*SUFFIXES, ".zip")
 
 
-def file_sources(paths: Sequence[Path], reading: Reading, producer: str | None) -> list[Source]:
+def file_sources(paths: Sequence[Path], reading: Reading, producer: str) -> list[Source]:
     """The sources that files are; one of all of them, where the caller names it.
 
     Raises:
@@ -90,7 +90,7 @@ def file_sources(paths: Sequence[Path], reading: Reading, producer: str | None) 
         StorageError: a file cannot be read.
     """
     sources = [_source(path, reading) for path in paths]
-    if producer is None:
+    if not producer:
         return sources
     sizes, counts = [s.bytes or 0 for s in sources], [s.rows for s in sources]
     rows = None if None in counts else sum(count or 0 for count in counts)

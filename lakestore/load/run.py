@@ -64,6 +64,7 @@ class _Track:
         self._tell = tell
         self._sources = {source.producer: source for source in sources}
         self._done = dict(known)
+        self._rows = sum(known.values())
         self._ended: set[str] = set()
         self._told: Progress | None = None
         self._rows_total = _sum(source.rows for source in sources)
@@ -72,13 +73,13 @@ class _Track:
     def take(self, chunk: Chunk) -> None:
         """A chunk is loaded."""
         self._done |= chunk.sent
+        self._rows += chunk.rows
         self._ended |= {source.producer for source in chunk.finished}
         self.tell()
 
     def tell(self) -> None:
-        rows = sum(self._done.values())
         size = sum(self._bytes_of(source) for source in self._sources.values())
-        progress = Progress(rows, self._rows_total, size, self._bytes_total)
+        progress = Progress(self._rows, self._rows_total, size, self._bytes_total)
         if progress != self._told:
             self._told = progress
             self._tell(progress)
@@ -112,7 +113,7 @@ def load(
 
     Raises: as `load_chunk` and `chunks`; what was loaded before stays.
     """
-    known = table.cold.accepted([source.producer for source in sources])
+    known = table.cold.accepted([source.producer for source in sources if source.producer])
     parts = tuple(Part(s.name, s.rows, s.bytes, known.get(s.producer, 0)) for s in sources)
     skipped = sum(known.values())
     if dry_run:

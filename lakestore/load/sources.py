@@ -15,5 +15,5 @@ def sources_of(source: Any, load_id: str | None, reading: Reading) -> list[Sourc
     """
     producer = producer_of(load_id)
     if are_files(source):
-        return file_sources(found(source), reading, producer if load_id is not None else None)
+        return file_sources(found(source), reading, producer)
     return [stream(source, producer)]

@@ -3,7 +3,6 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import chain, islice
 from typing import Any
-from uuid import uuid4
 
 import pyarrow as pa
 import pyarrow.dataset as ds
@@ -21,13 +20,13 @@ _LITTLE_AHEAD = {"batch_size": FRAME_ROWS, "batch_readahead": 2, "fragment_reada
 
 
 def producer_of(load_id: str | None) -> str:
-    """The producer of a source that a caller names, or of one that nobody can name again.
+    """The producer of a source that a caller names, or none.
 
     Raises:
         InvalidInputError: it is no name.
     """
     if load_id is None:
-        return f"load:{uuid4().hex}"
+        return ""
     is_text = isinstance(load_id, str) and not UNSPEAKABLE.search(load_id)
     if not is_text or not 0 < len(load_id.encode()) <= _NAME_BYTES:
         raise InvalidInputError(f"load_id must be 1 to {_NAME_BYTES} bytes of text")
