@@ -18,26 +18,29 @@ _AT_ONCE = 500
 class ColdList:
     """One table's cold files; those that were removed stay on it until they are deleted."""
 
-    def __init__(self, con: Connection, table_id: int, version: int, now: datetime) -> None:
+    def __init__(
+        self, con: Connection, table_id: int, version: int, now: datetime, site: str
+    ) -> None:
         """The list, to be changed.
 
         Args:
             version: of the lake, once this transaction is committed.
+            site: whose transaction it is.
         """
         self._con = con
         self._table_id = table_id
+        self._site = site
         self._version = version
         self._now = now.timestamp()
         self._mine = t.cold_files.c.table_id == table_id
 
     def add(self, files: Sequence[ColdFile]) -> None:
-        """List files; those that were removed are part of the table again."""
+        """List files; those that were removed before are part of the table again from now on."""
         c = t.cold_files.c
         known: set[str] = set()
         for some in _pieces([file.name for file in files]):
-            query = sa.select(c.name).where(self._mine, c.name.in_(some))
+            query = sa.select(c.name).where(self._mine, c.name.in_(some), c.removed == 0)
             known.update(self._con.execute(query).scalars())
-        self._mark(sorted(known), c.removed > 0, removed=0)
         rows = [self._row(file) for file in files if file.name not in known]
         if rows:
             self._con.execute(t.cold_files.insert(), rows)
@@ -58,9 +61,12 @@ class ColdList:
         Raises:
             ConflictError: one of them is not part of the table any more.
         """
-        names = [file.name for file in files]
-        listed = self._mark(names, t.cold_files.c.removed == 0, removed=self._version)
-        if listed != len(names):
+        c, listed = t.cold_files.c, 0
+        for some in _pieces([file.name for file in files]):
+            live = (self._mine, c.name.in_(some), c.removed == 0)
+            removed = t.cold_files.update().where(*live).values(removed=self._version)
+            listed += self._con.execute(removed).rowcount
+        if listed != len(files):
             raise ConflictError("a cold file was replaced meanwhile; that result stands")
 
     def forget(self, names: Collection[str]) -> None:
@@ -85,21 +91,13 @@ class ColdList:
                 "version": self._version,
                 "at": self._now,
                 "operation": operation,
+                "site": self._site,
                 "files_added": len(added),
                 "rows_added": sum(file.info.rows for file in added),
                 "files_removed": len(removed),
                 "rows_removed": sum(file.info.rows for file in removed),
             },
         )
-
-    def _mark(self, names: Sequence[str], only: sa.ColumnElement[bool], *, removed: int) -> int:
-        """Say from which version on some files are removed; how many of them there were."""
-        count = 0
-        for some in _pieces(names):
-            chosen = (self._mine, t.cold_files.c.name.in_(some), only)
-            marked = t.cold_files.update().where(*chosen).values(removed=removed)
-            count += self._con.execute(marked).rowcount
-        return count
 
     def _row(self, file: ColdFile) -> dict[str, object]:
         return {

@@ -77,6 +77,8 @@ class Commit:
             t.schemas.insert(), {"table_id": table_id, "version": 1, "text": schema_text}
         )
         self._held(table_id)
+        if cold == "parquet":  # else the log has its history
+            self.cold(table_id).note("create", ())
         return TableEntry(table_id, name, folder, cold, 1, schema_text)
 
     def add_schema(self, table_id: int, follows: int, version: int, text: str) -> None:
@@ -305,7 +307,7 @@ class Commit:
         return self._cold(table_id)
 
     def _cold(self, table_id: int) -> ColdList:
-        return ColdList(self._con, table_id, self.shared_version() + 1, self.now)
+        return ColdList(self._con, table_id, self.shared_version() + 1, self.now, self._site)
 
     def replace(self, table_id: int, replacement: Replacement) -> None:
         """List files in the place of others, which are garbage from then on.

@@ -11,6 +11,8 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 import lakestore.catalog.tables as t
+from lakestore.catalog.rows import DAMAGED, info_of
+from lakestore.catalog.strict import Number, Seconds, Text, damage
 
 _COUNTED = "<counted>"
 """The type of a key that counts up by itself, which every database calls something else."""
@@ -76,12 +78,13 @@ def _to_replacements() -> Iterator[str]:
         f"CREATE TABLE cold_files ({key}name TEXT NOT NULL, day DATE NOT NULL,"
         " first BIGINT NOT NULL, last BIGINT NOT NULL, schema_version INTEGER NOT NULL,"
         " committed_at FLOAT NOT NULL, info TEXT NOT NULL, added BIGINT NOT NULL,"
-        f" removed BIGINT NOT NULL, PRIMARY KEY (table_id, name){reference}",
+        f" removed BIGINT NOT NULL, PRIMARY KEY (table_id, name, added){reference}",
         ", (SELECT version FROM lake), 0",
     )
     yield (
         f"CREATE TABLE history ({key}version BIGINT NOT NULL, at FLOAT NOT NULL,"
-        " operation TEXT NOT NULL, files_added INTEGER NOT NULL, rows_added BIGINT NOT NULL,"
+        " operation TEXT NOT NULL, site TEXT NOT NULL, files_added INTEGER NOT NULL,"
+        " rows_added BIGINT NOT NULL,"
         " files_removed INTEGER NOT NULL, rows_removed BIGINT NOT NULL,"
         f" PRIMARY KEY (table_id, version){reference}"
     )
@@ -107,6 +110,29 @@ STEPS = {
 }
 
 
+def _begin_history(con: Connection) -> None:
+    """One line for what each Parquet table has, and has had since its last file came."""
+    version = con.exec_driver_sql("SELECT version FROM lake").scalar_one()
+    files = sa.table(
+        "cold_files",
+        sa.column("info", Text()),
+        sa.column("committed_at", Seconds()),
+        sa.column("table_id", Number()),
+    )
+    listed = sa.select(files.c.info, files.c.committed_at)
+    tables = "SELECT id, created_at FROM tables WHERE cold = 'parquet'"
+    for id, created in con.exec_driver_sql(tables).all():
+        found = con.execute(listed.where(files.c.table_id == id)).all()
+        try:
+            rows = sum(info_of(text).rows for text, _ in found)
+        except DAMAGED as error:
+            raise damage(repr(error)) from error
+        values = {"id": id, "version": version, "at": max([created, *(at for _, at in found)])}
+        line = "VALUES (:id, :version, :at, 'upgrade', '', :files, :rows, 0, 0)"
+        begun = sa.text(f"INSERT INTO history {line}")
+        con.execute(begun, values | {"files": len(found), "rows": rows})
+
+
 def migrate(con: Connection) -> None:
     """Bring the catalog to `tables.FORMAT`; nothing happens when it is there."""
     counted = "SERIAL" if con.dialect.name == "postgresql" else "INTEGER"
@@ -114,4 +140,6 @@ def migrate(con: Connection) -> None:
     for number in range(found, t.FORMAT):
         for statement in STEPS[number]:
             con.exec_driver_sql(statement.replace(_COUNTED, counted))
+        if number == 3:
+            _begin_history(con)
     con.execute(t.lake.update().where(t.lake.c.format < t.FORMAT).values(format=t.FORMAT))

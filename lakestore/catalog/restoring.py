@@ -8,6 +8,7 @@ from lakestore.catalog.database import add_lake, changing, lay_out
 from lakestore.catalog.holdings import holding_of
 from lakestore.catalog.postgres import Postgres
 from lakestore.catalog.records import Elsewhere, TableRecord
+from lakestore.catalog.rows import cold_of
 from lakestore.clock import Clock, micros
 from lakestore.errors import ConflictError, CorruptionError
 from lakestore.layout import ColdName
@@ -56,7 +57,9 @@ class Restoration(Commit):
             # What comes has to be newer than what there are records of, whose order decides.
             older = t.lake.c.version < record.replaced_through
             self._con.execute(t.lake.update().where(older).values(version=record.replaced_through))
-            self.cold(key[0]).add(record.state.cold)
+            cold = self.cold(key[0])
+            cold.add(record.state.cold)
+            cold.note("rebuild", record.state.cold)
         if record.is_held:
             self._hold(key[0], record)
         for other in record.elsewhere:
@@ -102,14 +105,18 @@ class Restoration(Commit):
         c = t.cold_files.c
         mine = (c.table_id == table_id) & (c.removed == 0)
         listed = {
-            name
-            for name in self._con.execute(sa.select(c.name).where(mine)).scalars()
-            if is_of(name, self._site)
+            row.name: cold_of(row)
+            for row in self._con.execute(sa.select(t.cold_files).where(mine))
+            if is_of(row.name, self._site)
         }
-        for name in listed - {file.name for file in files}:
-            self._con.execute(t.cold_files.delete().where(mine, c.name == name))
+        lost = [listed[name] for name in sorted(listed.keys() - {file.name for file in files})]
+        for file in lost:
+            self._con.execute(t.cold_files.delete().where(mine, c.name == file.name))
         fresh = [file for file in files if file.name not in listed]
-        self.cold(table_id).add(fresh)
+        cold = self.cold(table_id)
+        cold.add(fresh)
+        if fresh or lost:
+            cold.note("rebuild", fresh, lost)
         return bool(fresh)
 
     def _hold(self, table_id: int, record: TableRecord) -> None:

@@ -64,8 +64,9 @@ cold_files = Table(
     Column("schema_version", Number(), nullable=False),
     Column("committed_at", Seconds(), nullable=False),
     Column("info", Text(), nullable=False),
-    # Versions of the lake: from which on it is part of the table, and from which on no more.
-    Column("added", BigNumber(), nullable=False),
+    # Versions of the lake: from which on it is part of the table, and from which on no more. One
+    # that comes back is listed once more.
+    Column("added", BigNumber(), primary_key=True),
     Column("removed", BigNumber(), nullable=False),  # 0 while it is
 )
 
@@ -76,6 +77,7 @@ history = Table(
     Column("version", BigNumber(), primary_key=True),
     Column("at", Seconds(), nullable=False),
     Column("operation", Text(), nullable=False),
+    Column("site", Text(), nullable=False),  # whose commit it was; empty when nobody's
     Column("files_added", Number(), nullable=False),
     Column("rows_added", BigNumber(), nullable=False),
     Column("files_removed", Number(), nullable=False),
