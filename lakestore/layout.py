@@ -38,6 +38,7 @@ _JOURNAL = re.compile(r"(\d{6,})\.journal")
 _SEGMENT = re.compile(r"(\d{6,})-(\d{6,})-([0-9a-f]{12})\.parquet")
 _SCHEMA = re.compile(r"(\d{4,})\.(?:toml|parquet|payload\.parquet)")
 _LOG_VERSION = re.compile(r"(\d{20})\.json")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.(\d{10}))?\.parquet")
 PARTITIONS = ("day", "event_day", "event_day_utc", "lakestore_day")
 """What a partition column may be called: the first that is no column of the table."""
 _DAY = re.compile(rf"({'|'.join(PARTITIONS)})=(\d{{4}}-\d{{2}}-\d{{2}})")
@@ -345,6 +346,14 @@ def parse_log_version(name: str) -> int | None:
     """The version, or None when `name` is not that of one."""
     match = _LOG_VERSION.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def parse_checkpoint(name: str) -> tuple[int, int] | None:
+    """The version and the parts of the checkpoint that a file is of, as `checkpoint_names` takes
+    them; None when `name` is not that of one.
+    """
+    match = _CHECKPOINT.fullmatch(name)
+    return (int(match[1]), int(match[2] or 0)) if match else None
 
 
 def checkpoint_names(version: int, parts: int) -> list[str]:

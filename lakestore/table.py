@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import timedelta
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
-import pyarrow as pa
-
-from lakestore import quoting
 from lakestore.append import Ack, Appender
 from lakestore.compact import Compacted
 from lakestore.context import TableContext
 from lakestore.engine import troubles
 from lakestore.errors import ClosedError, InvalidInputError
-from lakestore.events.answers import Facets, Metrics, Page, Series, Totals
 from lakestore.events.counters import Counters, Running
 from lakestore.events.counters import check as check_counted
-from lakestore.events.filters import Filter, Moment, Source, Where, moment
-from lakestore.events.lookup import ids_of, lookup
+from lakestore.events.filters import Moment, moment
 from lakestore.events.measures import Measure, Measures, columns_of, parse
 from lakestore.events.metrics import check as check_metrics
-from lakestore.events.metrics import metrics, view
-from lakestore.events.pages import Asked, Order, page
-from lakestore.events.questions import Spans, facets, series, totals
 from lakestore.evolution import Change, difference, edited
 from lakestore.evolve import check, evolve
-from lakestore.export import Exported, Target, Wanted, export
 from lakestore.files.mapping import Options
 from lakestore.horizon import Age
 from lakestore.load.files import Reading
@@ -35,49 +25,31 @@ from lakestore.load.run import Loaded, Progress, load
 from lakestore.load.sources import sources_of
 from lakestore.maintenance import Budget
 from lakestore.naming import NewColumnsError
+from lakestore.past import Version
 from lakestore.prune import Pruned
-from lakestore.query.attach import attach
-from lakestore.query.reader import EVENTS, Reader
+from lakestore.query.reader import Reader
 from lakestore.retain import Vacuumed
 from lakestore.schema import TableSchema
 from lakestore.schema import load as schema_from
 from lakestore.session import Session
+from lakestore.tablerows import TableRows
+from lakestore.travel import TableVersion, as_of, history
 from lakestore.undo import Undone
 from lakestore.upkeep import Upkeep
 
-if TYPE_CHECKING:
-    import polars as pl
 
-Answer = TypeVar("Answer")
-
-
-class Table:
+class Table(TableRows):
     """A table; made by `lake.create_table` or `lake[name]`, good as long as the lake is open."""
 
     def __init__(
         self, session: Session, upkeep: Upkeep, context: TableContext, appender: Appender | None
     ) -> None:
-        self._session = session
+        super().__init__(session)
         self._upkeep = upkeep
         self._opened = context
         self._appender = appender
         self._dropped = False
         self._running: dict[tuple[str, tuple[Measure, ...]], Running] = {}
-
-    @property
-    def name(self) -> str:
-        """The table's name."""
-        return self._context.entry.name
-
-    @property
-    def schema(self) -> TableSchema:
-        """Columns and roles as an append takes them; `.schema.stored` as queries see them."""
-        return self._context.accepts
-
-    @property
-    def schemas(self) -> Mapping[int, TableSchema]:
-        """Every version of its schema by number, the newest last; as `schema`."""
-        return self._context.lineage.versions
 
     def __repr__(self) -> str:
         return f"<lakestore table {self.name!r} of {self._session.root!r}>"
@@ -335,258 +307,6 @@ class Table:
         self._writable()
         return self._upkeep.vacuum(dry_run=dry_run, table=self._context)
 
-    def scan(self) -> pl.LazyFrame:
-        """A Polars LazyFrame over every tier as of now; filters and columns are pushed down."""
-        self._session.check_open()
-        return self._session.queries.scan(self._context)
-
-    def to_arrow(
-        self,
-        columns: Sequence[str] | None = None,
-        where: Where = None,
-        start: Moment = None,
-        end: Moment = None,
-    ) -> pa.Table:
-        """Rows of every tier as of now, as one Arrow table.
-
-        Args:
-            columns: which columns, in this order; all by default.
-            where, start, end: as in `totals`.
-        """
-
-        def rows(reader: Reader) -> pa.Table:
-            schema = reader.schema
-            names = schema.names if columns is None else columns
-            fields = [schema.arrow.field(schema.column(name).name) for name in names]
-            wanted = Filter.of(schema, where, start, end)
-            chosen = quoting.identifiers(names)
-            statement = f"SELECT {chosen} FROM {EVENTS} WHERE {wanted.condition}"
-            return reader.fetch(statement, wanted.bound(statement)).cast(pa.schema(fields))
-
-        return self._ask(rows)
-
-    def export(
-        self,
-        path: str | Path,
-        where: Where = None,
-        *,
-        start: Moment = None,
-        end: Moment = None,
-        columns: Sequence[str] | None = None,
-        overwrite: bool = False,
-        progress: Callable[[int], None] | None = None,
-    ) -> Exported:
-        """Write rows of every tier, of one snapshot, to a file: all of them, or no file.
-
-        Memory is bounded whatever their number. Payload columns are not among them.
-
-        Args:
-            path: `.parquet`, `.csv`, `.tsv`, `.ndjson` or `.arrow`; without a suffix it becomes a
-                folder of Parquet files, one for each UTC day.
-            where, start, end: as in `totals`.
-            columns: which columns, in this order; all by default.
-            overwrite: replace a file that is there.
-            progress: told how many rows are written.
-
-        Raises:
-            InvalidInputError: there is something at the path, or its suffix tells no format.
-            NotFoundError: no such column.
-            StorageError: the disk refused; what was at the path still is.
-        """
-        target = Target(Path(path), overwrite)
-        target.check()
-
-        def write(reader: Reader) -> Exported:
-            schema = reader.schema
-            names = schema.names if columns is None else [schema.column(n).name for n in columns]
-            wanted = Wanted(target, Filter.of(schema, where, start, end), tuple(names))
-            return export(reader, wanted, progress or (lambda _: None))
-
-        return self._ask(write)
-
-    def get(self, event_id: Any, *, payload: bool = True) -> dict[str, Any] | None:
-        """The event of that id, or None; of several days' events of one id, the newest.
-
-        Only files that can hold it are opened: hashes of ids tell. Where its payload file is gone,
-        the payload columns are None, and `payload_missing` is True.
-
-        Args:
-            payload: with the payload columns, where the schema has some.
-
-        Raises:
-            InvalidInputError: an id of another type.
-            CorruptionError: the payload is not what was written.
-        """
-        return self.get_many([event_id], payload=payload)[0]
-
-    def get_many(
-        self, event_ids: Iterable[Any], *, payload: bool = True
-    ) -> list[dict[str, Any] | None]:
-        """The events of some ids, in their order, None for those that are not there; as `get`."""
-        ids = list(event_ids)
-        if not ids:
-            self._session.check_open()
-            return []
-        wanted = ids_of(ids, self._context)
-        found = self._ask(lambda reader: lookup(reader, wanted)).to_pylist()
-        newest = {event[self._context.schema.event_id]: event for event in reversed(found)}
-        if payload and self._context.schema.has_references:
-            attach(self._session.queries, self._context, list(newest.values()))
-        return [newest.get(id) for id in wanted.to_pylist()]  # a caller's may be written otherwise
-
-    def page(
-        self,
-        where: Where = None,
-        *,
-        start: Moment = None,
-        end: Moment = None,
-        limit: int = 50,
-        cursor: str | None = None,
-        offset: int = 0,
-        order: Order = "newest",
-        source: Source = "all",
-        totals: bool = True,
-    ) -> Page:
-        """Events in order of event time and id, and the totals of all that pass the filter.
-
-        Pages that follow each other by `next_cursor` show each event once, while rows come and
-        tiers change; an event that comes late, before the place of the cursor, is not shown.
-
-        Args:
-            where, start, end, source: as in `totals`.
-            limit: events of the page, at most 10,000; 0 asks for totals alone.
-            cursor: `next_cursor` of the page before, of the same filter and order.
-            offset: events to pass over; for menus of pages. It cannot be used with a cursor.
-            order: `newest` or `oldest` first.
-            totals: whether `total` and `totals` are wanted; they are None without.
-
-        Raises:
-            InvalidInputError: a limit, offset or cursor that cannot be.
-        """
-
-        def asked(reader: Reader) -> Page:
-            wanted = Filter.of(reader.schema, where, start, end, source)
-            return page(reader, Asked(wanted, order, limit, offset, cursor, totals))
-
-        return self._ask(asked)
-
-    def totals(
-        self,
-        measures: Measures = None,
-        *,
-        where: Where = None,
-        start: Moment = None,
-        end: Moment = None,
-        source: Source = "all",
-    ) -> Totals:
-        """Measures of all events that pass a filter.
-
-        Args:
-            measures: as `"count"`, `"sum(tokens)"`, `"p95(latency_ms) if status = 200"`, some of
-                these, or label → measure; by default the number of events and the sums that the
-                schema's first rollup with sums keeps.
-            where: column → value, list of values (any of), None (null), `(operator, value)`, or
-                several such pairs in a tuple, all of which hold.
-            start: event time at or after this; naive times are UTC.
-            end: event time before this.
-            source: `hot`, `cold` or `all` tiers.
-
-        Raises:
-            InvalidInputError: not a measure, not a filter; says why.
-            NotFoundError: no such column.
-        """
-
-        def asked(reader: Reader) -> Totals:
-            wanted = Filter.of(reader.schema, where, start, end, source)
-            return totals(reader, wanted, parse(measures, reader.schema))
-
-        return self._ask(asked)
-
-    def series(
-        self,
-        measures: Measures = "count",
-        *,
-        every: str | timedelta = "1h",
-        by: str | Sequence[str] = (),
-        where: Where = None,
-        start: Moment = None,
-        end: Moment = None,
-        tz: str = "UTC",
-        origin: Moment = None,
-        source: Source = "all",
-    ) -> Series:
-        """Measures by bucket of time: every bucket of the window, with zeros where there is none.
-
-        Args:
-            measures, where, start, end, source: as in `totals`.
-            every: width, such as `15m`, `1h`, `1 day` or `1 month`.
-            by: columns; each of their combinations that occurs is a group.
-            tz: whose calendar buckets of more than an hour follow.
-            origin: buckets begin here and there after equal spans, instead of by the calendar.
-
-        Raises:
-            InvalidInputError: as `totals`; more than 10,000 buckets, or a million points.
-        """
-
-        def asked(reader: Reader) -> Series:
-            wanted = Filter.of(reader.schema, where, start, end, source)
-            chosen, keys = parse(measures, reader.schema), columns_of(reader.schema, by)
-            return series(reader, wanted, chosen, keys, Spans(every, tz, moment(origin)))
-
-        return self._ask(asked)
-
-    def facets(
-        self,
-        columns: str | Sequence[str] | None = None,
-        *,
-        where: Where = None,
-        start: Moment = None,
-        end: Moment = None,
-        source: Source = "all",
-        limit: int = 1_000,
-    ) -> Facets:
-        """The values of columns with their numbers of events, the most frequent first.
-
-        A column's own test is left out of its menu, so that another value can be chosen.
-
-        Args:
-            columns: by default the schema's `facets`.
-            where, start, end, source: as in `totals`.
-            limit: values of each column.
-        """
-
-        def asked(reader: Reader) -> Facets:
-            wanted = Filter.of(reader.schema, where, start, end, source)
-            chosen = reader.schema.document.facets if columns is None else columns
-            return facets(reader, wanted, columns_of(reader.schema, chosen), limit)
-
-        return self._ask(asked)
-
-    def metrics(
-        self,
-        name: str | None = None,
-        *,
-        where: Where = None,
-        start: Moment = None,
-        end: Moment = None,
-        source: Source = "all",
-        top: int = 10,
-    ) -> Metrics:
-        """A summary, the same measures by group, and lists of the groups that lead.
-
-        Args:
-            name: of a view that the schema declares under `[metrics.<name>]`; by default the first,
-                or one of the schema's facets.
-            where, start, end, source: as in `totals`.
-            top: length of the lists.
-        """
-
-        def asked(reader: Reader) -> Metrics:
-            wanted = Filter.of(reader.schema, where, start, end, source)
-            return metrics(reader, wanted, view(reader.schema, name), max(1, top))
-
-        return self._ask(asked)
-
     def counters(self, by: str, measures: Measures = None) -> Counters:
         """Exact sums by key, of every event that is acknowledged by now.
 
@@ -614,9 +334,39 @@ class Table:
         """The table in the newest version of its schema that this process has taken up."""
         return self._opened.newest
 
-    def _ask(self, question: Callable[[Reader], Answer]) -> Answer:
+    @troubles("cannot look at the history")
+    def history(self, limit: int | None = None) -> list[Version]:
+        """What changed the sealed rows, version by version, the newest first.
+
+        Versions of plain Parquet are those of the lake, and so skip those that changed other
+        tables. Those of a Delta table are its log's, other engines' too, as long as it has them.
+
+        Args:
+            limit: so many of the newest.
+
+        Raises:
+            StorageError: the store does not answer.
+        """
         self._session.check_open()
-        return self._session.queries.ask(self._context, question)
+        return history(self._context, limit)
+
+    @troubles("cannot look at the history")
+    def at(self, version: int | Moment) -> TableVersion:
+        """The sealed rows as of a version, or of the newest one that was committed by a time.
+
+        Rows that were in the hot tier then are not in it. It can be asked as a table can, and its
+        files are kept from this process's vacuum as long as it, or what it streams, is referred to.
+
+        Args:
+            version: its number, as `history` tells, or a time; naive times are UTC.
+
+        Raises:
+            NotFoundError: there was none yet, or files of it are deleted: those that were replaced
+                stay for `cold_grace_s`.
+            StorageError: the store does not answer.
+        """
+        self._session.check_open()
+        return TableVersion(self._session, *as_of(self._context, version))
 
     def _let_go(self) -> None:
         """The table was dropped: its rows go, and it takes no more."""

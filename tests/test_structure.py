@@ -28,6 +28,7 @@ LEVELS: list[list[str]] = [
         "layout",
         "snapshot",
         "replacement",
+        "past",
         "marks",
         "exits",
     ],
@@ -75,7 +76,15 @@ LEVELS: list[list[str]] = [
         "partials",
         "payload",
     ],
-    ["delta", "delta.types", "delta.statistics", "delta.actions", "delta.checkpoint", "delta.log"],
+    [
+        "delta",
+        "delta.types",
+        "delta.statistics",
+        "delta.actions",
+        "delta.checkpoint",
+        "delta.log",
+        "delta.past",
+    ],
     [
         "catalog.strict",
         "catalog.records",
@@ -83,6 +92,7 @@ LEVELS: list[list[str]] = [
         "catalog.rows",
         "catalog.migrations",
         "catalog.holdings",
+        "catalog.past",
         "catalog.coldlist",
         "catalog.waiting",
         "catalog.past",
@@ -191,7 +201,7 @@ LEVELS: list[list[str]] = [
         "export",
     ],
     ["worker", "upkeep", "doctor"],
-    ["session", "table", "opened", "lake", "opening"],
+    ["session", "tablerows", "travel", "table", "opened", "lake", "opening"],
     ["", "demo", "cli"],
 ]
 ORDER = [module for level in LEVELS for module in level]
@@ -306,7 +316,8 @@ def test_public_names_are_the_promised_ones():
 
 def test_public_methods_are_the_promised_ones():
     def public(kind: type) -> set[str]:
-        return {name for name in vars(kind) if not name.startswith("_")}
+        mine = [base for base in kind.__mro__ if base.__module__.startswith("lakestore.")]
+        return {name for base in mine for name in vars(base) if not name.startswith("_")}
 
     assert public(ls.Lake) == {
         "create_table", "drop_table", "tables", "sql", "explain", "connect", "wait", "flush",
@@ -317,6 +328,7 @@ def test_public_methods_are_the_promised_ones():
         "name", "schema", "schemas", "append", "evolve", "flush", "seal", "compact", "load",
         "vacuum", "scan", "to_arrow", "export", "get", "prune", "undo",
         "get_many", "page", "totals", "series", "facets", "metrics", "counters",
+        "history", "at",
     }  # fmt: skip
     assert public(ls.Result) == {
         "columns", "to_arrow", "to_polars", "to_pandas", "fetchall", "fetchone", "show",

@@ -7,6 +7,7 @@ segments and cold files say in their footers what they are.
 
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from datetime import datetime
 from functools import cached_property
 from typing import Any, TypeVar
 
@@ -27,13 +28,14 @@ from lakestore.catalog.holdings import (
     sent_of,
 )
 from lakestore.catalog.migrations import migrate
-from lakestore.catalog.past import moments, pruned
+from lakestore.catalog.past import as_of, moments, past_of, pruned
 from lakestore.catalog.records import Garbage, Holding, Inventory, Sent, TableEntry, TableRecord
 from lakestore.catalog.restoring import Restoration
 from lakestore.catalog.rows import DAMAGED, cold_of, only_site, segment_of
 from lakestore.catalog.strict import damage
 from lakestore.clock import Clock
 from lakestore.errors import CorruptionError, FormatTooNewError, InvalidInputError, NotFoundError
+from lakestore.past import AsOf, Past
 from lakestore.replacement import Pruning
 from lakestore.snapshot import ColdFile, GenerationId, TableState
 
@@ -321,6 +323,25 @@ class Catalog:
         query = sa.select(c.name).where(c.table_id == table_id, c.removed > 0)
         with self.database.begin("read") as con:
             return frozenset(con.execute(query).scalars())
+
+    def past(self, table_id: int, limit: int | None) -> Past:
+        """The last versions of a table of Parquet files; all without a limit."""
+        with self._reading() as con:
+            return past_of(con, table_id, limit)
+
+    def as_of(self, table_id: int, wanted: int | datetime) -> AsOf | None:
+        """A table of Parquet files as of a version, or of the newest one at a time, if any."""
+        with self._reading() as con:
+            return as_of(con, table_id, wanted)
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
+        """A transaction that reads; a row that is none is damage."""
+        with self.database.begin("read") as con:
+            try:
+                yield con
+            except DAMAGED as error:
+                raise damage(repr(error)) from error
 
     def inventory(self, *, settled: bool = False) -> Inventory:
         """Everything the catalog says, of one version.

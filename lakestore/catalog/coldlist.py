@@ -51,9 +51,17 @@ class ColdList:
         Raises:
             ConflictError: one of them is part of it, or is being deleted.
         """
-        names = [file.name for file in files]
-        if self._mark(names, t.cold_files.c.removed > 0, removed=0) != len(names):
+        c = t.cold_files.c
+        left: set[str] = set()
+        live: set[str] = set()
+        for some in _pieces([file.name for file in files]):
+            query = sa.select(c.name, c.removed).where(self._mine, c.name.in_(some))
+            for name, removed in self._con.execute(query):
+                (left if removed else live).add(name)
+        if live or len(left) != len(files):
             raise ConflictError("an expired cold file came back or was deleted meanwhile")
+        if files:
+            self._con.execute(t.cold_files.insert(), [self._row(file) for file in files])
 
     def remove(self, files: Sequence[ColdFile]) -> None:
         """Take files off the table; they stay on the list, as removed.

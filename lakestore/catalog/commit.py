@@ -100,6 +100,9 @@ class Commit:
         values = {"table_id": table_id, "version": version, "text": text}
         self._con.execute(t.schemas.insert(), values)
         self.is_shared = True
+        cold = sa.select(t.tables.c.cold).where(t.tables.c.id == table_id)
+        if self._con.execute(cold).scalar_one() == "parquet":
+            self.cold(table_id).note("evolve", ())
 
     def drop_table(self, table_id: int) -> None:
         """Unlist a table, if it is listed still; `vacuum` deletes its files after the grace."""
@@ -224,8 +227,12 @@ class Commit:
         sealed: Sequence[Segment],
         files: Sequence[ColdFile],
         through: int,
+        operation: str = "seal",
     ) -> None:
         """List cold files in the place of segments, and move `sealed_through`.
+
+        Args:
+            operation: what the history calls it.
 
         Raises:
             ConflictError: somebody sealed meanwhile.
@@ -234,7 +241,7 @@ class Commit:
         self._remove_segments(table_id, [segment.name for segment in sealed])
         cold = self.cold(table_id)
         cold.add(files)
-        cold.note("seal", files)
+        cold.note(operation, files)
         c = t.holdings.c
         moved = self._con.execute(
             t.holdings.update()

@@ -81,6 +81,7 @@ for _verb in (
     events.top,
     events.metrics,
     tables.status,
+    tables.history,
     tables.flush,
     tables.seal,
     retention.prune,

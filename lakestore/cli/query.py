@@ -46,6 +46,13 @@ def sql(
             help="A parameter; JSON if it is (12, true, null), else text.",
         ),
     ] = None,
+    at: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TABLE=VERSION",
+            help="Read this table's sealed rows as of a version, or of a time such as 2026-11-22.",
+        ),
+    ] = None,
     form: Annotated[Format | None, typer.Option("--format", help="How to print.")] = None,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="Write to a file.")] = None,
     rows: Annotated[int, typer.Option(min=1, help="Rows that `table` shows.")] = 40,
@@ -56,8 +63,12 @@ def sql(
     if chosen == "parquet" and output is None and sys.stdout.isatty():
         raise typer.BadParameter("Parquet is binary: say -o FILE", param_hint="--format")
     parameters = _parameters(param or []) or None
+    asked = _version(at) if at is not None else None
     with open_lake(lake, mode="r") as opened:
-        result = opened.sql(query, parameters)
+        if asked is not None:
+            result = opened[asked[0]].at(asked[1]).sql(query, parameters)
+        else:
+            result = opened.sql(query, parameters)
     if chosen == "table":
         text = _box(result, rows)
         if output is None:
@@ -108,6 +119,14 @@ def _parameters(given: list[str]) -> dict[str, Any]:
         except ValueError:
             parameters[name] = value
     return parameters
+
+
+def _version(given: str) -> tuple[str, int | str]:
+    """Which table is asked as of which version, or time."""
+    table, equals, version = given.partition("=")
+    if not equals or not table or not version:
+        raise typer.BadParameter(f"{given!r} is not TABLE=VERSION", param_hint="--at")
+    return table, int(version) if version.isdecimal() else version
 
 
 def shell(

@@ -1,4 +1,4 @@
-"""Commands that make, show and move tables: init, create, status, flush, seal."""
+"""Commands that make, show and move tables: init, create, status, history, flush, seal."""
 
 from datetime import datetime
 from pathlib import Path
@@ -134,6 +134,44 @@ def _tiers(table: TableStatus) -> Grid:
         cells += [human_bytes(tier.payload_bytes)] if payload else []
         grid.add_row(*cells, "" if tier.lag_s is None else f"{tier.lag_s:,.0f} s")
     return grid
+
+
+def history(
+    lake: LakeFolder,
+    table: TableName,
+    limit: Annotated[int | None, typer.Option(min=1, help="So many of the newest alone.")] = None,
+    as_json: Json = False,
+) -> None:
+    """What changed the sealed rows of a table, the newest first, and what can still be asked."""
+    with open_lake(lake, mode="r") as opened:
+        found = opened[table].history(limit)
+    if as_json:
+        print_json({"table": table, "history": [change.to_dict() for change in found]})
+        return
+    grid = Grid()
+    grid.add_column("version", justify="right")
+    grid.add_column("at")
+    grid.add_column("what")
+    for name in ("rows", "files"):
+        grid.add_column(name, justify="right")
+    grid.add_column("by")
+    grid.add_column("sql --at")
+    for change in found:
+        grid.add_row(
+            str(change.version),
+            _time(change.at),
+            change.operation,
+            _difference(change.rows_added, change.rows_removed),
+            _difference(change.files_added, change.files_removed),
+            change.by or "",
+            f"{table}={change.version}" if change.readable else "",
+        )
+    console().print(grid)
+
+
+def _difference(added: int, removed: int) -> str:
+    parts = [f"+{added:,}"] if added else []
+    return " ".join([*parts, *([f"-{removed:,}"] if removed else [])])
 
 
 def _time(when: datetime) -> str:

@@ -2,8 +2,10 @@
 
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol
 
+from lakestore.past import AsOf, Past
 from lakestore.replacement import Pruning, Replacement
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
@@ -191,6 +193,21 @@ class ColdTable(Protocol):
         """Names of the files that were part of the table, whichever site is to delete them.
 
         As far as it is remembered: some are gone, and a log forgets them in time.
+        """
+        ...
+
+    def past(self, limit: int | None) -> Past:
+        """The last versions, as far as they are known; all without a limit.
+
+        Raises:
+            StorageError, CorruptionError: as `current`.
+        """
+        ...
+
+    def as_of(self, wanted: int | datetime) -> AsOf | None:
+        """What was listed at a version, or at the newest one that was committed at a time.
+
+        None when there is no such version; raises as `past`.
         """
         ...
 

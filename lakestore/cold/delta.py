@@ -11,6 +11,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import datetime
 from typing import Any
 from uuid import uuid4
 
@@ -21,7 +22,7 @@ from lakestore.cold import Examine, Load
 from lakestore.cold.entries import add_of
 from lakestore.cold.keeper import Fate, RecordKeeper
 from lakestore.cold.past import moments, pruned
-from lakestore.delta import types
+from lakestore.delta import past, types
 from lakestore.delta.actions import (
     Metadata,
     Protocol,
@@ -50,14 +51,21 @@ from lakestore.errors import (
 )
 from lakestore.failpoint import reach
 from lakestore.marks import RETIRED, check_retirable, next_mark
-from lakestore.replacement import Operation, Pruning, Record, Replacement, nothing_pruned
+from lakestore.past import AsOf, Past
+from lakestore.replacement import Pruning, Record, Replacement, nothing_pruned
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
 
 _CHECKPOINT_EVERY = 100
 _PAUSE_MAX_S = 1.0
 _ENGINE = "lakestore"
-_OPERATIONS: Mapping[Operation, str] = {
+_OPERATIONS: Mapping[str, str] = {
+    "create": "CREATE TABLE",
+    "seal": "WRITE",
+    "promise": "WRITE",
+    "retire": "WRITE",
+    "load": "WRITE",
+    "evolve": "ADD COLUMNS",
     "compact": "OPTIMIZE",
     "prune": "DELETE",
     "purge": "DELETE",
@@ -126,8 +134,8 @@ class DeltaCold:
         joined = Transaction(self._mark, micros(self._clock.now()))
         lines = [protocol_line(protocol), metadata_line(metadata), joined.line(now)]
         write = uuid4().hex
-        told = self._told("CREATE TABLE", {"mode": "ErrorIfExists"})
-        if not self._log.commit(0, encode(lines, told, self._summary(write)), write):
+        told = self._told("create", {"mode": "ErrorIfExists"})
+        if not self._log.commit(0, encode(lines, told, self._summary("create", write)), write):
             raise ConflictError(f"{self._table.url!r} has a Delta log already")
 
     def current(self, listed: TableState, *, newest: bool) -> TableState:
@@ -185,7 +193,7 @@ class DeltaCold:
         if said is None:
             self.promise(micros(self._clock.now()))
         elif said == RETIRED:
-            self._say(lambda state: self._promised(state, None))
+            self._say(lambda state: self._promised(state, None), "promise")
 
     def marks(self) -> Mapping[str, int]:
         """What each site has said; 0 for one that seals and never did."""
@@ -206,13 +214,13 @@ class DeltaCold:
             check_retirable(self._marks_in(state), site, said)
             return [Transaction(f"{self._marks}{site}", RETIRED).line(self._now_ms())]
 
-        self._say(lines)
+        self._say(lines, "retire")
 
     def promise(self, complete_before: int) -> None:
         """One version of the log, with no file."""
-        self._say(lambda state: self._promised(state, complete_before))
+        self._say(lambda state: self._promised(state, complete_before), "promise")
 
-    def _say(self, lines_of: Callable[[LogState], list[str]], operation: str = "WRITE") -> None:
+    def _say(self, lines_of: Callable[[LogState], list[str]], operation: str) -> None:
         before = self._make_next(lines_of, operation)
         if before is not None:
             self._checkpoint(before)
@@ -249,7 +257,7 @@ class DeltaCold:
                 *(add_of(file, self._table.schema, now).line() for file in files),
             ]
 
-        before = self._make_next(lines)
+        before = self._make_next(lines, "seal" if load is None else "load")
         assert before is not None  # there is a line
         self.settle()
         self._checkpoint(before)
@@ -281,9 +289,7 @@ class DeltaCold:
             return [*gone, *(add.line() for add in come)]
 
         try:
-            before = self._make_next(
-                lines, _OPERATIONS[replacement.operation], replacement.operation
-            )
+            before = self._make_next(lines, replacement.operation)
         except ConflictError:
             with self._catalog.commit() as commit:
                 commit.settle_record(self._table.id, id)
@@ -348,7 +354,15 @@ class DeltaCold:
             )
             return [*_raised(state.protocol, schema), metadata_line(metadata)]
 
-        self._say(lines, "ADD COLUMNS")
+        self._say(lines, "evolve")
+
+    def past(self, limit: int | None) -> Past:
+        """What the log tells, versions of other sites and engines too."""
+        return past.past_of(self._log, limit)
+
+    def as_of(self, wanted: int | datetime) -> AsOf | None:
+        """What the log listed, whoever made the version."""
+        return past.as_of(self._log, wanted)
 
     def replaced(self) -> Collection[str]:
         """What the newest version that was read says of them."""
@@ -386,18 +400,12 @@ class DeltaCold:
                 newer = {p: rows for p, rows in loaded.items() if known.get(p, 0) < rows}
                 commit.follow(self._table.id, newer)
 
-    def _make_next(
-        self,
-        lines_of: Callable[[LogState], list[str]],
-        operation: str = "WRITE",
-        ours: Operation | None = None,
-    ) -> int | None:
+    def _make_next(self, lines_of: Callable[[LogState], list[str]], operation: str) -> int | None:
         """Make the next version of the log, whoever else makes some meanwhile.
 
         Args:
             lines_of: what the version says beside the one that it follows; nothing, and none is.
-            operation: what the commit is called, to others.
-            ours: what it is called among us, where others have fewer words.
+            operation: what the history calls it.
 
         Returns:
             The version that it follows; None when there was nothing to say.
@@ -413,9 +421,10 @@ class DeltaCold:
             lines = lines_of(state)
             if not lines:
                 return None
-            told = self._told(operation, self._append if operation == "WRITE" else {})
-            summary = self._summary(write) | ({"operation": ours} if ours is not None else {})
-            if self._commit(state.version + 1, encode(lines, told, summary), write):
+            appends = _OPERATIONS.get(operation) == "WRITE"
+            told = self._told(operation, self._append if appends else {})
+            data = encode(lines, told, self._summary(operation, write))
+            if self._commit(state.version + 1, data, write):
                 return state.version
         raise StorageError(
             f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "
@@ -494,13 +503,14 @@ class DeltaCold:
     def _told(self, operation: str, parameters: dict[str, str]) -> dict[str, Any]:
         return {
             "timestamp": self._now_ms(),
-            "operation": operation,
+            "operation": _OPERATIONS.get(operation, operation),
             "operationParameters": parameters,
             "engineInfo": _ENGINE,
         }
 
-    def _summary(self, write: str) -> dict[str, str]:
-        return {"lake": self._catalog.lake, "site": self._catalog.site, "write": write}
+    def _summary(self, operation: str, write: str) -> dict[str, str]:
+        site = {"lake": self._catalog.lake, "site": self._catalog.site}
+        return {**site, "operation": operation, "write": write}
 
     def _now_ms(self) -> int:
         return int(self._clock.now().timestamp() * 1000)

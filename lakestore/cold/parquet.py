@@ -2,6 +2,7 @@
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
+from datetime import datetime
 
 from lakestore.catalog import Catalog
 from lakestore.cold import Examine, Load
@@ -9,6 +10,7 @@ from lakestore.cold.keeper import RecordKeeper
 from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.marks import RETIRED
+from lakestore.past import AsOf, Past
 from lakestore.replacement import Pruning, Replacement
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
@@ -82,7 +84,8 @@ class ParquetCold:
                 if is_examined and commit.shared_version() == listed.cold_version:
                     if load is not None:
                         commit.accept(self._table_id, load.sent)
-                    commit.seal(self._table_id, sealed, files, through)
+                    operation = "seal" if load is None else "load"
+                    commit.seal(self._table_id, sealed, files, through, operation)
                     commit.promise(self._table_id, complete_before)
                     reach("seal.6")
                     return
@@ -122,6 +125,14 @@ class ParquetCold:
     def replaced(self) -> Collection[str]:
         """What the catalog lists as removed."""
         return self._catalog.replaced(self._table_id)
+
+    def past(self, limit: int | None) -> Past:
+        """What the catalog keeps of it."""
+        return self._catalog.past(self._table_id, limit)
+
+    def as_of(self, wanted: int | datetime) -> AsOf | None:
+        """What the catalog listed; of files that are deleted it tells how many there were."""
+        return self._catalog.as_of(self._table_id, wanted)
 
     def settle(self) -> None:
         """Records alone: both tiers change in one transaction."""

@@ -5,12 +5,15 @@ their exact names and never found by listing, which some stores answer late. Fai
 delta.1 version made    .2 known to be made    .3 checkpoint put    .4 named as the last
 """
 
+from __future__ import annotations
+
 import logging
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import NamedTuple
 
 import pyarrow as pa
 
@@ -27,7 +30,12 @@ from lakestore.delta.actions import (
 )
 from lakestore.errors import CorruptionError, NotFoundError, StorageError
 from lakestore.failpoint import reach
-from lakestore.layout import checkpoint_names, log_version_name
+from lakestore.layout import (
+    checkpoint_names,
+    log_version_name,
+    parse_checkpoint,
+    parse_log_version,
+)
 from lakestore.snapshot import ColdFile
 from lakestore.storage import Storage
 from lakestore.storage.local import refusals
@@ -84,6 +92,14 @@ class LogState:
         for remove in self.removed.values():
             if remove.deleted_ms > now_ms - _KEEP_REMOVED_MS:
                 yield remove
+
+
+class Base(NamedTuple):
+    """What a replay begins with: a checkpoint, or nothing."""
+
+    version: int = -1
+    parts: int = 0
+    """Of how many files the checkpoint is; 0: of one."""
 
 
 class DeltaLog:
@@ -152,7 +168,7 @@ class DeltaLog:
                 self._state = self._from_checkpoint()
             following = self.read(self._state.version + 1)
             if following is not None:
-                replay = _Replay(self._state, self._lake, self._interpret)
+                replay = Replay(self._state, self._lake, self._interpret)
                 while following is not None:
                     replay.take(following, self._storage.url(self.key(replay.version + 1)))
                     following = self.read(replay.version + 1)
@@ -218,18 +234,41 @@ class DeltaLog:
         self._replace_with(f"{self._prefix}_last_checkpoint", hint)
         reach("delta.4")
 
-    def _from_checkpoint(self) -> LogState:
-        """What the last checkpoint says; nothing when there is none that can be read."""
-        try:
-            version, parts = checkpoint.hinted(
-                self._storage.read(f"{self._prefix}_last_checkpoint")
-            )
-            names = checkpoint_names(version, parts)
-            replay = _Replay(LogState(), self._lake, self._interpret)
+    def bases(self) -> list[Base]:
+        """Where a replay up to the newest known version can begin, the oldest first.
+
+        Found by listing. What a store does not list yet is a checkpoint to begin with the less.
+        """
+        names = {key.removeprefix(self._prefix) for key in self._storage.list(self._prefix)}
+        versions = {version for name in names if (version := parse_log_version(name)) is not None}
+        oldest = newest = self._state.version
+        while oldest - 1 in versions:
+            oldest -= 1
+        bases = {Base(*parsed) for name in names if (parsed := parse_checkpoint(name))}
+        found = [
+            base
+            for base in bases
+            if oldest - 1 <= base.version <= newest
+            and names.issuperset(checkpoint_names(base.version, base.parts))
+        ]
+        return sorted([*found, *([Base()] if oldest <= 0 else [])])
+
+    def replay(self, base: Base) -> Replay:
+        """A replay that stands at `base`; raises what reading a checkpoint does."""
+        replay = Replay(LogState(), self._lake, self._interpret)
+        if base.version >= 0:
+            names = checkpoint_names(base.version, base.parts)
             files = [checkpoint.read(self._storage.read(self._prefix + name)) for name in names]
             actions = [action for file in files for action in file]
             replay.take(Commit(actions), self._storage.url(self._prefix + names[0]))
-            return replace(replay.state(), version=version)
+            replay.version = base.version
+        return replay
+
+    def _from_checkpoint(self) -> LogState:
+        """What the last checkpoint says; nothing when there is none that can be read."""
+        try:
+            hint = self._storage.read(f"{self._prefix}_last_checkpoint")
+            return self.replay(Base(*checkpoint.hinted(hint))).state()
         except NotFoundError:
             return LogState()
         except StorageError:
@@ -239,7 +278,7 @@ class DeltaLog:
             return LogState()
 
 
-class _Replay:
+class Replay:
     """A state on its way through versions; copied once, however many there are."""
 
     def __init__(
@@ -255,6 +294,11 @@ class _Replay:
         self._adds, self._removed = dict(state.adds), dict(state.removed)
         self._files = dict(state.files)
         self._transactions = dict(state.transactions)
+
+    @property
+    def files(self) -> Mapping[str, ColdFile]:
+        """What the table's files are to a reader; it changes with `take`."""
+        return self._files
 
     def take(self, commit: Commit, where: str) -> None:
         """Go on to the next version; raises `CorruptionError`, and is of no use then."""

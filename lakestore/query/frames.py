@@ -8,6 +8,7 @@ import duckdb
 import sqlglot
 from sqlglot import expressions as exp
 
+from lakestore.query.pin import PinnedRows
 from lakestore.query.run import mentioned
 
 
@@ -48,6 +49,6 @@ def _holds_rows(value: Any) -> bool:
     return (
         hasattr(value, "__arrow_c_stream__")
         or hasattr(value, "__arrow_c_array__")
-        or isinstance(value, duckdb.DuckDBPyRelation)
+        or isinstance(value, duckdb.DuckDBPyRelation | PinnedRows)
         or (hasattr(value, "collect") and hasattr(value, "collect_schema"))
     ) and not isinstance(value, type)

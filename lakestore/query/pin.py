@@ -6,7 +6,8 @@ row that was acknowledged before another, in any table, is never missing beside 
 """
 
 import threading
-from collections import Counter
+from abc import ABC, abstractmethod
+from collections import Counter, deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -36,27 +37,46 @@ class TablePin:
     """Of the catalog, and of the cold tier: the same files are published while it is the same."""
 
 
+class PinnedRows(ABC):
+    """Rows of a snapshot that is known already, whatever the table has become."""
+
+    pin: TablePin
+
+    @abstractmethod
+    def check(self) -> None:
+        """Raise `NotFoundError` when files of it are deleted by now."""
+
+
 class FilesInUse:
     """Names of published files that running queries of this process read; `vacuum` asks."""
 
     def __init__(self) -> None:
         self._lock = threading.Lock()  # guards _users
         self._users: Counter[str] = Counter()
+        self._left: deque[Sequence[str]] = deque()
 
     def __contains__(self, name: object) -> bool:
         with self._lock:
+            self._settle()
             return self._users[str(name)] > 0
 
     def add(self, names: Sequence[str]) -> None:
         """Count one more user of each."""
         with self._lock:
+            self._settle()
             self._users.update(names)
 
     def remove(self, names: Sequence[str]) -> None:
-        """Count one user less of each."""
-        with self._lock:
-            self._users.subtract(names)
-            self._users += Counter()  # drops those nobody uses
+        """Count one user less of each.
+
+        Without the lock: a finalizer calls it, perhaps of a thread that holds the lock.
+        """
+        self._left.append(names)
+
+    def _settle(self) -> None:
+        while self._left:
+            self._users.subtract(self._left.popleft())
+        self._users += Counter()  # drops those nobody uses
 
 
 def pin(site: SiteContext, tables: Sequence[TableContext]) -> list[TablePin]:
@@ -91,6 +111,13 @@ def pin(site: SiteContext, tables: Sequence[TableContext]) -> list[TablePin]:
         version = (state.version, state.cold_version)
         result.append(TablePin(table, rows, stored, state.hot, state.cold, tuple(held), version))
     return result
+
+
+def pin_version(table: TableContext, version: int, files: tuple[ColdFile, ...]) -> TablePin:
+    """The sealed rows of a version alone."""
+    held = buffered_rows(table, ())
+    stored = to_stored(held, table.accepts)
+    return TablePin(table, held, stored, (), files, version=(0, version))
 
 
 def buffered_rows(table: TableContext, pinned: Sequence[Pinned]) -> pa.Table:

@@ -35,6 +35,8 @@ Filters = dict[str, list[list[str]]]
 _PLAIN_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 _OPTIONAL = re.compile(r"('(?:[^']|'')*')|optional: (Dynamic Filter \([^()]*\))?")
 _CLOCK = re.compile(r"(?i)\b(?:now|today|\w*current_\w+|\w*timestamp|localtime)\b")
+OWN = "lakestore_"
+"""How names begin that are no table's and no caller's."""
 _CLOCK_MARGIN = "INTERVAL 1 MINUTE"
 """Planning and running read the clock apart from each other; no statement runs so much later."""
 
@@ -94,7 +96,7 @@ class Planner:
                 for name, frame in frames.items():
                     cursor.register(name, frame)
                 for name, one in pins.items():
-                    self._stub(cursor, name, one.table.schema)
+                    self._stub(cursor, name, one.table.schema, own=_is_own(name, one))
                 for name, table in views_of([one.table for one in pins.values()]).items():
                     self._stub(cursor, name, table.accepts.payload_view)
                 filters = pushed_filters(cursor, statement, parameters)
@@ -110,13 +112,23 @@ class Planner:
             return kept, {}
         return chosen, filters
 
-    def _stub(self, cursor: duckdb.DuckDBPyConnection, name: str, schema: TableSchema) -> None:
+    def _stub(
+        self,
+        cursor: duckdb.DuckDBPyConnection,
+        name: str,
+        schema: TableSchema,
+        *,
+        own: bool = True,
+    ) -> None:
+        """Make an empty table; one whose `name` is the caller's is the cursor's alone."""
+        columns = ", ".join(
+            f"{quoting.identifier(c.name)} {queried_type(c.sql_type)}" for c in schema.columns
+        )
+        if not own:
+            cursor.execute(f"CREATE TEMP TABLE {quoting.identifier(name)} ({columns})")
+            return
         with self._lock:
             if self._stubs.get(name) is not schema:
-                columns = ", ".join(
-                    f"{quoting.identifier(c.name)} {queried_type(c.sql_type)}"
-                    for c in schema.columns
-                )
                 cursor.execute(f"CREATE OR REPLACE TABLE {quoting.identifier(name)} ({columns})")
                 self._stubs[name] = schema
 
@@ -140,6 +152,11 @@ class Planner:
                 known = load_statistics(cursor, one.cold, lineage, name, wanted)
                 self._statistics[id] = known
             return keep(cursor, known, scans, margin)
+
+
+def _is_own(name: str, one: TablePin) -> bool:
+    """Whether a name is not of the caller's choosing."""
+    return name == one.table.entry.name or name.startswith(OWN)
 
 
 def load_statistics(

@@ -13,7 +13,7 @@ import pyarrow as pa
 from lakestore import quoting, spill
 from lakestore.context import SiteContext, TableContext
 from lakestore.engine import troubles
-from lakestore.errors import LakestoreError, NotFoundError
+from lakestore.errors import InvalidInputError, LakestoreError, NotFoundError
 from lakestore.httpfs import give_access
 from lakestore.instances import interrupts, start
 from lakestore.query import parameters as bound
@@ -22,7 +22,7 @@ from lakestore.query.failures import FAILURES, may_be_damage, names_a_file, tran
 from lakestore.query.mount import Mounts
 from lakestore.query.parameters import Parameters
 from lakestore.query.payloads import make_view, views_of
-from lakestore.query.pin import FilesInUse, TablePin, pin
+from lakestore.query.pin import FilesInUse, PinnedRows, TablePin, pin
 from lakestore.query.reader import Reader
 from lakestore.query.reads import Reading, reading
 from lakestore.query.result import Result
@@ -110,7 +110,7 @@ class Queries:
 
         Args:
             tables: the lake's tables; those the statement names are pinned.
-            frames: the caller's own data, by name.
+            frames: the caller's own data, by name; what is pinned already stays so.
 
         Raises:
             InvalidInputError: not one statement, not one that reads, or wrong SQL.
@@ -120,6 +120,7 @@ class Queries:
         statement = self._check(statement, frames)
         bound.check(parameters)
         named = _named(statement, tables)
+        pinned = self._pinned(frames)
 
         def answer(parquet_only: bool) -> Result:
             with self._prepared(
@@ -127,34 +128,64 @@ class Queries:
             ) as (cursor, _):
                 return Result(_fetch(cursor, statement, parameters))
 
-        return self._attempts(answer, named, tables)
+        return self._attempts(answer, named, tables, pinned)
 
     @interrupts()
-    def ask(self, table: TableContext, question: Callable[[Reader], Answer]) -> Answer:
+    def ask(
+        self, source: TableContext | PinnedRows, question: Callable[[Reader], Answer]
+    ) -> Answer:
         """What a function makes of one snapshot of a table; it is asked again of another one
-        when a file vanished meanwhile.
+        when a file vanished meanwhile, unless it is pinned already.
 
         Raises: as `sql`.
         """
+        table, pinned = _parts(source)
 
         def answer(parquet_only: bool) -> Answer:
             with self._engine.cursor() as cursor:
-                one = pin(self._site, [table])[0]
+                one = self._pin(source)
                 return question(Reader(cursor, one, self._planner, self._mounts, parquet_only))
 
-        return self._attempts(answer, [table], [table])
+        return self._attempts(answer, [table], [table], pinned)
+
+    def _pin(self, source: TableContext | PinnedRows) -> TablePin:
+        return source.pin if isinstance(source, PinnedRows) else pin(self._site, [source])[0]
+
+    def _pinned(self, frames: Mapping[str, Any]) -> list[PinnedRows]:
+        """Those of the frames that are pinned; raises `InvalidInputError` for another lake's."""
+        pinned = [frame for frame in frames.values() if isinstance(frame, PinnedRows)]
+        if any(one.pin.table.site is not self._site for one in pinned):
+            raise InvalidInputError("a table's version is asked by the lake that it is of")
+        return pinned
 
     def _attempts(
         self,
         answer: Callable[[bool], Answer],
         named: Sequence[TableContext],
         tables: Sequence[TableContext],
+        pinned: Sequence[PinnedRows],
     ) -> Answer:
         """The first answer that comes without a failure that another attempt may mend.
 
         Args:
             answer: told whether it is to read Parquet alone.
+            pinned: what it reads that is the same at every attempt.
         """
+        try:
+            return self._attempted(answer, named, tables, pinned)
+        except LakestoreError as error:
+            told = _told(error, pinned)
+            if told is error:
+                raise
+            raise told from error
+
+    def _attempted(
+        self,
+        answer: Callable[[bool], Answer],
+        named: Sequence[TableContext],
+        tables: Sequence[TableContext],
+        pinned: Sequence[PinnedRows],
+    ) -> Answer:
         parquet_only = False
         for attempt in range(_ATTEMPTS):
             try:
@@ -166,7 +197,7 @@ class Queries:
                 if "No files found" in str(error) and not last:
                     continue  # another process sealed and vacuumed a file: look again
                 suspect = may_be_damage(error) or names_a_file(str(error), named)
-                if suspect and not last and self._drop_damaged_copies(named):
+                if suspect and not last and self._drop_damaged_copies(named, pinned):
                     continue  # it is fetched again
                 if may_be_damage(error) and not parquet_only and not last:
                     parquet_only = True  # a segment's DuckDB file is expendable, its twin is not
@@ -187,6 +218,7 @@ class Queries:
         statement = self._check(statement, frames)
         bound.check(parameters)
         named = _named(statement, tables)
+        self._pinned(frames)
         try:
             with self._prepared(statement, parameters, named, frames) as (cursor, chosen):
                 cursor.execute(f"EXPLAIN {statement}", parameters).fetchall()
@@ -197,26 +229,31 @@ class Queries:
             raise translated(error, tables) from error
 
     @interrupts()
-    def scan(self, table: TableContext) -> "pl.LazyFrame":
+    def scan(self, source: TableContext | PinnedRows) -> "pl.LazyFrame":
         """The table as of now, on a cursor of its own; its files are held until it is gone.
 
         From Parquet alone: once rows were handed out, a DuckDB file that turns out to be damaged
         could not be left for its twin.
         """
+        table, pinned = _parts(source)
+
+        def told(error: Exception) -> Exception:
+            return _told(translated(error, [table]), pinned)
+
         try:
             cursor = self._engine.cursor()
-            one = pin(self._site, [table])[0]
+            one = self._pin(source)
             release = self._mounts.mount(cursor, {table.entry.name: one}, parquet_only=True)
             try:
                 relation = cursor.sql(f"FROM {quoting.identifier(table.entry.name)}")
-                frame = scanned(relation, lambda error: translated(error, [table]))
+                frame = scanned(relation, told)
             except BaseException:
                 release()
                 raise
         except LakestoreError:
             raise
         except FAILURES as error:
-            raise translated(error, [table]) from error
+            raise told(error) from error
         weakref.finalize(relation, release)
         return frame
 
@@ -257,15 +294,18 @@ class Queries:
         cursor = self._engine.cursor()
         release = None
         try:
-            rows = {name: _registrable(frame) for name, frame in frames.items()}
+            fixed = {n: one.pin for n, one in frames.items() if isinstance(one, PinnedRows)}
+            rows = {n: _registrable(frame) for n, frame in frames.items() if n not in fixed}
             for name, frame in rows.items():
                 cursor.register(name, frame)
-            pins = {one.table.entry.name: one for one in pin(self._site, tables)}
+            others = [table for table in tables if table.entry.name not in fixed]
+            pins = {one.table.entry.name: one for one in pin(self._site, others)} | fixed
             kept, filters = self._planner.choose(statement, parameters, pins, rows)
             chosen = {name: replace(one, cold=kept[name]) for name, one in pins.items()}
             views, names = views_of(tables), mentioned(statement)
             wanted = [table for name, table in views.items() if name in names]
-            heavy = [one for one in pins.values() if one.table in wanted]
+            own = [one for name, one in pins.items() if name == one.table.entry.name]
+            heavy = [one for one in own if one.table in wanted]
             release = self._mounts.mount(cursor, chosen, heavy, parquet_only=parquet_only)
             yield cursor, _Chosen(pins, kept, filters)
         finally:
@@ -273,8 +313,11 @@ class Queries:
             if release is not None:
                 release()
 
-    def _drop_damaged_copies(self, tables: Sequence[TableContext]) -> bool:
+    def _drop_damaged_copies(
+        self, tables: Sequence[TableContext], pinned: Sequence[PinnedRows]
+    ) -> bool:
         wanted = [table.wanted(file) for table in tables for file in table.state().cold]
+        wanted += [one.pin.table.wanted(file) for one in pinned for file in one.pin.cold]
         return self._site.files.drop_damaged(wanted)
 
     def _check(self, statement: str, frames: Mapping[str, Any]) -> str:
@@ -290,6 +333,25 @@ class Queries:
         for name in known.reserved - frames.keys():
             raise NotFoundError(f"{name!r} is lakestore's own: query the lake's tables")
         return known.text
+
+
+def _parts(source: TableContext | PinnedRows) -> tuple[TableContext, Sequence[PinnedRows]]:
+    """Which table is read, and what of it is pinned already."""
+    if isinstance(source, PinnedRows):
+        return source.pin.table, [source]
+    return source, ()
+
+
+def _told(error: Exception, pinned: Sequence[PinnedRows]) -> Exception:
+    """What to say of a failure: that files were deleted of what is pinned, if so."""
+    try:
+        for one in pinned:
+            one.check()
+    except NotFoundError as deleted:
+        return deleted
+    except LakestoreError:  # the first one says more
+        pass
+    return error
 
 
 def _fetch(cursor: duckdb.DuckDBPyConnection, statement: str, parameters: Parameters) -> pa.Table:
