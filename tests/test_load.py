@@ -496,6 +496,29 @@ class TestFiles:
             ]
             assert lake.verify().ok
 
+    @pytest.mark.parametrize("cold", COLD)
+    def test_what_a_load_took_is_known_after_its_files_were_merged_and_deleted(
+        self, root: Path, cold: str
+    ) -> None:
+        rows = events(0, 700, step=MINUTE)
+        with ls.open(
+            root, upkeep="manual", settings={"cold_grace_s": 0, "vacuum_grace_s": 0}
+        ) as lake:
+            table = lake.create_table("events", PLAIN, cold=cold)
+            table.load(reader(rows), load_id="l")
+            assert len(table._context.state().cold) == 6
+            table.compact(today=True)
+            assert len(table._context.state().cold) == 1
+            table.vacuum(dry_run=False)
+            assert table.load(reader(rows), load_id="l").skipped == 700
+            assert lake.verify().ok
+        (root / "_site" / "catalog.sqlite").unlink()
+        rebuild(root)
+        with ls.open(root, upkeep="manual") as lake:
+            assert lake["events"].load(reader(rows), load_id="l").skipped == 700
+            assert numbers(lake["events"]) == list(range(700))
+            assert lake.verify().ok
+
     def test_delta_readers_see_what_was_loaded(self, lake: ls.Lake, root: Path) -> None:
         table = lake.create_table("events", SCHEMA, cold="delta")
         table.load(reader(events(0, 250)))
