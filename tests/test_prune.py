@@ -14,10 +14,12 @@ from support.partials import relation
 
 import lakestore as ls
 from lakestore import coldmeta, compact, horizon, prune, retain
+from lakestore.catalog.records import Garbage
 from lakestore.document import to_toml
 from lakestore.failpoint import at
 from lakestore.query.pin import pin
 from lakestore.snapshot import ColdFile, ColumnRange, FileInfo, Segment, TableState
+from lakestore.worker import Report
 
 SCHEMA = ls.TableSchema.from_toml(
     """
@@ -236,6 +238,61 @@ def test_retention_of_the_document_is_kept_by_upkeep(open_lake, cold, clock):
     clock.time += 30 * DAY
     lake.maintain()  # the clock may be wrong
     assert numbers(lake) == left
+
+
+def test_threads_look_now_and_then(open_lake, clock):
+    document = SCHEMA.document.model_copy(update={"retention": "5 days"})
+    lake = open_lake(settings=SETTINGS)
+    table = lake.create_table("events", ls.TableSchema.from_toml(to_toml(document)))
+    clock.time = START + 8 * DAY
+    fill(table)
+    assert lake.plan_maintenance().tasks[0].verb == "prune"
+    for expected in (12, 0, 4):
+        report = Report()
+        lake._upkeep._tend_cold(report)
+        assert (report.pruned, report.problems) == (expected, [])
+        if expected == 0:
+            clock.time += timedelta(minutes=6)
+        else:
+            clock.time = START + 9 * DAY - timedelta(minutes=5)
+            lake._upkeep._expired_at = clock.monotonic() - 100
+    assert numbers(lake) == list(range(16, 40))
+
+
+def test_payloads_wait_for_the_last_file_that_can_come_back(open_lake, cold, clock):
+    lake = open_lake(settings=SETTINGS)
+    table = lake.create_table("events", SCHEMA, cold=cold)
+    fill(table, 12, 3)
+    assert table.compact().files_after == 3
+    before, payload = answers(lake), in_root(lake, "_payload")
+    clock.move(60)
+    table.prune(before=START + 3 * DAY, confirm=True)
+    clock.move(50)  # what the compaction replaced is past its grace
+    done = table.vacuum(dry_run=False)
+    assert (len(done.cold), done.cold_payload) == (6, ())
+    assert in_root(lake, "_payload") == payload
+    table.undo()
+    assert answers(lake) == before
+    table.prune(before=START + 3 * DAY, confirm=True)
+    clock.move(101)
+    assert len(table.vacuum(dry_run=False).cold_payload) == len(payload)
+    assert in_root(lake, "_payload") == in_root(lake, "data") == []
+    assert lake.verify().problems == ()
+
+
+def test_vacuum_chooses_children_after_parents():
+    def item(id: int, kind: str, since: float) -> Garbage:
+        return Garbage(id, 1, "events", kind, f"{kind} {id}", since)
+
+    def chosen(*items: Garbage, in_use: tuple[str, ...] = ()) -> list[int]:
+        return [g.id for g in retain.choose(items, 1000, 10, 100, in_use)]
+
+    payload, file, newer = item(1, "cold_payload", 850), item(2, "cold", 850), item(3, "cold", 950)
+    assert chosen(payload, file) == [2, 1]
+    assert chosen(payload, file, in_use=("cold 2",)) == []
+    assert chosen(payload, file, newer) == [2, 1]  # what expired later does not refer to it
+    assert chosen(payload, file, in_use=("cold_payload 1",)) == [2]
+    assert chosen(item(4, "segment", 985), item(5, "segment", 995)) == [4]
 
 
 def test_more_than_half_needs_a_word(open_lake, cold):
@@ -497,6 +554,12 @@ def test_in_a_store(store, prefix, tmp_path, cold, clock):
         assert len(table.vacuum(dry_run=False).cold_payload) == 6
         assert len(in_root(lake, "data")) == len(in_root(lake, "_payload")) == 6
         assert lake.verify().problems == ()
+        clock.time = datetime.now(UTC) + 3650 * DAY
+        with pytest.raises(ls.InvalidInputError, match="the clock"):
+            table.prune("365 days")
+        clock.time = datetime.now(UTC)  # as the store's: the lake was at rest
+        with pytest.raises(ls.InvalidInputError, match="more than 50%"):
+            table.prune("365 days")
     (tmp_path / "site/catalog.sqlite").unlink()
     rebuild(prefix, local=tmp_path / "site", storage_options=store.options)
     with open_it() as lake:
@@ -537,6 +600,8 @@ def test_the_command_line(tmp_path):
         "prune", lake, "events", "--older-than", "90d", "--confirm"
     )
     assert "would delete" in ok("vacuum", lake)
+    told = json.loads(ok("prune", lake, "--before", "2025-01-06", "--dry-run", "--json"))
+    assert told["events"]["rows"] == 0  # they went already
     assert "brought back 40 rows" in ok("undo", lake, "events")
     assert json.loads(ok("vacuum", lake, "--yes", "--json"))["cold"] == []
     assert "no retention" in fails("prune", lake, "events")
