@@ -31,6 +31,23 @@ def check(con: Connection) -> list[str]:
     rows = con.execute(sa.select(t.lake.c.one, t.lake.c.format)).all()
     if [tuple(row) for row in rows] != [(1, t.FORMAT)]:
         wrong.append(f"its first line is {rows!r}")
+    return wrong + _versions(con)
+
+
+def _versions(con: Connection) -> list[str]:
+    """Cold files and history that are of no version that there was."""
+    versions = con.execute(sa.select(t.lake.c.version)).scalars().all()
+    newest = max(versions, default=0)
+    c = t.cold_files.c
+    wrong = [
+        f"cold file {name!r} came with version {added} of {newest} and went with {removed}"
+        for name, added, removed in con.execute(sa.select(c.name, c.added, c.removed))
+        if not 0 <= added <= (removed or newest) <= newest
+    ]
+    for row in con.execute(sa.select(t.history)):
+        counts = (row.files_added, row.rows_added, row.files_removed, row.rows_removed)
+        if not 0 <= row.version <= newest or min(counts) < 0:
+            wrong.append(f"its history has version {row.version} of {newest}: {counts}")
     return wrong
 
 
