@@ -172,13 +172,14 @@ class Upkeep:
 
     def _deletable(self, table: TableContext | None) -> list[Garbage]:
         """What vacuum may delete now, of one table or all."""
-        garbage = self._not_live([g for g in self._site.catalog.garbage() if self._may_go(g)])
+        garbage = [g for g in self._site.catalog.garbage() if self._may_go(g)]
         if table is not None:
             garbage = [g for g in garbage if g.table_id == table.entry.id]
         settings = self._site.settings
         graces = settings.vacuum_grace_s, settings.cold_grace_s
         now = self._site.clock.now().timestamp()
-        return retain.choose(garbage, now, *graces, self._in_use)
+        # A store is asked for what is due alone, and not every second while a file waits.
+        return self._not_live(retain.choose(garbage, now, *graces, self._in_use))
 
     def _may_go(self, garbage: Garbage) -> bool:
         """Whether a file is this process's to delete.

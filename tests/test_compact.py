@@ -20,11 +20,11 @@ import lakestore as ls
 from lakestore import coldfiles, compact, datafile, replacement, retain
 from lakestore.catalog.coldlist import ColdList
 from lakestore.catalog.commit import Commit
+from lakestore.cold.delta import DeltaCold
 from lakestore.cold.keeper import RecordKeeper, records_of
 from lakestore.coldfiles import Rows
 from lakestore.delta.actions import Remove
 from lakestore.failpoint import at
-from lakestore.partialfiles import PartialFiles
 from lakestore.rebuild import tables as rebuilding
 from lakestore.replacement import Replacement
 from lakestore.snapshot import ColdFile, FileInfo
@@ -225,7 +225,7 @@ def test_a_rebuild_after_a_crash_at_the_commit(open_lake, root, cold, clock, poi
     lake.close()
     (root / "_site/catalog.sqlite").unlink()
     for vacuumed in (False, True):  # the second knows as little, and some files are gone
-        rebuild(root)
+        rebuild(root, clock)
         again = open_lake(settings=SETTINGS)
         assert answers(again) == before
         assert again.verify().ok
@@ -302,6 +302,29 @@ def test_a_file_that_goes_meanwhile_is_a_conflict(open_lake, cold):
         compact.compact(context, job)
     assert lake.sql("SELECT count(*), count(DISTINCT id) FROM events").fetchall() == [(200, 200)]
     assert lake.verify().ok
+
+
+def test_a_commit_of_which_nobody_heard(open_lake, clock, monkeypatch):
+    """It never came: the next compaction is the one, and what the first has made is deleted."""
+    lake = open_lake(settings=SETTINGS)
+    table = lake.create_table("events", SCHEMA, cold="delta")
+    fill(table, 4)
+    before = answers(lake)
+
+    def unheard(*_: object) -> bool:
+        raise ls.CommitUncertainError("the line is dead")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DeltaCold, "_commit", unheard)
+        with pytest.raises(ls.CommitUncertainError):
+            table.compact()
+    assert lake.verify().problems == ()
+    assert table.compact().files_before == 4
+    clock.move(1000)
+    assert len(table.vacuum(dry_run=False).cold) == 4 + 1
+    assert answers(lake) == before
+    lake.close()
+    assert open_lake(mode="r").verify().problems == ()
 
 
 def test_seals_go_on_meanwhile(open_lake, cold):
@@ -561,10 +584,6 @@ def _sort_nothing(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(coldfiles, "by_day", turned)
 
 
-def _make_no_partials(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(PartialFiles, "put", lambda *_: None)
-
-
 def _keep_every_row(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(compact, "_repeats", lambda *_: None)
 
@@ -577,7 +596,6 @@ REBUILDS = test_a_rebuild_knows_what_was_replaced
 CRASHES = test_a_rebuild_after_a_crash_at_the_commit
 PLANTED: list[tuple[Callable[..., None], Callable[..., None], dict[str, object]]] = [
     (_keep_no_record, REBUILDS, {"cold": "parquet", "vacuumed": True}),
-    (_keep_no_record, REBUILDS, {"cold": "delta", "vacuumed": True}),
     (_keep_no_footers, REBUILDS, {"cold": "parquet", "vacuumed": True}),
     (_rebuild_without_records, REBUILDS, {"cold": "parquet", "vacuumed": False}),
     (_rebuild_without_what_the_log_removed, CRASHES, {"cold": "delta", "point": "swap.2"}),
@@ -595,7 +613,6 @@ PLANTED: list[tuple[Callable[..., None], Callable[..., None], dict[str, object]]
     (_delete_without_grace, test_what_was_replaced_goes_after_its_grace, {"cold": "parquet"}),
     (_leave_the_last_row_out, test_no_answer_changes, {"cold": "parquet"}),
     (_sort_nothing, test_an_output_is_as_a_sealed_file, {"cold": "parquet"}),
-    (_make_no_partials, test_an_output_is_as_a_sealed_file, {"cold": "parquet"}),
     (_keep_every_row, test_residual_duplicates_go, {}),
     (
         _forget_what_a_loser_made,

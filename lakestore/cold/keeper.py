@@ -47,6 +47,8 @@ class RecordKeeper:
     ) -> None:
         """Put what the catalog has of them into the root, and list what went as garbage.
 
+        Of one that never was committed, it is the files that were to come.
+
         Args:
             fate: of each, in the order of their commits.
             live: the files that are part of the table.
@@ -63,11 +65,11 @@ class RecordKeeper:
                 self._keep(record_key(self._folder, id), text.encode())
             reach("record.1")
             files = {file.name: file for file in live()}
-            went, came, payload = [], [], set[str]()
-            if known == "committed":
-                went = [name for name in record.removed if name not in files]
-                came = [files[name] for name in record.added if name in files]
-                payload = self._unreferred(record, files)
+            is_done = known == "committed"
+            doomed = record.removed if is_done else record.added
+            went = [name for name in doomed if name not in files]
+            came = [files[name] for name in record.added if name in files]
+            payload = self._unreferred(record, files) if is_done else set[str]()
             with self._catalog.commit() as commit:
                 commit.settle_record(self._table_id, id, went, came, payload)
             reach("record.2")
