@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime, timedelta
 from decimal import localcontext
 from pathlib import Path
@@ -524,3 +524,115 @@ def test_reading_the_log_costs_what_is_new(lake, delta, monkeypatch):
 
 def _silent(*_: object) -> bool:
     raise ls.StorageError("no answer")
+
+
+SIX_HOURS = timedelta(hours=6)
+
+
+def seal_some(table: ls.Table, start: int, stop: int) -> None:
+    """Four events a day, sealed two by two."""
+    for first in range(start, stop, 2):
+        table.append(events(first, first + 2, step=SIX_HOURS))
+        table.seal()
+
+
+def read_by_others(data: Path) -> list[list[str]]:
+    """The ids that each engine reads, in order."""
+    ours = DeltaTable(str(data)).to_pyarrow_table()["id"].to_pylist()
+    polars = pl.scan_delta(str(data)).collect()["id"].to_list()
+    return [sorted(ours), sorted(polars)]
+
+
+def test_a_compaction_beside_what_others_rewrite_and_delete(open_lake: Open, root, data, clock):
+    lake = open_lake(settings={"cold_grace_s": 0, "vacuum_grace_s": 0})
+    table = lake.create_table("events", SCHEMA, cold="delta")
+
+    def ids() -> list[str]:
+        """What all agree to be there."""
+        found = sorted(lake.sql("SELECT id FROM events").to_arrow()["id"].to_pylist())
+        assert read_by_others(data) == [found, found]
+        assert lake.verify().ok
+        return found
+
+    def named(numbers: Iterable[int]) -> list[str]:
+        return [f"e{n:06d}" for n in numbers]
+
+    seal_some(table, 0, 16)
+    assert table.compact().files_before == 8
+    assert ids() == named(range(16))
+    gone = DeltaTable(str(data)).vacuum(
+        dry_run=True, retention_hours=0, enforce_retention_duration=False
+    )
+    assert len([name for name in gone if name.endswith(".parquet")]) == 8
+    seal_some(table, 16, 20)
+    DeltaTable(str(data)).delete("n = 5 or n = 17")  # in one of ours of each kind
+    kept = [n for n in range(20) if n not in (5, 17)]
+    assert ids() == named(kept)
+    seal_some(table, 20, 28)
+    assert table.compact().files_before > 0
+    assert ids() == named([*kept, *range(20, 28)])
+    DeltaTable(str(data)).optimize.compact()
+    assert ids() == named([*kept, *range(20, 28)])
+    clock.move(1000)
+    assert table.vacuum(dry_run=False).cold
+    seal_some(table, 26, 34)
+    table.compact()
+    assert ids() == named([*kept, *range(20, 34)])
+    told = [entry["operation"] for entry in DeltaTable(str(data)).history()]
+    assert {"OPTIMIZE", "DELETE", "WRITE"} <= set(told)
+    lake.close()
+    (root / "_site/catalog.sqlite").unlink()
+    rebuild(root)
+    lake = open_lake(settings={"cold_grace_s": 0, "vacuum_grace_s": 0})
+    table = lake["events"]
+    assert ids() == named([*kept, *range(20, 34)])
+    table.append(events(30, 36, step=SIX_HOURS))
+    table.seal()
+    assert table.compact().days > 0
+    assert ids() == named([*kept, *range(20, 36)])
+
+
+@pytest.mark.parametrize("reader", ["deltalake", "polars", "lakestore", "a stranger"])
+def test_a_checkpoint_at_the_version_of_a_compaction(open_lake: Open, root, data, reader,
+                                                     monkeypatch):  # fmt: skip
+    """It remembers what went, and what went is not read."""
+    monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 5)
+    lake = open_lake(settings={"cold_grace_s": 10**6})
+    table = lake.create_table("events", SCHEMA, cold="delta")
+    for start in range(0, 16, 4):  # versions 1 to 4, of a day each
+        table.append(events(start, start + 2, step=timedelta(hours=1)))
+        table.seal()
+    assert table.compact().files_after == 1
+    hint = json.loads((data / "_delta_log" / "_last_checkpoint").read_text())
+    assert (hint["version"], DeltaTable(str(data)).version()) == (5, 5)
+    for name in versions(data)[:6]:
+        (data / "_delta_log" / name).unlink()
+    table.append(events(16, 20, step=timedelta(hours=1)))
+    table.seal()
+    expected = sorted(f"e{n:06d}" for n in range(20) if n >= 16 or n % 4 < 2)
+    if reader == "deltalake":
+        assert read_by_others(data)[0] == expected
+    elif reader == "polars":
+        assert read_by_others(data)[1] == expected
+    else:
+        again = open_lake(mode="r") if reader == "lakestore" else open_lake()
+        found = again.sql("SELECT id FROM events").to_arrow()["id"].to_pylist()
+        assert sorted(found) == expected
+        assert again.verify().ok
+        if reader == "a stranger":
+            lake.close()
+            assert again["events"].compact().files_before == 2
+            assert read_by_others(data) == [expected, expected]
+
+
+def test_a_duckdb_shell_reads_what_was_compacted(lake, delta, data, duckdb_cli, extensions):
+    seal_some(delta, 0, 16)
+    delta.compact()
+    query = f"LOAD delta; SELECT count(*), count(DISTINCT id), sum(n) FROM delta_scan('{data}')"
+    done = subprocess.run(
+        [duckdb_cli, "-csv", "-noheader", "-c", query],
+        env={**os.environ, "HOME": str(extensions), "TZ": "UTC"}, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stderr == ""
+    expected = sum(n for n in range(16) if n % 11)
+    assert done.stdout.splitlines()[-1] == f"16,16,{expected}"

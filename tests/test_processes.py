@@ -16,7 +16,9 @@ from pathlib import Path
 
 import pytest
 from conftest import SCHEMA, events
+from support.commands import rebuild
 from support.planted import assert_caught
+from support.soundness import assert_sound
 
 import lakestore as ls
 from lakestore import duplicates, failpoint
@@ -345,6 +347,54 @@ def test_two_processes_that_seal_at_once_seal_each_row_once(lake, table, open_la
         cold = lake.status().tables[0].tiers[2].rows
         assert cold == (turn + 1) * 80
         assert counted(lake) == counted(other) == (cold, cold)
+
+
+COMPACTOR = """
+import sys
+import lakestore as ls
+lake = ls.open(sys.argv[1], upkeep="manual")
+lake["events"].append({"id": "buffered", "time": "2025-01-01"})
+lake["events"].compact()
+"""
+
+
+@pytest.mark.parametrize("cold", ["parquet", "delta"])
+@pytest.mark.parametrize("point", ["compact.4", "swap.1", "record.1"])
+def test_a_compactor_that_is_killed_beside_another(root, open_lake, tmp_path, cold, point):
+    """Both have the same files before them; whichever commits, each row is there once."""
+    lake = open_lake(settings={"cold_grace_s": 0, "vacuum_grace_s": 0})
+    table = lake.create_table("events", SCHEMA, cold=cold)
+    for start in range(0, 60, 12):  # three days, each in two files or three
+        table.append(events(start, start + 12))
+        table.seal()
+    script = tmp_path / "compactor.py"
+    script.write_text(COMPACTOR)
+
+    def other_dies() -> None:
+        environment = {
+            **os.environ,
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "LAKESTORE_FAILPOINTS": f"{point}=crash",
+        }
+        done = subprocess.run([sys.executable, str(script), str(root)], env=environment)
+        assert done.returncode == -signal.SIGKILL
+
+    with failpoint.at("compact.3", other_dies) as trap:
+        table.compact()
+    assert trap.seen >= 2  # of as many days
+    days = [file.day for file in table._context.state(newest=True).cold]
+    assert len(days) == len(set(days)) == 3
+    lake.maintain()  # which takes the dead one's row over
+    assert counted(lake) == (61, 61)
+    assert_sound(lake)
+    table.vacuum(dry_run=False)
+    lake.close()
+    for path in (root / "_site").glob("catalog.sqlite*"):
+        path.unlink()
+    rebuild(root)
+    again = open_lake()
+    assert counted(again) == (61, 61)
+    assert_sound(again)
 
 
 def test_a_flush_whose_merge_comes_second_has_flushed(open_lake):

@@ -190,6 +190,48 @@ def test_an_open_on_a_full_disk_is_refused_and_hides_nothing(mount, what):  # no
         assert_sound(lake, allowed=("staging",))
 
 
+def cold_names(table: ls.Table) -> list[str]:
+    return [file.name for file in table._context.state(newest=True).cold]
+
+
+COMPACTING = {"bytes": [0, 8 << 10, 128 << 10, 512 << 10], "names": [0, 1, 2, 4, 7, 9]}
+
+
+@pytest.mark.parametrize("cold", ["parquet", "delta"])
+@pytest.mark.parametrize("what", list(ROOMS))
+def test_a_compaction_on_a_full_disk_leaves_the_files_as_they_were(mount, cold, what):  # noqa: F811
+    """Wherever the room ends; once there is some, what was in vain is done."""
+    take, settings = ROOMS[what][0], SETTINGS | {"cold_grace_s": 0}
+    refusals: list[str] = []
+    with open_lake(mount.path / "lake", settings=settings) as lake:
+        table = lake.create_table("t", lifecycle.SCHEMA, cold=cold)
+        held = 0
+        for room in COMPACTING[what]:
+            for _ in range(3):
+                table.append(rows(range(held, held + 150)))
+                table.seal()
+                held += 150
+            before = cold_names(table)
+            take(mount, room)
+            try:
+                table.compact()
+            except ls.StorageError as error:
+                refusals.append(str(error))
+                assert cold_names(table) == before
+            assert_holds(lake, range(held))
+            mount.make_room()
+            table.compact()
+            assert len(cold_names(table)) == 1
+            assert_holds(lake, range(held))
+            table.vacuum(dry_run=False)
+        assert len(refusals) >= 3
+        assert all("make room" in refusal for refusal in refusals), refusals
+        assert [p for p in (mount.path / "lake/_site/staging").rglob("*") if p.is_file()] == []
+    with open_lake(mount.path / "lake") as lake:
+        assert_holds(lake, range(held))
+        assert_sound(lake, allowed=("orphan",))
+
+
 # A read-only file system
 
 
