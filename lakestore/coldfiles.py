@@ -20,7 +20,7 @@ from lakestore import datafile, quoting
 from lakestore.clock import EPOCH
 from lakestore.context import TableContext
 from lakestore.engine import sorter
-from lakestore.errors import StorageError
+from lakestore.errors import ConflictError, LakestoreError, StorageError
 from lakestore.idhash import Hashes, days, hash_batch
 from lakestore.layout import ColdName
 from lakestore.lineage import Lineage
@@ -59,6 +59,8 @@ class Rows:
     """What the condition names beside it."""
     numbered: bool = False
     """Whether `sealed` also has the columns `filename` and `file_row_number`."""
+    values: Mapping[str, str] = field(default_factory=dict)
+    """Expressions in the place of columns."""
 
 
 @contextmanager
@@ -71,6 +73,29 @@ def workplace(table: TableContext, verb: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def conflict_if_replaced(table: TableContext, files: Sequence[ColdFile]) -> Iterator[None]:
+    """Raise `ConflictError` for what fails because another process replaced a file.
+
+    Its vacuum may have deleted it by now.
+    """
+    try:
+        yield
+    except ConflictError:
+        raise
+    except Exception as error:
+        try:
+            live = {file.name for file in table.state(newest=True).cold}
+        except LakestoreError:  # the first one says more
+            raise error from error.__cause__
+        if all(file.name in live for file in files):
+            raise
+        days = ", ".join(sorted({str(file.day) for file in files}))
+        raise ConflictError(
+            f"cold files of {days} were replaced meanwhile; that result stands"
+        ) from error
 
 
 def by_day(
@@ -97,9 +122,10 @@ def by_day(
     with sorter(folder / "spill", memory_bytes) as con:
         for name, relation in rows.relations.items():
             con.register(name, relation)
+        named = [(rows.values.get(name), quoting.identifier(name)) for name in schema.names]
+        chosen = ", ".join(f"{made} AS {name}" if made else name for made, name in named)
         reader = con.sql(
-            f"SELECT {quoting.identifiers(schema.names)} FROM {source} AS sealed "
-            f"{rows.condition} ORDER BY {order}"
+            f"SELECT {chosen} FROM {source} AS sealed {rows.condition} ORDER BY {order}"
         ).to_arrow_reader(max(1, min(_BATCH_ROWS, _BATCH_BYTES // width)))
         for batch in _until_out_of_memory(reader):
             typed = pa.Table.from_batches([batch]).cast(schema.arrow).to_batches()[0]

@@ -11,7 +11,6 @@ of two that would replace one file, one gives up. What replaced files is kept, s
 """
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import date
 from itertools import groupby
@@ -26,7 +25,7 @@ from lakestore import coldfiles, datafile
 from lakestore.coldfiles import Rows, Written
 from lakestore.context import TableContext
 from lakestore.engine import SORT_BYTES
-from lakestore.errors import ConflictError, CorruptionError, LakestoreError, StorageError
+from lakestore.errors import ConflictError, CorruptionError, StorageError
 from lakestore.failpoint import reach
 from lakestore.idhash import Hashes, hash_batch, id_sum, identities, in_sorted, twins
 from lakestore.layout import ColdName
@@ -162,7 +161,7 @@ def compact(table: TableContext, job: Job) -> Compacted:
         CorruptionError: a file is not what was published.
         StorageError: the disk refused; nothing was committed.
     """
-    with _conflict_if_replaced(table, job):
+    with coldfiles.conflict_if_replaced(table, job.files):
         for memory_bytes in _MORE_SORT_BYTES:
             try:
                 with coldfiles.workplace(table, "compact") as folder:
@@ -173,28 +172,6 @@ def compact(table: TableContext, job: Job) -> Compacted:
         f"{len(job.files)} cold files of {job.day} cannot be sorted in "
         f"{_MORE_SORT_BYTES[-1] >> 20:,} MiB"
     ) from failure
-
-
-@contextmanager
-def _conflict_if_replaced(table: TableContext, job: Job) -> Iterator[None]:
-    """Raise `ConflictError` for what fails because another process replaced a file.
-
-    Its vacuum may have deleted it by now.
-    """
-    try:
-        yield
-    except ConflictError:
-        raise
-    except Exception as error:
-        try:
-            live = {file.name for file in table.state(newest=True).cold}
-        except LakestoreError:  # the first one says more
-            raise error from error.__cause__
-        if all(file.name in live for file in job.files):
-            raise
-        raise ConflictError(
-            f"cold files of {job.day} were replaced meanwhile; that result stands"
-        ) from error
 
 
 def _compact_in(folder: Path, table: TableContext, job: Job, memory_bytes: int) -> Compacted:

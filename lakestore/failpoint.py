@@ -32,6 +32,7 @@ STEPS = {
     "compact": 5,
     "prune": 3,
     "undo": 2,
+    "purge": 9,
     "swap": 2,
     "record": 2,
     "load": 10,

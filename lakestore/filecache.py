@@ -9,7 +9,7 @@ import hashlib
 import os
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -89,6 +89,18 @@ class FileCache:
             make_folder(target.parent)
             os.link(source, target)
             self._make_room()
+
+    def sweep(self, live: Sequence[Wanted], is_wanted: Callable[[Path], bool]) -> None:
+        """Delete copies of objects that are not live.
+
+        Args:
+            is_wanted: whether another copy is to stay, for it is of something else.
+        """
+        kept = {self._target(one) for one in live}
+        with suppress(OSError):
+            for path in self._folder.iterdir():
+                if path.is_file() and path not in kept and not is_wanted(path):
+                    discard(path)
 
     def drop_damaged(self, wanted: Sequence[Wanted]) -> bool:
         """Delete copies that this disk has altered, to be fetched again; whether there were any."""

@@ -42,6 +42,7 @@ _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.(\d{10}))?\.parquet"
 PARTITIONS = ("day", "event_day", "event_day_utc", "lakestore_day")
 """What a partition column may be called: the first that is no column of the table."""
 _DAY = re.compile(rf"({'|'.join(PARTITIONS)})=(\d{{4}}-\d{{2}}-\d{{2}})")
+_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.\d{10})?\.parquet")
 _RECORD = re.compile(r"[0-9a-f]{32}\.json")
 _PARTIAL = re.compile(r"(.+)\.([a-z][a-z0-9_]{0,62})-([0-9a-f]{8})\.parquet")
 _PAYLOAD = re.compile(r"day=(\d{4}-\d{2}-\d{2})/([0-9a-f]{8})-(\d+)-([0-9a-f]{12})\.parquet")
@@ -312,6 +313,19 @@ def data_prefix(table: str) -> str:
     return f"tables/{table}/data/"
 
 
+def data_name(name: str) -> str:
+    """`name`, when it can be that of a cold file, be it another engine's: one inside its folder.
+
+    Raises:
+        CorruptionError: it cannot.
+    """
+    parts = name.split("/")
+    inside = all(part not in ("", ".", "..") for part in parts) and parts[0] != "_delta_log"
+    if not inside or not name.endswith(".parquet"):
+        raise CorruptionError(f"{name!r} is not the name of a cold file")
+    return name
+
+
 def rollups_prefix(table: str) -> str:
     """Key prefix of the partials of a table's cold files."""
     return f"tables/{table}/_rollups/"
@@ -346,6 +360,19 @@ def parse_log_version(name: str) -> int | None:
     """The version, or None when `name` is not that of one."""
     match = _LOG_VERSION.fullmatch(name)
     return int(match[1]) if match else None
+
+
+def past_name(name: str) -> str:
+    """`name`, when it is that of a version of a log, or of a checkpoint, that others stand for.
+
+    Version 0 is none of these: it says that there is a log.
+
+    Raises:
+        CorruptionError: it is not.
+    """
+    if not (parse_log_version(name) or parse_checkpoint(name)):
+        raise CorruptionError(f"{name!r} is no past version of a log")
+    return name
 
 
 def parse_checkpoint(name: str) -> tuple[int, int] | None:

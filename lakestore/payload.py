@@ -42,7 +42,7 @@ from lakestore.storage.local import (
     storage_error,
 )
 
-_ROW_GROUP_BYTES = 1 * MIB
+ROW_GROUP_BYTES = 1 * MIB
 _EPOCH = date(1970, 1, 1)
 
 Numbers = npt.NDArray[np.int64]
@@ -92,7 +92,7 @@ def stage(
                 schema.payload_file,
                 facts,
                 bloom=True,
-                row_group_bytes=_ROW_GROUP_BYTES,
+                row_group_bytes=ROW_GROUP_BYTES,
                 unsearched=schema.payload_file.names[2:-1],
             )
             try:
@@ -145,7 +145,7 @@ class _Source:
 
     def pieces(self, order: Numbers) -> Iterator[pa.RecordBatch]:
         """The rows with these numbers, in that order, about a quarter of a row group at a time."""
-        piece = np.cumsum(self._sizes[order]) // (_ROW_GROUP_BYTES // 4)
+        piece = np.cumsum(self._sizes[order]) // (ROW_GROUP_BYTES // 4)
         for numbers in np.split(order, np.flatnonzero(np.diff(piece)) + 1):
             yield self._take(numbers)
 

@@ -30,6 +30,8 @@ class Replacement:
     added: Sequence[ColdFile]
     footers: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     """Of the removed ones that a lakestore wrote, by name."""
+    payload: Sequence[str] = ()
+    """Payload files that are to go with them, whoever may want to go back."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Record:
     removed: Mapping[str, Mapping[str, Any]]
     """Footers of the files that went, as far as they are of use; empty ones of others' files."""
     added: tuple[str, ...]
+    payload: tuple[str, ...] = ()
+    """Payload files that go with them."""
 
     @classmethod
     def of(cls, replacement: Replacement, version: int) -> "Record":
@@ -54,6 +58,7 @@ class Record:
             version,
             {name: of_use(footer) for name, footer in footers.items()},
             tuple(file.name for file in replacement.added),
+            tuple(replacement.payload),
         )
 
     def to_json(self) -> str:
@@ -72,7 +77,8 @@ class Record:
                 raise ValueError(f"format {data['format']!r}, operation {data['operation']!r}")
             removed = {str(name): dict(footer) for name, footer in data["removed"].items()}
             added = tuple(str(name) for name in data["added"])
-            record = cls(data["operation"], int(data["version"]), removed, added)
+            payload = tuple(str(name) for name in data.get("payload", ()))
+            record = cls(data["operation"], int(data["version"]), removed, added, payload)
             if record.to_json() != (text if isinstance(text, str) else text.decode()):
                 raise ValueError("it is not as it was written")
             return record

@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 from lakestore import hot, partialfiles
-from lakestore.catalog.records import Garbage
+from lakestore.catalog.records import COLD_KINDS, COLD_PAYLOAD_KINDS, ROOT_KINDS, Garbage
 from lakestore.context import SiteContext
 from lakestore.failpoint import reach
 from lakestore.layout import (
-    ColdName,
     PayloadName,
     SiteLayout,
+    data_name,
     data_prefix,
     ids_name,
     journal_name,
+    log_prefix,
+    past_name,
     payload_key,
     rollups_prefix,
     tombstone_key,
@@ -41,16 +43,18 @@ class Vacuumed:
     segments: tuple[str, ...]
     dry_run: bool
     payload: tuple[str, ...] = ()
-    """Payload files of segments; those of sealed rows stay."""
+    """Payload files of segments."""
     cold: tuple[str, ...] = ()
     cold_payload: tuple[str, ...] = ()
     """Payload files in the root, to which only rows of cold files refer that went."""
+    log: tuple[str, ...] = ()
+    """Versions of a log that told of purged rows; a checkpoint stands for them."""
     bytes: int = 0
     """Of all of them, as far as they are there."""
 
     def __len__(self) -> int:
         kinds = (self.journals, self.segments, self.payload, self.cold, self.cold_payload)
-        return sum(map(len, kinds))
+        return sum(map(len, kinds)) + len(self.log)
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values."""
@@ -63,6 +67,7 @@ class Vacuumed:
             "payload files of segments": self.payload,
             "cold files": self.cold,
             "payload files of cold files": self.cold_payload,
+            "versions of a log": self.log,
         }
         told = ", ".join(f"{len(names):,} {what}" for what, names in counts.items() if names)
         verb = "would delete" if self.dry_run else "deleted"
@@ -131,14 +136,15 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
         tuple(g.name for g in chosen if g.kind in ("segment", "table")),
         dry_run,
         tuple(g.name for g in chosen if g.kind == "payload"),
-        tuple(g.name for g in chosen if g.kind == "cold"),
-        tuple(g.name for g in chosen if g.kind == "cold_payload"),
+        tuple(g.name for g in chosen if g.kind in COLD_KINDS),
+        tuple(g.name for g in chosen if g.kind in COLD_PAYLOAD_KINDS),
+        tuple(g.name for g in chosen if g.kind == "purged_log"),
         size,
     )
 
 
 def _is_in_root(item: Garbage) -> bool:
-    return item.kind in ("cold", "cold_payload")
+    return item.kind in ROOT_KINDS
 
 
 def _claimed(site: SiteContext, chosen: Sequence[Garbage]) -> list[Garbage]:
@@ -153,9 +159,11 @@ def _claimed(site: SiteContext, chosen: Sequence[Garbage]) -> list[Garbage]:
 
 def _bytes(item: Garbage, site: SiteContext) -> int:
     """Size of a file, as far as it is told or found; a table's files are not counted."""
-    if item.kind in ("payload", "cold_payload"):
+    if item.kind in ("payload", *COLD_PAYLOAD_KINDS):
         return PayloadName.parse(item.name).bytes
-    if item.kind == "cold":
+    if item.kind == "purged_log":
+        return site.storage.size(log_prefix(item.folder) + item.name) or 0
+    if item.kind in COLD_KINDS:
         return site.storage.size(data_prefix(item.folder) + item.name) or 0
     path = site.layout.hot(item.folder) / item.name
     if item.kind == "journal":
@@ -190,20 +198,22 @@ def _delete(item: Garbage, site: SiteContext) -> None:
         site.engine.forget(hot.duckdb_path(layout.hot(item.folder), item.name))
     elif item.kind == "payload":
         (layout.payload(item.folder) / str(PayloadName.parse(item.name))).unlink(missing_ok=True)
-    elif item.kind == "cold":
+    elif item.kind in COLD_KINDS:
         _delete_cold(item, site)
-    elif item.kind == "cold_payload":
+    elif item.kind in COLD_PAYLOAD_KINDS:
         site.storage.delete(payload_key(item.folder, str(PayloadName.parse(item.name))))
+    elif item.kind == "purged_log":
+        site.storage.delete(log_prefix(item.folder) + past_name(item.name))
     elif item.kind == "table":
         _delete_table(item.folder, site)
 
 
 def _delete_cold(item: Garbage, site: SiteContext) -> None:
     """Delete a cold file, then its partials, and what is cached of it here."""
-    site.storage.delete(data_prefix(item.folder) + str(ColdName.parse(item.name)))
-    day, _, file = item.name.partition("/")
-    for key in list(site.storage.list(f"{rollups_prefix(item.folder)}{day}/")):
-        if key.rsplit("/", 1)[1].startswith(f"{file.removesuffix('.parquet')}."):
+    site.storage.delete(data_prefix(item.folder) + data_name(item.name))
+    stem = rollups_prefix(item.folder) + item.name.removesuffix(".parquet")
+    for key in list(site.storage.list(f"{stem.rpartition('/')[0]}/")):
+        if key.startswith(f"{stem}."):
             site.storage.delete(key)
     partialfiles.forget(site.layout.rollups(item.folder), item.name)
     (site.layout.ids(item.folder) / ids_name(item.name)).unlink(missing_ok=True)

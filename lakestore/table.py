@@ -10,10 +10,11 @@ from lakestore.append import Ack, Appender
 from lakestore.compact import Compacted
 from lakestore.context import TableContext
 from lakestore.engine import troubles
+from lakestore.erasure import Purged, erase
 from lakestore.errors import ClosedError, InvalidInputError
 from lakestore.events.counters import Counters, Running
 from lakestore.events.counters import check as check_counted
-from lakestore.events.filters import Moment, moment
+from lakestore.events.filters import Filter, Moment, Where, moment
 from lakestore.events.measures import Measure, Measures, columns_of, parse
 from lakestore.events.metrics import check as check_metrics
 from lakestore.evolution import Change, difference, edited
@@ -300,6 +301,28 @@ class Table(TableRows):
         """
         self._writable()
         return self._upkeep.undo(self._context, version)
+
+    @troubles("cannot purge")
+    def purge(self, where: Where, *, dry_run: bool = False) -> Purged:
+        """Erase events from every tier, and every copy of them that is within reach.
+
+        The files that can hold some are written anew; those that went, and other copies, are
+        deleted after `vacuum_grace_s`, by vacuum or the next call, which says whether it is
+        complete. Nobody can go back to them. Other processes' buffered rows are waited for.
+
+        Args:
+            where: as in `totals`; it may not be empty.
+            dry_run: only say what there is to erase.
+
+        Raises:
+            InvalidInputError: an empty `where`, or one that is no filter.
+            ConflictError: other processes replaced the files all the while: try again.
+            CorruptionError: a file is not what was published.
+            StorageError: the disk refused; what was erased before stays so.
+        """
+        self._writable()
+        wanted = Filter.of(self._context.schema, where)
+        return erase(self._upkeep, self._session.queries, self._context, wanted, dry_run=dry_run)
 
     @troubles("cannot vacuum")
     def vacuum(self, dry_run: bool = True) -> Vacuumed:

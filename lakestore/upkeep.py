@@ -12,7 +12,7 @@ from dataclasses import replace
 from datetime import datetime
 
 from lakestore import compact, flush, maintenance, prune, retain, seal, shell, undo
-from lakestore.catalog.records import Garbage
+from lakestore.catalog.records import COLD_KINDS, COLD_PAYLOAD_KINDS, ROOT_KINDS, Garbage
 from lakestore.compact import Compacted, Job
 from lakestore.context import SiteContext, TableContext, states
 from lakestore.errors import ConflictError, CorruptionError, StorageError
@@ -191,7 +191,8 @@ class Upkeep:
             return True
         writer, number = garbage.name.split("/")
         id = GenerationId(writer, int(number))
-        held = any(t.buffer is not None and id in t.buffer.ids for t in self._tables())
+        tables = [t for t in self._tables() if t.entry.id == garbage.table_id]
+        held = any(t.buffer is not None and id in t.buffer.ids for t in tables)
         return writer in self._site.writers and not held
 
     def _not_live(self, garbage: Sequence[Garbage]) -> list[Garbage]:
@@ -199,13 +200,13 @@ class Upkeep:
 
         Nor payload files that rows of these refer to.
         """
-        ids = {g.table_id for g in garbage if g.kind in ("cold", "cold_payload")}
+        ids = {g.table_id for g in garbage if g.kind in ROOT_KINDS}
         tables = [table for table in self._tables() if table.entry.id in ids]
         live: set[tuple[int, str, str]] = set()
         for id, state in states(self._site, tables).items():
-            live |= {(id, "cold", file.name) for file in state.cold}
+            live |= {(id, kind, file.name) for kind in COLD_KINDS for file in state.cold}
             payload = [*payload_names(state.cold), *payload_names(state.segments)]
-            live |= {(id, "cold_payload", name) for name in payload}
+            live |= {(id, kind, name) for kind in COLD_PAYLOAD_KINDS for name in payload}
         return [g for g in garbage if (g.table_id, g.kind, g.name) not in live]
 
     def prune(
@@ -269,8 +270,7 @@ class Upkeep:
                     if jobs == self._jobs(table, today=today):
                         raise
         if done:
-            self._on_seal(table)
-            self.publish()
+            self.show_sealed(table)
         return compact.total(done)
 
     def _jobs(self, table: TableContext, *, today: bool) -> list[Job]:

@@ -38,6 +38,7 @@ VERBS = {
     "seal": "seal payload rollup publish catalog",
     "load": "load seal",
     "export": "export",
+    "purge": "purge record",
     "vacuum": "vacuum catalog",
     "prune": "prune undo swap record",
     "compact": "compact swap record vacuum publish catalog",
@@ -60,6 +61,7 @@ DELTA_VERBS = {
     "evolve": "evolve delta",
     "prune": "prune undo swap record",
     "compact": "compact swap record delta",
+    "purge": "purge swap record",
     "drop": "drop",
 }
 S3_VERBS = {
@@ -68,6 +70,7 @@ S3_VERBS = {
     "load": "load",
     "evolve": "evolve s3",
     "prune": "undo",
+    "purge": "purge",
     "compact": "s3 compact swap record vacuum",
 }
 """The same of a lake whose tables are Delta, on this disk and in a store: what differs."""

@@ -91,6 +91,7 @@ LEVELS: list[list[str]] = [
         "catalog.tables",
         "catalog.rows",
         "catalog.migrations",
+        "catalog.garbage",
         "catalog.holdings",
         "catalog.past",
         "catalog.coldlist",
@@ -130,6 +131,8 @@ LEVELS: list[list[str]] = [
         "horizon",
         "prune",
         "undo",
+        "thinning",
+        "purge",
     ],
     ["retain", "maintenance", "adopt", "payloadview", "shell", "evolve", "status"],
     [
@@ -200,7 +203,7 @@ LEVELS: list[list[str]] = [
         "load.run",
         "export",
     ],
-    ["worker", "upkeep", "doctor"],
+    ["worker", "traces", "upkeep", "erasure", "doctor"],
     ["session", "tablerows", "travel", "table", "opened", "lake", "opening"],
     ["", "demo", "cli"],
 ]
@@ -325,8 +328,8 @@ def test_public_methods_are_the_promised_ones():
         "open_report", "verify", "repair", "close",
     }  # fmt: skip
     assert public(ls.Table) == {
-        "name", "schema", "schemas", "append", "evolve", "flush", "seal", "compact", "load",
-        "vacuum", "scan", "to_arrow", "export", "get", "prune", "undo",
+        "name", "schema", "schemas", "append", "evolve", "flush", "seal", "compact", "purge",
+        "load", "vacuum", "scan", "to_arrow", "export", "get", "prune", "undo",
         "get_many", "page", "totals", "series", "facets", "metrics", "counters",
         "history", "at",
     }  # fmt: skip

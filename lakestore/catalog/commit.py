@@ -8,10 +8,18 @@ from uuid import uuid4
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
+import lakestore.catalog.garbage as garbage
 import lakestore.catalog.tables as t
 from lakestore.catalog.coldlist import ColdList
 from lakestore.catalog.holdings import accepted_of, holding_of, marks_of, sent_of
-from lakestore.catalog.records import Garbage, GarbageKind, Sent, TableEntry, check_new
+from lakestore.catalog.records import (
+    COLD_KINDS,
+    Garbage,
+    GarbageKind,
+    Sent,
+    TableEntry,
+    check_new,
+)
 from lakestore.catalog.rows import info_of, info_text
 from lakestore.catalog.waiting import claim, renew, strike
 from lakestore.clock import micros
@@ -334,7 +342,12 @@ class Commit:
         self.keep_files(table_id, replacement.added)
 
     def keep(self, table_id: int, record: Record) -> str:
-        """Note a record of a replacement, until it is in the root; returns its id."""
+        """Note a record of a replacement, until it is in the root; returns its id.
+
+        Raises:
+            ConflictError: a file that is to come back holds rows that were purged.
+        """
+        garbage.refuse_purged(self._con, table_id, record.added)
         id = uuid4().hex
         values = {"id": id, "table_id": table_id, "text": record.to_json()}
         self._con.execute(t.records.insert(), values)
@@ -347,6 +360,7 @@ class Commit:
         went: Sequence[str] = (),
         came: Sequence[ColdFile] = (),
         payload: Collection[str] = (),
+        purged: Collection[str] | None = None,
     ) -> None:
         """Strike the record of a replacement off, and list the files that went as garbage.
 
@@ -354,14 +368,25 @@ class Commit:
             went: those that are not live, as far as is known outside of the catalog.
             came: those that are.
             payload: payload files in the root that no live file refers to any more.
+            purged: of a purge, those of them that held purged rows: nobody goes back to these.
         """
         if self._con.execute(t.records.delete().where(t.records.c.id == id)).rowcount:
             live = self._cold(table_id).live()
             self.keep_files(table_id, came)
             strike(self._con, table_id, "cold", went)  # another site may have seen them go too
             strike(self._con, table_id, "cold_payload", payload)
-            self.add_garbage(table_id, "cold", [name for name in went if name not in live])
-            self.add_garbage(table_id, "cold_payload", sorted(payload))
+            gone = [name for name in went if name not in live]
+            if purged is None:
+                self.add_garbage(table_id, "cold", gone)
+            else:
+                self.condemn(table_id, "purged", gone)
+                self.condemn(table_id, "purged_payload", purged)
+            self.add_garbage(table_id, "cold_payload", sorted(set(payload) - set(purged or ())))
+
+    def condemn(self, table_id: int, kind: GarbageKind, names: Collection[str]) -> None:
+        """List files that hold purged rows: nobody may go back to them."""
+        now = self.now.timestamp()
+        garbage.condemn(self._con, self._held(table_id), kind, names, now)
 
     def keep_files(self, table_id: int, files: Sequence[ColdFile]) -> None:
         """Cold files and what they refer to are not to be deleted: they are live."""
@@ -369,11 +394,11 @@ class Commit:
         payload = {name for file in files for name in file.info.payload}
         strike(self._con, table_id, "cold_payload", sorted(payload))
 
-    def claim_garbage(self, garbage: Garbage) -> bool:
+    def claim_garbage(self, item: Garbage) -> bool:
         """Whether a file of the root may be deleted now: from then on nobody brings it back."""
-        claimed = claim(self._con, garbage)
-        if claimed and garbage.kind == "cold":
-            self.cold(garbage.table_id).forget([garbage.name])
+        claimed = claim(self._con, item)
+        if claimed and item.kind in COLD_KINDS:
+            self.cold(item.table_id).forget([item.name])
         return claimed
 
     def renew_garbage(self, table_id: int, names: Sequence[str]) -> None:
@@ -382,28 +407,20 @@ class Commit:
 
     def add_garbage(self, table_id: int, kind: GarbageKind, names: Sequence[str]) -> None:
         """Note files that nothing names from this commit on."""
-        for name in names:
-            self._con.execute(
-                t.garbage.insert(),
-                {
-                    "holding_id": self._held(table_id),
-                    "kind": kind,
-                    "name": name,
-                    "since": self.now.timestamp(),
-                },
-            )
+        now = self.now.timestamp()
+        garbage.add(self._con, self._held(table_id), kind, names, now)
 
-    def forget(self, garbage: Garbage) -> None:
+    def forget(self, item: Garbage) -> None:
         """Strike a file off that is gone from the disk."""
-        self._con.execute(t.garbage.delete().where(t.garbage.c.id == garbage.id))
-        if garbage.kind == "cold":
-            self.cold(garbage.table_id).forget([garbage.name])
-        if garbage.kind == "journal":
-            writer, number = garbage.name.split("/")
+        self._con.execute(t.garbage.delete().where(t.garbage.c.id == item.id))
+        if item.kind in COLD_KINDS:
+            self.cold(item.table_id).forget([item.name])
+        if item.kind == "journal":
+            writer, number = item.name.split("/")
             g = t.generations.c
             self._con.execute(
                 t.generations.delete().where(
-                    g.holding_id == self._held(garbage.table_id),
+                    g.holding_id == self._held(item.table_id),
                     g.writer == writer,
                     g.number == int(number),
                 )

@@ -74,6 +74,10 @@ class Database(Protocol):
         """Before the relations are made."""
         ...
 
+    def scrub(self) -> str | None:
+        """Overwrite what deleted lines said; what of them is left where, if anything."""
+        ...
+
     def is_in_place(self) -> bool:
         """Whether what was opened is still the catalog: a rebuild moves SQLite's file away."""
         ...

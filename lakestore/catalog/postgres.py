@@ -165,6 +165,10 @@ class Postgres:
         )
         con.exec_driver_sql("CREATE INDEX IF NOT EXISTS commits_at ON commits (committed_at)")
 
+    def scrub(self) -> str | None:
+        """Nothing: that is the server's to do, which other lakes share."""
+        return f"deleted lines of {self.name} stay there until its VACUUM, and in its log"
+
     def is_in_place(self) -> bool:
         """Whether the schema that was opened, or made, is still the lake's."""
         with self.begin("read") as con:

@@ -11,8 +11,24 @@ from lakestore.snapshot import Segment, TableState
 Sent = tuple[str, int]
 """What a producer sent: its name, and the number of the batch."""
 
-GarbageKind = Literal["journal", "segment", "payload", "cold", "cold_payload", "table"]
+GarbageKind = Literal[
+    "journal",
+    "segment",
+    "payload",
+    "cold",
+    "cold_payload",
+    "table",
+    "purged",
+    "purged_payload",
+    "purged_log",
+]
 """`payload` is of segments; `cold_payload` lies in the root."""
+COLD_KINDS: tuple[GarbageKind, ...] = ("cold", "purged")
+"""Of cold files: those that hold purged rows are kept for no one to go back to."""
+COLD_PAYLOAD_KINDS: tuple[GarbageKind, ...] = ("cold_payload", "purged_payload")
+"""The same of payload files in the root."""
+ROOT_KINDS: tuple[GarbageKind, ...] = (*COLD_KINDS, *COLD_PAYLOAD_KINDS, "purged_log")
+"""Of what lies in the root, where others' files are too."""
 
 
 @dataclass(frozen=True)

@@ -61,6 +61,19 @@ class SQLite:
     def prepare(self, con: Connection) -> None:
         """Nothing: the file is there by now."""
 
+    def scrub(self) -> str | None:
+        """Write the file anew, and empty its log; a reader may keep the log from that."""
+        assert self._engine is not None
+        try:
+            with self._engine.connect() as con:
+                con.exec_driver_sql("VACUUM")
+                busy = con.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").scalar_one()
+        except sa.exc.DatabaseError as error:
+            return f"deleted lines of the catalog {self.name!r} are not overwritten: {error.orig}"
+        return (
+            f"the catalog {self.name!r} is in use: its log may hold deleted lines" if busy else None
+        )
+
     def is_in_place(self) -> bool:
         """Whether the file that was opened is still the catalog: a rebuild moves it away."""
         return self._path.exists() and self._path.stat().st_ino == self._inode

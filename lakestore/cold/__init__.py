@@ -169,6 +169,16 @@ class ColdTable(Protocol):
         """
         ...
 
+    def condense(self) -> Sequence[str]:
+        """Have what tells of the past stand without its parts; returns the names of these.
+
+        A log says of each file that there was what its least and greatest values were.
+
+        Raises:
+            StorageError: it was not done.
+        """
+        ...
+
     def moments(self) -> Sequence[float]:
         """When something was committed, in Unix seconds by the clocks of those who did.
 

@@ -364,6 +364,11 @@ class DeltaCold:
         """What the log listed, whoever made the version."""
         return past.as_of(self._log, wanted)
 
+    def condense(self) -> Sequence[str]:
+        """A checkpoint of the newest version stands for those before it."""
+        self._log.refresh()
+        return self._log.condense(self._now_ms())
+
     def replaced(self) -> Collection[str]:
         """What the newest version that was read says of them."""
         return self._log.known.removed.keys()
@@ -374,7 +379,7 @@ class DeltaCold:
         self._settle_segments(state)
         if self._catalog.records(self._table.id):
             self._log.make_durable(state.version)
-            self._records.settle(self._fate, lambda: self._cold(self._log.known))
+            self._records.settle(self._fate, lambda: self._cold(self._log.known), self.condense)
 
     def moments(self) -> Sequence[float]:
         """Of files that came and went, and of what else the site did."""

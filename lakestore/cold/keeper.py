@@ -43,7 +43,10 @@ class RecordKeeper:
         self._put_new = put_new
 
     def settle(
-        self, fate: Callable[[Record], Fate], live: Callable[[], Sequence[ColdFile]]
+        self,
+        fate: Callable[[Record], Fate],
+        live: Callable[[], Sequence[ColdFile]],
+        condense: Callable[[], Sequence[str]] = tuple,
     ) -> None:
         """Put what the catalog has of them into the root, and list what went as garbage.
 
@@ -52,6 +55,7 @@ class RecordKeeper:
         Args:
             fate: of each, in the order of their commits.
             live: the files that are part of the table.
+            condense: after a purge: what of a log tells of the past, and can go.
 
         Raises:
             StorageError: something is left to be done.
@@ -70,8 +74,14 @@ class RecordKeeper:
             went = [name for name in doomed if name not in files]
             came = [files[name] for name in record.added if name in files]
             payload = self._unreferred(record, files) if is_done else set[str]()
+            is_purge = record.operation == "purge"
+            purged = record.payload if is_purge and is_done else ()
+            past = condense() if is_purge and is_done else ()
             with self._catalog.commit() as commit:
-                commit.settle_record(self._table_id, id, went, came, payload)
+                commit.settle_record(
+                    self._table_id, id, went, came, payload, purged if is_purge else None
+                )
+                commit.condemn(self._table_id, "purged_log", past)
             reach("record.2")
 
     def _unreferred(self, record: Record, live: Mapping[str, ColdFile]) -> set[str]:

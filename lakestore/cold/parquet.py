@@ -122,6 +122,10 @@ class ParquetCold:
     def evolve(self, schema: TableSchema, versions: Sequence[int]) -> None:
         """Nothing: the catalog's own commit says it."""
 
+    def condense(self) -> Sequence[str]:
+        """Nothing: the catalog forgets a file that is deleted."""
+        return ()
+
     def replaced(self) -> Collection[str]:
         """What the catalog lists as removed."""
         return self._catalog.replaced(self._table_id)

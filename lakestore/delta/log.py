@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -52,6 +53,7 @@ VERSIONS_PROPERTY = "lakestore.schemaVersions"
 """The schema versions of the table, in order; where it is not there, there is but the first."""
 _KEEP_REMOVED_MS = 7 * 86_400_000
 """How long a checkpoint remembers what was removed: Delta's `deletedFileRetentionDuration`."""
+_ASK_EVERY_S = 30.0
 _NO_HINT = (ValueError, LookupError, TypeError)
 _UNREADABLE = (ValueError, LookupError, TypeError, AttributeError, OSError, pa.ArrowException)
 
@@ -131,6 +133,7 @@ class DeltaLog:
         self._replace_with = replace_with
         self._lock = threading.Lock()  # guards _state, and who reads on
         self._state = LogState()
+        self._asked = time.monotonic()  # whether what is known is still there
 
     @property
     def known(self) -> LogState:
@@ -164,16 +167,28 @@ class DeltaLog:
             StorageError: the store did not answer.
         """
         with self._lock:
-            if self._state.version < 0:
+            begins = self._state.version < 0
+            if begins:
                 self._state = self._from_checkpoint()
-            following = self.read(self._state.version + 1)
-            if following is not None:
-                replay = Replay(self._state, self._lake, self._interpret)
-                while following is not None:
-                    replay.take(following, self._storage.url(self.key(replay.version + 1)))
-                    following = self.read(replay.version + 1)
-                self._state = replay.state()
+            if not self._read_on() and self._is_cleaned():
+                self._state, begins = self._from_checkpoint(), True
+                self._read_on()
+            if begins and self._state.version == 0 and (listed := self._from_listed()).version > 0:
+                self._state = listed
+                self._read_on()
             return self._state
+
+    def _read_on(self) -> bool:
+        """Read the versions that came since; whether there were any."""
+        following = self.read(self._state.version + 1)
+        if following is None:
+            return False
+        replay = Replay(self._state, self._lake, self._interpret)
+        while following is not None:
+            replay.take(following, self._storage.url(self.key(replay.version + 1)))
+            following = self.read(replay.version + 1)
+        self._state = replay.state()
+        return True
 
     def pass_by_cleaned(self) -> None:
         """Before a commit: forget what is known when a newer checkpoint stands for it.
@@ -182,7 +197,7 @@ class DeltaLog:
         a deleted version looks like the next to be made, and nobody would read it.
         """
         with self._lock, suppress(NotFoundError, *_NO_HINT):
-            hinted, _ = checkpoint.hinted(self._storage.read(f"{self._prefix}_last_checkpoint"))
+            hinted, _ = self._hint()
             if hinted > self._state.version:
                 self._state = LogState()
 
@@ -253,6 +268,43 @@ class DeltaLog:
         ]
         return sorted([*found, *([Base()] if oldest <= 0 else [])])
 
+    def condense(self, now_ms: int) -> list[str]:
+        """Put a checkpoint of the newest version known; returns the files that it stands for.
+
+        Version 0 is not among them: it says that there is a log, and of no file.
+
+        Raises:
+            StorageError: the checkpoint was not put.
+        """
+        self.checkpoint(now_ms)
+        version = self._state.version
+        names = [key.removeprefix(self._prefix) for key in self._storage.list(self._prefix)]
+        numbers = ((n, parse_log_version(n) or (parse_checkpoint(n) or (0,))[0]) for n in names)
+        return sorted(name for name, number in numbers if 0 < number < version)
+
+    def _is_cleaned(self) -> bool:
+        """Whether the version that is known was deleted since, because a checkpoint stands for it.
+
+        Then what comes next may be deleted too, and would look as if it were still to come. A store
+        is asked now and then: for so long, at the least, versions stay that are to be deleted.
+        """
+        now = time.monotonic()
+        if self._state.version < 0 or (self._storage.remote and now - self._asked < _ASK_EVERY_S):
+            return False
+        self._asked = now
+        return self._storage.size(self.key(self._state.version)) is None
+
+    def _hint(self) -> Base:
+        """The last checkpoint; raises as its readers."""
+        return Base(*checkpoint.hinted(self._storage.read(f"{self._prefix}_last_checkpoint")))
+
+    def _from_listed(self) -> LogState:
+        """What the newest checkpoint says that is listed: for a log of which nothing else is left,
+        and whose last checkpoint is not named."""
+        names = [key.removeprefix(self._prefix) for key in self._storage.list(self._prefix)]
+        bases = [Base(*parsed) for name in names if (parsed := parse_checkpoint(name))]
+        return self._from_checkpoint(max(bases)) if bases else LogState()
+
     def replay(self, base: Base) -> Replay:
         """A replay that stands at `base`; raises what reading a checkpoint does."""
         replay = Replay(LogState(), self._lake, self._interpret)
@@ -264,11 +316,10 @@ class DeltaLog:
             replay.version = base.version
         return replay
 
-    def _from_checkpoint(self) -> LogState:
-        """What the last checkpoint says; nothing when there is none that can be read."""
+    def _from_checkpoint(self, named: Base | None = None) -> LogState:
+        """What the last checkpoint says, or another; nothing when there is none to be read."""
         try:
-            hint = self._storage.read(f"{self._prefix}_last_checkpoint")
-            return self.replay(Base(*checkpoint.hinted(hint))).state()
+            return self.replay(named or self._hint()).state()
         except NotFoundError:
             return LogState()
         except StorageError:

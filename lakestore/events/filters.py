@@ -2,7 +2,7 @@
 
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, date, datetime
 from typing import Any, Literal, Self
 
@@ -33,6 +33,8 @@ class Filter:
     start: datetime | None
     end: datetime | None
     source: Source
+    equal: Mapping[str, list[Any]] = field(default_factory=dict)
+    """The values that are asked for, of columns that are tested for being one of some."""
 
     @classmethod
     def of(
@@ -72,7 +74,12 @@ class Filter:
             tests[name] = " AND ".join(
                 _test(name, column, operator, value, bind) for operator, value in _pairs(wanted)
             )
-        return cls(schema, tests, values, moment(start), moment(end), source)
+        equal = {name: some for name, one in (where or {}).items() if (some := _any_in(one))}
+        return cls(schema, tests, values, moment(start), moment(end), source, equal)
+
+    def equal_to(self, column: str) -> list[Any] | None:
+        """The values that a column may have, when its test says so."""
+        return self.equal.get(column)
 
     def without(self, column: str) -> "Filter":
         """The filter without its test of a column."""
@@ -128,6 +135,15 @@ def _pairs(wanted: Any) -> list[tuple[str, Any]]:
     if not pairs or any(not isinstance(pair, tuple) or len(pair) != 2 for pair in pairs):
         raise InvalidInputError(f"{wanted!r} is not (operator, value), nor a tuple of those")
     return pairs
+
+
+def _any_in(wanted: Any) -> list[Any]:
+    """The values of a test for being one of some, none of them null; else nothing."""
+    for operator, value in _pairs(wanted):
+        some = list(value) if operator == "in" else [value]
+        if operator in ("=", "==", "in") and not any(one is None for one in some):
+            return some
+    return []
 
 
 def _test(name: str, column: str, operator: str, value: Any, bind: Callable[[Any], str]) -> str:

@@ -43,6 +43,13 @@ def lookup(reader: Reader, wanted: pa.Array) -> pa.Table:
     return found.sort_by([(table.schema.event_time, "descending")])
 
 
+def that_may_hold(
+    table: TableContext, files: Sequence[File], ids: Sequence[Any]
+) -> tuple[File, ...]:
+    """Files that can hold one of some ids, by the hashes of those that they hold."""
+    return _Asked(table, ids_of(ids, table)).those_that_may_hold(files)
+
+
 def ids_of(ids: Sequence[Any], table: TableContext) -> pa.Array:
     """What a caller takes for ids, in the type of the table's.
 

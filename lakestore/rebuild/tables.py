@@ -68,6 +68,7 @@ class TableReader:
         self._sealed: tuple[str, ...] = ()
         self._gone: Mapping[str, Mapping[str, Any]] = {}
         self._unkept: Record | None = None
+        self._purged: set[str] = set()
         self._compacted: list[str] = []
         self._elsewhere: tuple[Elsewhere, ...] = ()
         self._last = 0
@@ -210,6 +211,7 @@ class TableReader:
         records = records_of(self._storage, self._folder, self._keys)
         self._gone = gone(records)
         self._replaced_through = max((record.version for record in records), default=0)
+        self._purged = {name for record in records for name in record.payload}
         if self._cold == "delta":
             return
         there = {key.removeprefix(data_prefix(self._folder)) for key in self._data}
@@ -371,7 +373,7 @@ class TableReader:
             if "/" in name
             for p in footer.get("payload", ())
         }
-        names = sorted(here & cold - hot_ones)
+        names = sorted(here & (cold | self._purged) - hot_ones)
         return tuple(Garbage(0, 0, self._folder, "payload", name, 0) for name in names)
 
     def _marks(self, names: Sequence[str]) -> dict[str, int]:
@@ -421,13 +423,23 @@ class TableReader:
         return ColdFile(name, parsed.day, parsed.first, parsed.last, version, info)
 
     def _gone_files(self) -> tuple[Garbage, ...]:
-        """Cold files of this site that others took the place of, and that are there still."""
-        return tuple(
+        """Cold files of this site that others took the place of, and that are there still.
+
+        Payload files, too, that went with them because they held what was purged.
+        """
+        files = [
             Garbage(0, 0, self._folder, "cold", name, 0)
             for name in sorted(self._gone)
             if data_prefix(self._folder) + name in self._data
             and (self._own is None or ColdName.parse(name).site == self._own)
-        )
+        ]
+        there = {key.removeprefix(payload_key(self._folder, "")) for key in self._keys}
+        payload = [
+            Garbage(0, 0, self._folder, "purged_payload", name, 0)
+            for name in sorted(self._purged & there)
+            if self._own is None or PayloadName.parse(name).site == self._own
+        ]
+        return (*files, *payload)
 
     def _gone_payload(self, infos: Sequence[FileInfo]) -> tuple[Garbage, ...]:
         """Payload files in the root of this site, to which only rows of such files refer."""
@@ -441,7 +453,7 @@ class TableReader:
         }
         return tuple(
             Garbage(0, 0, self._folder, "cold_payload", name, 0)
-            for name in sorted(gone - live)
+            for name in sorted(gone - live - self._purged)
             if payload_key(self._folder, name) in self._keys
             and (self._own is None or PayloadName.parse(name).site == self._own)
         )

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lakestore import datafile, retain
-from lakestore.catalog.records import Inventory, TableRecord
+from lakestore.catalog.records import COLD_KINDS, COLD_PAYLOAD_KINDS, Inventory, TableRecord
 from lakestore.errors import CorruptionError, NotFoundError
 from lakestore.layout import (
     ColdName,
@@ -18,6 +18,7 @@ from lakestore.layout import (
     ids_name,
     is_record_name,
     journal_name,
+    log_prefix,
     parse_schema_name,
     payload_key,
     record_key,
@@ -116,7 +117,7 @@ def _is_kept(record: TableRecord | None, name: str, living: set[str]) -> bool:
 
 def _cold_names(record: TableRecord) -> set[str]:
     """Cold files that are listed, or that wait for vacuum here or at another site."""
-    waiting = {item.name for item in record.garbage if item.kind == "cold"}
+    waiting = {item.name for item in record.garbage if item.kind in COLD_KINDS}
     return waiting | record.replaced | {file.name for file in record.state.cold}
 
 
@@ -174,7 +175,7 @@ def _key_problem(
     if record is not None and key.startswith(payload_key(folder, "")):
         # A seal puts them there before it lists its files: segments refer to them until then.
         named = payload_names((*record.state.cold, *record.state.segments))
-        named += [item.name for item in record.garbage if item.kind == "cold_payload"]
+        named += [item.name for item in record.garbage if item.kind in COLD_PAYLOAD_KINDS]
         name = key.removeprefix(payload_key(folder, ""))
         is_unnamed = name not in named and _tells_of_payload(record) and exists()
         if is_unnamed and not (living and _is_of_coming_chunk(objects, record, path)):
@@ -320,9 +321,9 @@ def lost_by_catalog(
 def check_garbage(record: TableRecord, layout: SiteLayout, objects: Objects) -> Iterator[Problem]:
     """Lines of the catalog for files that are gone already; vacuum strikes them off."""
     for item in record.garbage:
-        if item.kind in ("cold", "cold_payload"):
+        if item.kind in (*COLD_KINDS, *COLD_PAYLOAD_KINDS):
             key = data_prefix(record.folder) + item.name
-            if item.kind == "cold_payload":
+            if item.kind in COLD_PAYLOAD_KINDS:
                 key = payload_key(record.folder, item.name)
             path, there = objects.path(key), objects.exists(key)
         elif item.kind == "journal":
@@ -337,6 +338,9 @@ def check_garbage(record: TableRecord, layout: SiteLayout, objects: Objects) -> 
         elif item.kind == "payload":
             path = layout.payload(record.folder) / item.name
             there = path.exists()
+        elif item.kind == "purged_log":
+            key = log_prefix(record.folder) + item.name
+            path, there = objects.path(key), objects.exists(key)
         else:
             continue
         if not there:

@@ -5,10 +5,10 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from lakestore.catalog.records import TableRecord
+from lakestore.catalog.records import COLD_KINDS, COLD_PAYLOAD_KINDS, TableRecord
 from lakestore.errors import CorruptionError
 from lakestore.hot import highest
-from lakestore.layout import ColdName, PayloadName, SegmentName
+from lakestore.layout import ColdName, PayloadName, SegmentName, data_name
 from lakestore.snapshot import GenerationId
 from lakestore.verify.report import REBUILD, Problem
 
@@ -114,13 +114,13 @@ def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
             yield "garbage", f"journal {id.writer}/{id.number} is flushed, and is never deleted"
     referred = {name for file in state.cold for name in file.info.payload}
     for item in record.garbage:
-        if item.kind == "cold_payload" and item.name in referred:
+        if item.kind in COLD_PAYLOAD_KINDS and item.name in referred:
             yield "garbage", f"{item.name!r} is to be deleted, and events refer to it"
         elif item.kind == "segment" and not _is_segment(item.name):
             yield "garbage", f"{item.name!r} is to be deleted, and is no name of a segment"
-        elif item.kind == "cold" and not _is_cold(item.name):
+        elif item.kind in COLD_KINDS and not _is_cold(item.name):
             yield "garbage", f"{item.name!r} is to be deleted, and is no name of a cold file"
-        elif item.kind in ("payload", "cold_payload") and not _is_payload(item.name):
+        elif item.kind in ("payload", *COLD_PAYLOAD_KINDS) and not _is_payload(item.name):
             yield "garbage", f"{item.name!r} is to be deleted, and is no name of a payload file"
         elif item.kind == "journal":
             writer, _, number = item.name.partition("/")
@@ -128,7 +128,7 @@ def _garbage(record: TableRecord) -> Iterator[tuple[str, str]]:
                 yield "garbage", f"journal {item.name!r} is to be deleted, and is not flushed"
         elif item.kind == "table" and not record.dropped:
             yield "garbage", "the table is to be deleted, and was not dropped"
-        elif item.name in live and item.kind != "cold_payload":
+        elif item.name in live and item.kind not in COLD_PAYLOAD_KINDS:
             yield "garbage", f"{item.name!r} is to be deleted, and is in use"
 
 
@@ -142,7 +142,7 @@ def _is_segment(name: str) -> bool:
 
 def _is_cold(name: str) -> bool:
     try:
-        ColdName.parse(name)
+        data_name(name)
     except CorruptionError:
         return False
     return True

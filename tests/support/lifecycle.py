@@ -92,6 +92,8 @@ class Ledger:
         """Those of which it is known."""
         self.maybe_twice: set[int] = set()
         """Sealed events that were handed in again: seen twice, if at all, until the next flush."""
+        self.maybe_purged: set[int] = set()
+        self.purged = False
         for line in os.pread(self._file, 1 << 24, 0).splitlines():
             self._take(json.loads(line))
 
@@ -125,6 +127,10 @@ class Ledger:
             self.pruned -= set(numbers)
         elif event == "undone":
             self.maybe_pruned -= set(numbers)
+        elif event == "purging":
+            self.maybe_purged = set(numbers)
+        elif event == "purged":
+            self.purged = True
         elif event == "dropping":
             self.maybe_dropped.add(table)
 
@@ -164,13 +170,16 @@ class Ledger:
             found.append(
                 f"{table}: pruned in part, without {sorted(gone & acknowledged - present)}"
             )
-        if lost := acknowledged - present - gone:
+        erased = self.maybe_purged if table == "events" else set()
+        if self.purged and (left := present & erased):
+            found.append(f"{table}: purged, and there: {sorted(left)}")
+        if lost := acknowledged - present - gone - erased:
             found.append(f"{table}: lost {sorted(lost)}")
         if phantom := present - set().union(*batches.values()):
             found.append(f"{table}: phantom {sorted(phantom)}")
         for batch, numbers in batches.items():
             others = set().union(*(s for b, s in batches.items() if b != batch))
-            own = numbers - others - gone
+            own = numbers - others - gone - erased
             if own & present and own - present:
                 found.append(f"{table}: batch {batch} is torn, without {sorted(own - present)}")
         if len(ids) == len(present) and not answer.equals(rows(sorted(present))):
@@ -299,6 +308,14 @@ class Life:
             self.lake["events"].undo()
         self.ledger.note("undone", "events", numbers=FIRST_DAY)
 
+    def purge(self) -> None:
+        """Erase a seventh of the events that were handed in up to now."""
+        self.ledger.note("purging", "events", "", (n for n in range(100) if n % 7 == 3))
+        done = self.lake["events"].purge({"note": "note 3"})
+        assert done.complete, done.remaining
+        self.ledger.note("purged", "")
+        self.ledger.note("flushed", "")
+
     def numbers(self, table: str) -> set[int]:
         ids = self.lake.sql(f"SELECT id FROM {table}").to_arrow()["id"].to_pylist()
         return {int(id[1:]) for id in ids}
@@ -381,6 +398,11 @@ CHAPTERS: dict[str, list[Step]] = {
         lambda life: life.lake["events"].vacuum(dry_run=False),
         _append("p-6", range(70, 80)),
         _append("q-2", range(20, 30)),  # all are in a file that took the place of others
+    ],
+    "purge": [
+        Life.open,
+        _append("p-6", range(60, 70)),
+        Life.purge,
     ],
     "drop": [
         Life.open,
@@ -484,6 +506,8 @@ def check(folder: Path) -> None:
     for (table, batch), numbers in list(life.ledger.submitted.items()):
         if table == "events" and (table, batch) not in life.ledger.acknowledged:
             life.append(table, batch, sorted(numbers))  # as its sender would, who never heard
+    if life.ledger.maybe_purged:  # as who wanted it would, who never heard
+        life.purge()
     life.append("events", "r-0", range(200, 215))
     life.flush()
     life.check()
