@@ -23,9 +23,10 @@ from lakestore.catalog import Catalog
 from lakestore.catalog.records import TableEntry
 from lakestore.clock import Clock, micros
 from lakestore.cold import ColdTable
-from lakestore.cold.delta import DeltaCold, DeltaTable
+from lakestore.cold.delta import DeltaCold
 from lakestore.cold.entries import cold_file
 from lakestore.cold.keeper import RecordKeeper
+from lakestore.cold.logwriter import DeltaTable
 from lakestore.cold.parquet import ParquetCold
 from lakestore.delta.log import DeltaLog
 from lakestore.engine import Engine, engine

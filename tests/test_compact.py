@@ -20,8 +20,8 @@ import lakestore as ls
 from lakestore import coldfiles, compact, datafile, replacement, retain
 from lakestore.catalog.coldlist import ColdList
 from lakestore.catalog.commit import Commit
-from lakestore.cold.delta import DeltaCold
 from lakestore.cold.keeper import RecordKeeper, records_of
+from lakestore.cold.logwriter import LogWriter
 from lakestore.coldfiles import Rows
 from lakestore.delta.actions import Remove
 from lakestore.failpoint import at
@@ -315,7 +315,7 @@ def test_a_commit_of_which_nobody_heard(open_lake, clock, monkeypatch):
         raise ls.CommitUncertainError("the line is dead")
 
     with monkeypatch.context() as patch:
-        patch.setattr(DeltaCold, "_commit", unheard)
+        patch.setattr(LogWriter, "_commit", unheard)
         with pytest.raises(ls.CommitUncertainError):
             table.compact()
     assert lake.verify().problems == ()

@@ -204,7 +204,7 @@ def test_a_foreign_compaction_is_respected(lake, delta, data):
 @pytest.mark.parametrize("reader", ["deltalake", "polars", "lakestore"])
 def test_a_checkpoint_stands_for_the_versions_before_it(lake, delta, data, reader, monkeypatch,
                                                         open_lake: Open):  # fmt: skip
-    monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr("lakestore.cold.logwriter.CHECKPOINT_EVERY", 4)
     for start in range(0, 60, 10):
         delta.append(events(start, start + 10))
         delta.seal()
@@ -225,7 +225,7 @@ def test_a_checkpoint_stands_for_the_versions_before_it(lake, delta, data, reade
 
 def test_a_sleeper_does_not_commit_into_the_past(lake, delta, data, open_lake, monkeypatch):
     """Versions that it has not read were cleaned away: their names are free, and not the next."""
-    monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr("lakestore.cold.logwriter.CHECKPOINT_EVERY", 4)
     other = open_lake(local=data.parents[2] / "other")["events"]
     other.append(events(100, 110))
     other.flush()
@@ -240,7 +240,7 @@ def test_a_sleeper_does_not_commit_into_the_past(lake, delta, data, open_lake, m
 
 
 def test_a_damaged_checkpoint_costs_nothing(lake, delta, data, open_lake, monkeypatch, caplog):
-    monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 2)
+    monkeypatch.setattr("lakestore.cold.logwriter.CHECKPOINT_EVERY", 2)
     for start in range(0, 40, 10):
         delta.append(events(start, start + 10))
         delta.seal()
@@ -596,7 +596,7 @@ def test_a_compaction_beside_what_others_rewrite_and_delete(open_lake: Open, roo
 def test_a_checkpoint_at_the_version_of_a_compaction(open_lake: Open, root, data, reader,
                                                      monkeypatch):  # fmt: skip
     """It remembers what went, and what went is not read."""
-    monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 5)
+    monkeypatch.setattr("lakestore.cold.logwriter.CHECKPOINT_EVERY", 5)
     lake = open_lake(settings={"cold_grace_s": 10**6})
     table = lake.create_table("events", SCHEMA, cold="delta")
     for start in range(0, 16, 4):  # versions 1 to 4, of a day each

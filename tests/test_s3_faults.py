@@ -178,7 +178,7 @@ def life(stage: Stage, store: Store, prefix: str, tmp_path: Path) -> Iterator[Ca
 @pytest.fixture(autouse=True)
 def often(monkeypatch: pytest.MonkeyPatch) -> None:
     """A checkpoint at every version."""
-    monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 1)
+    monkeypatch.setattr("lakestore.cold.logwriter.CHECKPOINT_EVERY", 1)
 
 
 @pytest.mark.parametrize(("cold", "kind", "fault", "times"), cells())

@@ -203,7 +203,7 @@ def test_a_name_that_a_site_has_itself_is_left_alone(site: Open, root):
 
 def test_a_checkpoint_is_made_though_another_has_its_version(site: Open, root, monkeypatch):
     """A seal commits version 4, and the other commits 5 before it looks; 1 is its joining."""
-    monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr("lakestore.cold.logwriter.CHECKPOINT_EVERY", 4)
     one, two = site("one"), site("two")
     first = one.create_table("events", SCHEMA, cold="delta")
     second = two["events"]
@@ -217,9 +217,9 @@ def test_a_checkpoint_is_made_though_another_has_its_version(site: Open, root, m
     def late(cold: DeltaCold) -> None:
         if not done:
             done.append(True)
-            monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 100)
+            monkeypatch.setattr("lakestore.cold.logwriter.CHECKPOINT_EVERY", 100)
             second.seal()
-            monkeypatch.setattr("lakestore.cold.delta._CHECKPOINT_EVERY", 4)
+            monkeypatch.setattr("lakestore.cold.logwriter.CHECKPOINT_EVERY", 4)
         settle(cold)
 
     monkeypatch.setattr(DeltaCold, "settle", late)

@@ -113,6 +113,7 @@ LEVELS: list[list[str]] = [
         "cold.entries",
         "cold.past",
         "cold.parquet",
+        "cold.logwriter",
         "cold.delta",
         "context",
         "versions",

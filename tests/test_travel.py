@@ -21,7 +21,6 @@ from support.postgres import postgres
 
 import lakestore as ls
 from lakestore import datafile
-from lakestore.cold import delta as cold_delta
 from lakestore.failpoint import at
 from lakestore.past import Past, Span, Version
 from lakestore.replacement import Replacement
@@ -431,7 +430,7 @@ def test_loads_and_schemas_are_in_the_history(open_lake, cold):
 
 
 def test_a_log_whose_beginning_is_cleaned_up(open_lake, root, monkeypatch):
-    monkeypatch.setattr(cold_delta, "_CHECKPOINT_EVERY", 4)
+    monkeypatch.setattr("lakestore.cold.logwriter.CHECKPOINT_EVERY", 4)
     lake = open_lake()
     table = lake.create_table("events", SCHEMA, cold="delta")
     for number in range(10):

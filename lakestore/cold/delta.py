@@ -5,14 +5,10 @@ they go: so the version that makes rows cold is the one that says that they are 
 Other sites and other engines commit to the same log; what they add and remove is respected.
 """
 
-import json
-import random
-import time
-from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
-from typing import Any
 from uuid import uuid4
 
 from lakestore.catalog import Catalog
@@ -21,6 +17,7 @@ from lakestore.clock import Clock, micros
 from lakestore.cold import Examine, Load
 from lakestore.cold.entries import add_of
 from lakestore.cold.keeper import Fate, RecordKeeper
+from lakestore.cold.logwriter import CHECKPOINT_EVERY, DeltaTable, LogWriter
 from lakestore.cold.past import moments, pruned
 from lakestore.delta import past, types
 from lakestore.delta.actions import (
@@ -40,13 +37,10 @@ from lakestore.delta.log import (
     VERSIONS_PROPERTY,
     DeltaLog,
     LogState,
-    logger,
 )
 from lakestore.errors import (
-    CommitUncertainError,
     ConflictError,
     CorruptionError,
-    SchemaError,
     StorageError,
 )
 from lakestore.failpoint import reach
@@ -55,33 +49,6 @@ from lakestore.past import AsOf, Past
 from lakestore.replacement import Pruning, Record, Replacement, nothing_pruned
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState
-
-_CHECKPOINT_EVERY = 100
-_PAUSE_MAX_S = 1.0
-_ENGINE = "lakestore"
-_OPERATIONS: Mapping[str, str] = {
-    "create": "CREATE TABLE",
-    "seal": "WRITE",
-    "promise": "WRITE",
-    "retire": "WRITE",
-    "load": "WRITE",
-    "evolve": "ADD COLUMNS",
-    "compact": "OPTIMIZE",
-    "prune": "DELETE",
-    "purge": "DELETE",
-    "undo": "RESTORE",
-}
-"""What Delta calls them."""
-
-
-@dataclass(frozen=True)
-class DeltaTable:
-    """Which table a log is of, and what this site knows of it."""
-
-    id: int
-    schema: TableSchema
-    schema_version: int
-    url: str
 
 
 class DeltaCold:
@@ -106,26 +73,25 @@ class DeltaCold:
         self._catalog = catalog
         self._records = records
         self._clock = clock
-        self._timeout_s = timeout_s
         self._apps = f"{APP}{catalog.lake}/"
         self._app = f"{self._apps}{catalog.site}"
         self._marks = f"{MARK}{catalog.lake}/"
         self._mark = f"{self._marks}{catalog.site}"
         self._loads = f"{LOAD}{catalog.lake}/"
         self.partition = types.partition_column(table.schema)
-        self._append = {"mode": "Append", "partitionBy": json.dumps([self.partition])}
+        self._writer = LogWriter(log, table, catalog.lake, catalog.site, clock, timeout_s)
         self._listed: tuple[int, tuple[ColdFile, ...]] = (-1, ())
 
     def create(self) -> None:
         """Make version 0 of the log."""
-        schema, now = self._table.schema, self._now_ms()
+        schema, now = self._table.schema, self._writer.now_ms()
         metadata = Metadata(
             str(uuid4()),
             types.schema_string(schema),
             (self.partition,),
             {
                 LAKE_PROPERTY: self._catalog.lake,
-                "delta.checkpointInterval": str(_CHECKPOINT_EVERY),
+                "delta.checkpointInterval": str(CHECKPOINT_EVERY),
             },
             now,
         )
@@ -134,8 +100,10 @@ class DeltaCold:
         joined = Transaction(self._mark, micros(self._clock.now()))
         lines = [protocol_line(protocol), metadata_line(metadata), joined.line(now)]
         write = uuid4().hex
-        told = self._told("create", {"mode": "ErrorIfExists"})
-        if not self._log.commit(0, encode(lines, told, self._summary("create", write)), write):
+        told = self._writer.told("create", {"mode": "ErrorIfExists"})
+        if not self._log.commit(
+            0, encode(lines, told, self._writer.summary("create", write)), write
+        ):
             raise ConflictError(f"{self._table.url!r} has a Delta log already")
 
     def current(self, listed: TableState, *, newest: bool) -> TableState:
@@ -212,7 +180,7 @@ class DeltaCold:
 
         def lines(state: LogState) -> list[str]:
             check_retirable(self._marks_in(state), site, said)
-            return [Transaction(f"{self._marks}{site}", RETIRED).line(self._now_ms())]
+            return [Transaction(f"{self._marks}{site}", RETIRED).line(self._writer.now_ms())]
 
         self._say(lines, "retire")
 
@@ -221,14 +189,14 @@ class DeltaCold:
         self._say(lambda state: self._promised(state, complete_before), "promise")
 
     def _say(self, lines_of: Callable[[LogState], list[str]], operation: str) -> None:
-        before = self._make_next(lines_of, operation)
+        before = self._writer.make_next(lines_of, operation)
         if before is not None:
-            self._checkpoint(before)
+            self._writer.checkpoint(before)
 
     def _promised(self, state: LogState, complete_before: int | None) -> list[str]:
         """What says so in a version, unless more was said before."""
         mark = next_mark(self._marks_in(state), self._catalog.site, complete_before)
-        return [] if mark is None else [Transaction(self._mark, mark).line(self._now_ms())]
+        return [] if mark is None else [Transaction(self._mark, mark).line(self._writer.now_ms())]
 
     def publish(
         self,
@@ -246,7 +214,7 @@ class DeltaCold:
                 self.settle()
                 raise ConflictError("another process sealed meanwhile; its result stands")
             examine(self._cold(state))
-            now = self._now_ms()
+            now = self._writer.now_ms()
             claimed = Transaction(self._app, through).line(now)
             promised = self._promised(state, complete_before)
             sent = self._sent(state, load, now) if load is not None else []
@@ -257,10 +225,10 @@ class DeltaCold:
                 *(add_of(file, self._table.schema, now).line() for file in files),
             ]
 
-        before = self._make_next(lines, "seal" if load is None else "load")
+        before = self._writer.make_next(lines, "seal" if load is None else "load")
         assert before is not None  # there is a line
         self.settle()
-        self._checkpoint(before)
+        self._writer.checkpoint(before)
 
     def replace(self, replacement: Replacement, examine: Examine | None = None) -> None:
         """One version of the log; the record is noted before it, and put into the root after it."""
@@ -280,7 +248,7 @@ class DeltaCold:
                 raise ConflictError("an expired cold file came back meanwhile")
             if examine is not None:
                 examine(self._cold(state))
-            now = self._now_ms()
+            now = self._writer.now_ms()
             gone = (Remove(name, now).line(is_lost=not keeps) for name in removed)
             come = (
                 add_of(file, self._table.schema, now, is_new=not keeps)
@@ -289,7 +257,7 @@ class DeltaCold:
             return [*gone, *(add.line() for add in come)]
 
         try:
-            before = self._make_next(lines, replacement.operation)
+            before = self._writer.make_next(lines, replacement.operation)
         except ConflictError:
             with self._catalog.commit() as commit:
                 commit.settle_record(self._table.id, id)
@@ -301,7 +269,7 @@ class DeltaCold:
                 commit.keep_files(self._table.id, replacement.added)
         with suppress(StorageError):  # it is committed, and vacuum waits for the record
             self.settle()
-        self._checkpoint(before)
+        self._writer.checkpoint(before)
 
     def _fate(self, record: Record) -> Fate:
         """What became of a replacement, as the newest version tells."""
@@ -367,7 +335,7 @@ class DeltaCold:
     def condense(self) -> Sequence[str]:
         """A checkpoint of the newest version stands for those before it."""
         self._log.refresh()
-        return self._log.condense(self._now_ms())
+        return self._log.condense(self._writer.now_ms())
 
     def replaced(self) -> Collection[str]:
         """What the newest version that was read says of them."""
@@ -405,66 +373,6 @@ class DeltaCold:
                 newer = {p: rows for p, rows in loaded.items() if known.get(p, 0) < rows}
                 commit.follow(self._table.id, newer)
 
-    def _make_next(self, lines_of: Callable[[LogState], list[str]], operation: str) -> int | None:
-        """Make the next version of the log, whoever else makes some meanwhile.
-
-        Args:
-            lines_of: what the version says beside the one that it follows; nothing, and none is.
-            operation: what the history calls it.
-
-        Returns:
-            The version that it follows; None when there was nothing to say.
-
-        Raises:
-            StorageError, CommitUncertainError, SchemaError: as `publish`.
-        """
-        write = uuid4().hex
-        self._log.pass_by_cleaned()
-        for _ in self._pauses():
-            state = self._log.refresh()
-            self._check_writable(state)
-            lines = lines_of(state)
-            if not lines:
-                return None
-            appends = _OPERATIONS.get(operation) == "WRITE"
-            told = self._told(operation, self._append if appends else {})
-            data = encode(lines, told, self._summary(operation, write))
-            if self._commit(state.version + 1, data, write):
-                return state.version
-        raise StorageError(
-            f"others committed to {self._table.url!r} for {self._timeout_s:g} s; nothing was "
-            "committed, and the next attempt begins anew"
-        )
-
-    def _commit(self, version: int, data: bytes, write: str) -> bool:
-        """Make a version; False when another writer's is there.
-
-        Whether a failed request was granted is not known, and it may still be: the same version is
-        tried again until the answer is known. Another one could be granted beside it.
-        """
-        failure: StorageError | None = None
-        for _ in self._pauses():
-            try:
-                return self._log.commit(version, data, write)
-            except StorageError as error:
-                failure = error
-                if not self._log.remote:  # a disk does not mend itself
-                    break
-        raise CommitUncertainError(
-            f"it is not known whether a version of {self._table.url!r} was committed: {failure}; "
-            "the next one finds out"
-        ) from failure
-
-    def _pauses(self) -> Iterator[None]:
-        """Turns to try something in, with growing pauses between them, until the time is up."""
-        deadline = time.monotonic() + self._timeout_s
-        pause = 0.01
-        yield
-        while time.monotonic() < deadline:
-            time.sleep(pause * random.uniform(0.5, 1.5))  # or those who met would meet again
-            pause = min(_PAUSE_MAX_S, pause * 2)
-            yield
-
     def _cold(self, state: LogState) -> tuple[ColdFile, ...]:
         """The files by name; the very same tuple as long as the version is the same."""
         version, listed = self._listed
@@ -475,50 +383,6 @@ class DeltaCold:
 
     def _through(self, state: LogState) -> int:
         return state.transactions.get(self._app, 0)
-
-    def _check_writable(self, state: LogState) -> None:
-        assert state.protocol is not None
-        assert state.metadata is not None
-        state.protocol.check_writable(self._table.url)
-        schema = state.metadata.schema
-        try:
-            missing = types.missing_columns(self._table.schema, schema)
-        except (ValueError, LookupError, TypeError) as error:
-            raise CorruptionError(f"{self._table.url!r} has no schema: {error!r}") from error
-        if missing or "delta.invariants" in schema:
-            what = f"lacks {', '.join(missing)}" if missing else "has invariants"
-            raise SchemaError(
-                f"the schema of {self._table.url!r} was changed by another engine: it {what}; "
-                "change it back, and what waits is sealed"
-            )
-
-    def _checkpoint(self, before: int) -> None:
-        """Every so many versions; without one, readers only read more.
-
-        Args:
-            before: the version that was committed after; others may have committed since.
-        """
-        if self._log.known.version // _CHECKPOINT_EVERY == before // _CHECKPOINT_EVERY:
-            return
-        try:
-            self._log.checkpoint(self._now_ms())
-        except StorageError as error:
-            logger.warning("no checkpoint of %r: %s", self._table.url, error)
-
-    def _told(self, operation: str, parameters: dict[str, str]) -> dict[str, Any]:
-        return {
-            "timestamp": self._now_ms(),
-            "operation": _OPERATIONS.get(operation, operation),
-            "operationParameters": parameters,
-            "engineInfo": _ENGINE,
-        }
-
-    def _summary(self, operation: str, write: str) -> dict[str, str]:
-        site = {"lake": self._catalog.lake, "site": self._catalog.site}
-        return {**site, "operation": operation, "write": write}
-
-    def _now_ms(self) -> int:
-        return int(self._clock.now().timestamp() * 1000)
 
 
 def _raised(protocol: Protocol | None, schema: TableSchema) -> list[str]:

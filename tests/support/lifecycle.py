@@ -201,7 +201,7 @@ def place_of(folder: Path) -> dict[str, Any]:
     place |= {"cold": "parquet", "storage_options": None}
     if (folder / "place").exists():
         place |= json.loads((folder / "place").read_text())
-        cold.delta._CHECKPOINT_EVERY = 1  # so that each seal has every step
+        cold.logwriter.CHECKPOINT_EVERY = 1  # so that each seal has every step
     return place
 
 

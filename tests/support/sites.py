@@ -4,17 +4,17 @@ from collections.abc import Callable
 
 import pytest
 
-from lakestore.cold.delta import DeltaCold
+from lakestore.cold.logwriter import LogWriter
 
 
 def before_the_next_commit(patch: pytest.MonkeyPatch, do: Callable[[], object]) -> None:
     """Do something once, right before a version of a log is made."""
-    commit, done = DeltaCold._commit, []
+    commit, done = LogWriter._commit, []
 
-    def late(cold: DeltaCold, *arguments: object) -> bool:
+    def late(writer: LogWriter, *arguments: object) -> bool:
         if not done:
             done.append(True)
             do()
-        return commit(cold, *arguments)
+        return commit(writer, *arguments)
 
-    patch.setattr(DeltaCold, "_commit", late)
+    patch.setattr(LogWriter, "_commit", late)
