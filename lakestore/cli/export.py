@@ -40,7 +40,9 @@ def export(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Write rows of every tier, as of one instant, to a file: all of them, or no file.
+    """Write rows of every tier, as of one instant, to a file.
+
+    The file is there once it is whole, or not at all.
 
     \b
     lakestore export lake usage errors.csv -w 'status_code>=500' --start 7d

@@ -60,7 +60,7 @@ def load(
     event_id: EventId = None,
     as_json: Json = False,
 ) -> None:
-    """Put files straight into cold files, chunk by chunk: for much at once.
+    """Put files straight into cold files, chunk by chunk.
 
     A file that was loaded before is passed over, and one whose load was killed goes on where it
     was. A table that does not exist is created from the first file when --event-time names its

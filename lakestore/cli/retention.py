@@ -33,7 +33,10 @@ def prune(
     ] = False,
     as_json: Json = False,
 ) -> None:
-    """Take files off the table whose every event has expired; `undo` brings them back."""
+    """Take files off the table whose every event has expired.
+
+    They stay on the disk for a grace, in which `undo` brings them back.
+    """
     done = {}
     with open_existing(lake) as opened:
         chosen = [table] if table is not None else _that_expire(opened, older_than, before)
@@ -66,7 +69,7 @@ def undo(
     ] = None,
     as_json: Json = False,
 ) -> None:
-    """Bring back what a prune took off the table, as long as its files are there."""
+    """Bring back what a prune took, while its files are there."""
     with open_existing(lake) as opened:
         undone = opened[table].undo(version)
     if as_json:
@@ -83,7 +86,7 @@ def vacuum(
     ] = True,
     as_json: Json = False,
 ) -> None:
-    """Say which superseded files are past their grace, or (--yes) delete them."""
+    """Say what is past its grace, or (--yes) delete it."""
     with open_existing(lake) as opened:
         part = opened if table is None else opened[table]
         done = part.vacuum(dry_run=dry_run)

@@ -27,7 +27,9 @@ def maintain(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Do what is due, the most valuable first: flush, merge, seal, vacuum, compact.
+    """Do what is due, the most valuable first.
+
+    Flush, merge, seal, prune, vacuum, compact.
 
     Made for cron: it takes over what dead writers left, may be killed at any point, and two at once
     do nothing twice. Exits with 1 if something failed.
@@ -81,7 +83,7 @@ def compact(
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
-    """Merge small cold files of each day to files of the target size; no answer changes."""
+    """Merge the small cold files of each day; no answer changes."""
     done = {}
     with open_existing(lake) as opened:
         for name in [table] if table is not None else opened.tables():

@@ -142,7 +142,10 @@ def history(
     limit: Annotated[int | None, typer.Option(min=1, help="So many of the newest alone.")] = None,
     as_json: Json = False,
 ) -> None:
-    """What changed the sealed rows of a table, the newest first, and what can still be asked."""
+    """List what changed the sealed rows of a table.
+
+    The newest first, with whether it can still be asked.
+    """
     with open_lake(lake, mode="r") as opened:
         found = opened[table].history(limit)
     if as_json:
