@@ -42,7 +42,6 @@ _CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.(\d{10}))?\.parquet"
 PARTITIONS = ("day", "event_day", "event_day_utc", "lakestore_day")
 """What a partition column may be called: the first that is no column of the table."""
 _DAY = re.compile(rf"({'|'.join(PARTITIONS)})=(\d{{4}}-\d{{2}}-\d{{2}})")
-_CHECKPOINT = re.compile(r"(\d{20})\.checkpoint(?:\.\d{10}\.\d{10})?\.parquet")
 _RECORD = re.compile(r"[0-9a-f]{32}\.json")
 _PARTIAL = re.compile(r"(.+)\.([a-z][a-z0-9_]{0,62})-([0-9a-f]{8})\.parquet")
 _PAYLOAD = re.compile(r"day=(\d{4}-\d{2}-\d{2})/([0-9a-f]{8})-(\d+)-([0-9a-f]{12})\.parquet")

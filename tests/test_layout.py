@@ -5,7 +5,16 @@ from datetime import date
 import pytest
 
 import lakestore as ls
-from lakestore.layout import ColdName, SegmentName, check_table_name, parse_journal_name
+from lakestore.layout import (
+    ColdName,
+    SegmentName,
+    check_table_name,
+    checkpoint_names,
+    data_name,
+    parse_checkpoint,
+    parse_journal_name,
+    past_name,
+)
 from lakestore.storage.local import LocalStorage
 
 
@@ -56,6 +65,32 @@ def test_table_names_that_are_refused(name):
 def test_a_key_cannot_leave_the_root(tmp_path, key):
     with pytest.raises(ls.InvalidInputError, match="not a key below"):
         LocalStorage(tmp_path).path(key)
+
+
+@pytest.mark.parametrize("parts", [0, 1, 3])
+def test_files_of_a_checkpoint_say_which(parts):
+    names = checkpoint_names(17, parts)
+    assert [parse_checkpoint(name) for name in names] == [(17, parts)] * max(1, parts)
+    assert [past_name(name) for name in names] == names
+    assert parse_checkpoint("17.checkpoint.parquet") is None
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["", "_last_checkpoint", f"{0:020d}.json", f"../{17:020d}.json", f"{17:020d}.json.parquet"],
+)
+def test_what_is_not_the_past_of_a_log(name):
+    with pytest.raises(ls.CorruptionError):
+        past_name(name)
+
+
+@pytest.mark.parametrize(
+    "name", ["", "../x.parquet", "/x.parquet", "a//x.parquet", "_delta_log/1.parquet", "x.json"]
+)
+def test_other_names_lie_outside_of_the_data(name):
+    assert data_name("day=2025-01-02/part-0.parquet") == "day=2025-01-02/part-0.parquet"
+    with pytest.raises(ls.CorruptionError):
+        data_name(name)
 
 
 def test_a_published_object_is_never_overwritten(tmp_path):
