@@ -81,13 +81,20 @@ def _told(change: Version) -> str:
 
 
 def _missing(table: TableContext, names: Collection[str]) -> set[str]:
-    """Those of some cold files that are deleted; of each folder with such files, by listing it."""
+    """Those of some cold files that nobody can ask; of each folder with such files, by listing it.
+
+    They are deleted, or hold rows that were purged, and are about to be.
+    """
+    if not names:
+        return set()
     prefix = data_prefix(table.entry.folder)
     there: set[str] = set()
     for folder in {name.rpartition("/")[0] for name in names}:
         listed = table.site.storage.list(f"{prefix}{folder}/" if folder else prefix)
         there.update(key.removeprefix(prefix) for key in listed)
-    return set(names) - there
+    id = table.entry.id
+    waiting = (g for g in table.site.catalog.garbage() if g.table_id == id and g.kind == "purged")
+    return set(names) - there.difference(item.name for item in waiting)
 
 
 class TableVersion(TableRows, PinnedRows):

@@ -312,6 +312,22 @@ def test_a_rebuild_brings_nothing_back(open_lake, root, cold, clock, vacuumed):
     assert lake["events"].append(rows(40, 50), producer="p", seq=2).rows == 0
 
 
+def test_nobody_goes_back_to_them(open_lake, cold, clock):
+    """Not even while the files are there still."""
+    lake = open_lake(settings=SETTINGS)
+    table = lake.create_table("events", SCHEMA, cold=cold)
+    fill(table)
+    version = table.history()[0].version
+    assert table.at(version).totals("count")["count"] == 60
+    clock.move(1)
+    table.purge(ANNA)
+    with pytest.raises(ls.NotFoundError, match="cannot be asked any more"):
+        table.at(version)
+    readable = {change.version: change.readable for change in table.history()}
+    assert not readable[version]
+    assert table.at(max(readable)).totals("count")["count"] == 48
+
+
 def test_her_events_may_come_again(open_lake):
     """What is remembered of producers is numbers; of ids, nothing."""
     lake = open_lake(settings=SETTINGS)
