@@ -1,7 +1,8 @@
-"""Readers loop while writers append, flush, merge, seal and vacuum: every answer is of one instant.
+"""Readers loop while writers and maintainers are at work: every answer is of one instant.
 
-A row is never there twice and never missing, a batch is whole, and a reader never sees less than
-before; nor less than was acknowledged when it asked, nor more than was begun when it was answered.
+Those append, flush, merge, seal, compact and vacuum. A row is never there twice and never missing,
+a batch is whole, and a reader never sees less than before; nor less than was acknowledged when it
+asked, nor more than was begun when it was answered.
 """
 
 import gc
@@ -15,8 +16,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
 import pytest
+from deltalake import DeltaTable
 from support import readers
 from support.readers import QUERY, SCHEMA, Counts, Reader, ask_duckdb, batch_of
 
@@ -32,7 +35,7 @@ class Traffic:
     def __init__(self, folder: Path, grace_s: float) -> None:
         self.root = folder / "lake"
         self.counts = Counts(folder / "counts")
-        self._settings = {**SETTINGS, "vacuum_grace_s": grace_s}
+        self._settings = {**SETTINGS, "vacuum_grace_s": grace_s, "cold_grace_s": grace_s}
         self._lakes: list[ls.Lake] = []
         self._threads: list[threading.Thread] = []
         self._processes: list[subprocess.Popen[str]] = []
@@ -76,7 +79,9 @@ class Traffic:
         self.spawn(append)
 
     def maintain(self, lakes: list[ls.Lake]) -> None:
-        verbs = itertools.cycle(["flush", "flush", "vacuum", "seal", "flush", "flush", "vacuum"])
+        verbs = itertools.cycle(
+            ["flush", "flush", "vacuum", "seal", "flush", "compact", "flush", "vacuum"]
+        )
 
         def one() -> None:
             verb = next(verbs)
@@ -84,10 +89,14 @@ class Traffic:
             for lake in lakes:
                 if verb == "vacuum":
                     lake["events"].vacuum(dry_run=False)
+                elif verb == "compact":
+                    lake["events"].compact()
                 else:
                     getattr(lake, verb)()
-            if verb != "vacuum":
+            if verb in ("flush", "seal"):
                 self.counts.published[:] = known
+            if verb == "seal":
+                self.counts.sealed[:] = known
             self.rounds += 1
 
         self.spawn(one)
@@ -154,12 +163,14 @@ def traffic(tmp_path: Path) -> Iterator[Callable[[float], Traffic]]:
         one.close()
 
 
-@pytest.mark.parametrize("grace_s", [0, 20])
-def test_every_answer_is_of_one_instant(traffic, grace_s, soak, figure):
+@pytest.mark.parametrize(
+    ("cold", "grace_s"), [("parquet", 0), ("parquet", 20), ("delta", 0), ("delta", 20)]
+)
+def test_every_answer_is_of_one_instant(traffic, cold, grace_s, soak, figure):
     """With no grace too: who meets a vanished file looks again. Shells need the grace."""
     t = traffic(grace_s)
     lakes = [t.open(), t.open()]
-    lakes[0].create_table("events", SCHEMA)
+    lakes[0].create_table("events", SCHEMA, cold=cold)
     t.read_from_outside("lakestore")
     for writer, lake in enumerate(lakes):
         t.write(lake, writer)
@@ -171,11 +182,17 @@ def test_every_answer_is_of_one_instant(traffic, grace_s, soak, figure):
     if grace_s:
         t.read_from_outside("duckdb")
         t.read(ask_duckdb(t.root), "published")
+    if grace_s and cold == "delta":  # other engines see what is sealed
+        data = str(t.root / "tables/events/data")
+        t.read(lambda: ls_aggregate(DeltaTable(data).to_pyarrow_table()), "sealed")
+        t.read(lambda: ls_aggregate(pl.scan_delta(data).collect().to_arrow()), "sealed")
     looks = t.run(*((2_000, 500, 900) if soak else (6, 9, 120)))
     assert min(looks) >= 2
     assert sum(t.counts.published) > 0
     report = lakes[0].verify()
     assert report.ok, report.problems
+    (root,) = {lake._site.storage.root for lake in lakes}
+    assert list(Path(root, "tables/events/_replaced").iterdir())  # there were compactions
     figure("readers under change", "answers", sum(looks))
     figure("readers under change", "batches", int(sum(t.counts.begun)))
     figure("readers under change", "rounds of maintenance", t.rounds)

@@ -37,7 +37,13 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(3600)]
 
 START = datetime(2025, 1, 1, tzinfo=UTC)
 NAMES = ("one", "two")
-SETTINGS = {"segments_max": 2, "segment_duckdb_rows": 8, "vacuum_grace_s": 0}
+SETTINGS = {
+    "segments_max": 2,
+    "segment_duckdb_rows": 8,
+    "vacuum_grace_s": 0,
+    "cold_grace_s": 0,
+    "flush_age_s": 10**6,  # else a slow machine flushes in `maintain`, and the model does not
+}
 Event = tuple[int, int]  # its number, and a day: the same id on another day
 
 
@@ -156,13 +162,17 @@ class LakeMachine(RuleBasedStateMachine):
 
     # The steps.
 
-    @rule(name=names, scope=st.sampled_from(["day", "table", "none"]))
-    def create(self, name: str, scope: str) -> None:
+    @rule(
+        name=names,
+        scope=st.sampled_from(["day", "table", "none"]),
+        cold=st.sampled_from(["parquet", "delta"]),
+    )
+    def create(self, name: str, scope: str, cold: str = "parquet") -> None:
         if name in self.models:
             with pytest.raises(ls.InvalidInputError, match="exists"):
-                self.lakes["first"].create_table(name, schema(scope))
+                self.lakes["first"].create_table(name, schema(scope), cold=cold)
             return
-        self.lakes["first"].create_table(name, schema(scope))
+        self.lakes["first"].create_table(name, schema(scope), cold=cold)
         self.models[name] = Model(scope, schema(scope))
 
     @rule(name=names)
@@ -292,6 +302,21 @@ class LakeMachine(RuleBasedStateMachine):
     def vacuum(self, name: str) -> None:
         if name in self.models:
             self.lakes["first"][name].vacuum(dry_run=False)
+
+    @rule(
+        writer=st.sampled_from(["first", "second"]),
+        name=names,
+        seals=st.booleans(),
+        vacuums=st.booleans(),
+    )
+    def compact(self, writer: str, name: str, seals: bool, vacuums: bool) -> None:
+        """What there is, and the same rows in other files, are one to the model."""
+        if seals:
+            self.seal(writer)
+        if writer in self.lakes and name in self.models:
+            self.lakes[writer][name].compact()
+            if vacuums:
+                self.vacuum(name)
 
     @precondition(lambda self: "second" not in self.lakes)
     @rule()

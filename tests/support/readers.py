@@ -1,6 +1,7 @@
 """Writers that count what they hand in, and readers that hold every answer against the count.
 
-`Counts` is shared memory: for each writer how many batches were begun, acknowledged and published.
+`Counts` is shared memory: for each writer how many batches were begun, acknowledged, published and
+sealed.
 A reader looks at it before its query and after it; the answer must be of an instant in between.
 """
 
@@ -54,14 +55,14 @@ def batch_of(writer: int, number: int) -> pa.Table:
 
 
 class Counts:
-    """Batches begun, acknowledged and published of each writer, in a file that processes share."""
+    """Batches of each writer by how far they got, in a file that processes share."""
 
     def __init__(self, path: Path) -> None:
         if not path.exists():
-            path.write_bytes(bytes(8 * 3 * WRITERS))
+            path.write_bytes(bytes(8 * 4 * WRITERS))
         self.path = path
-        self._cells = np.memmap(path, dtype=np.int64, mode="r+", shape=(3, WRITERS))
-        self.begun, self.acknowledged, self.published = self._cells
+        self._cells = np.memmap(path, dtype=np.int64, mode="r+", shape=(4, WRITERS))
+        self.begun, self.acknowledged, self.published, self.sealed = self._cells
 
 
 class Reader:
