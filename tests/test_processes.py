@@ -13,6 +13,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 from conftest import SCHEMA, events
@@ -23,8 +24,8 @@ from support.soundness import assert_sound
 import lakestore as ls
 from lakestore import duplicates, failpoint
 from lakestore.catalog import Catalog
-from lakestore.catalog import tables as catalog_tables
 from lakestore.catalog.commit import Commit
+from lakestore.cold.parquet import ParquetCold
 from lakestore.snapshot import ColdFile, Segment
 from lakestore.tail import JournalTails
 
@@ -481,17 +482,23 @@ def _read_no_other_writers_journals(patch: pytest.MonkeyPatch) -> None:
 
 
 def _let_every_seal_win(patch: pytest.MonkeyPatch) -> None:
+    """Neither the commit nor the look at what others sealed keeps the second from its own."""
+    publish = ParquetCold.publish
+
     def seal(
-        self: Commit, id: int, sealed: list[Segment], files: list[ColdFile], through: int
+        self: Commit, id: int, sealed: list[Segment], files: list[ColdFile], through: int, *_: str
     ) -> None:
         with suppress(ls.ConflictError):
-            self._remove_segments(id, sealed)
-        for file in files:
-            self._add_cold(id, file)
-        tables = catalog_tables.tables
-        self._con.execute(tables.update().where(tables.c.id == id).values(sealed_through=through))
+            self.check_listed(id, sealed)
+            self._remove_segments(id, [segment.name for segment in sealed])
+        self.cold(id).add(files)
+        self._mark(id, sealed_through=through)
+
+    def unseen(cold: ParquetCold, *arguments: Any, **load: Any) -> None:
+        publish(cold, *arguments[:-1], lambda _: None, **load)
 
     patch.setattr(Commit, "seal", seal)
+    patch.setattr(ParquetCold, "publish", unseen)
 
 
 PLANTED = [
