@@ -236,9 +236,11 @@ class Catalog:
         sealed, sealing = con.execute(marks.where(t.holdings.c.id == held)).first() or (0, 0)
         s, g, v = t.segments.c, t.generations.c, t.schemas.c
         newest = sa.select(sa.func.max(v.version)).where(v.table_id == table_id)
-        segments = con.execute(sa.select(t.segments).where(s.holding_id == held).order_by(s.first))
-        flushed = con.execute(sa.select(g.writer, g.number).where(g.holding_id == held))
+        # All at once: a damaged line would leave a cursor open, and the connection with it.
+        mine = sa.select(t.segments).where(s.holding_id == held).order_by(s.first)
+        generations = sa.select(g.writer, g.number).where(g.holding_id == held)
         try:
+            segments, flushed = con.execute(mine).all(), con.execute(generations).all()
             state = TableState(
                 version,
                 sealed,
@@ -261,7 +263,7 @@ class Catalog:
         listed = (c.table_id == table_id) & (c.removed == 0)
         names = con.execute(sa.select(c.name).where(listed).order_by(c.name)).scalars().all()
         missing = set(names) - known.keys()
-        rows = con.execute(sa.select(t.cold_files).where(listed)) if missing else ()
+        rows = con.execute(sa.select(t.cold_files).where(listed)).all() if missing else ()
         files = {name: known[name] for name in names if name in known}
         for row in rows:
             if row.name in missing:

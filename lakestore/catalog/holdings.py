@@ -59,7 +59,9 @@ def holdings_of(con: Connection, table_id: int) -> dict[str, Holding]:
     return {
         row.site: Holding(
             row.sealed_through,
-            tuple(segment_of(one) for one in con.execute(query.where(s.holding_id == row.id))),
+            tuple(
+                segment_of(one) for one in con.execute(query.where(s.holding_id == row.id)).all()
+            ),
         )
         for row in holdings
         if not row.dropped
