@@ -153,6 +153,14 @@ def _is_ours(file: ColdFile) -> bool:
         return False
 
 
+def refuse_replaced(table: TableContext, job: Job, done: Sequence[Job]) -> None:
+    """Raise `CorruptionError` when a file is to be compacted again: it would go on for ever."""
+    replaced = {file.name for one in done for file in one.files}
+    again = [file for file in job.files if file.name in replaced]
+    if again:
+        raise CorruptionError(f"{table.cold_url(again[0])!r} was replaced, and is listed still")
+
+
 def compact(table: TableContext, job: Job) -> Compacted:
     """Do it.
 

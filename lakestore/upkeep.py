@@ -264,6 +264,7 @@ class Upkeep:
             while jobs := self._jobs(table, today=today):
                 if not budget.allows(jobs[0].bytes):
                     break
+                compact.refuse_replaced(table, jobs[0], [job for job, _ in done])
                 try:
                     done.append((jobs[0], compact.compact(table, jobs[0])))
                 except ConflictError:  # what is left is for us
