@@ -100,7 +100,7 @@ def _is_later(kind: str, chapter: str, point: str) -> bool:
 
 
 RAISED = [pytest.param(*case, marks=pytest.mark.soak if _is_later(*case) else ()) for case in CASES]
-"""What fails as a disk does: how a Delta table fails, seals tell; all else takes ten minutes more."""
+"""What fails as a disk does; of the newer verbs of Delta tables, for the rest takes long."""
 
 
 @pytest.fixture(scope="module")
