@@ -3,6 +3,7 @@
 One version of the log adds a seal's files and says, as a `txn` of this site, up to which segment
 they go: so the version that makes rows cold is the one that says that they are not hot any more.
 Other sites and other engines commit to the same log; what they add and remove is respected.
+Failpoints: swap.1 the record of a replacement noted in the catalog    .2 its version made
 """
 
 from collections.abc import Callable, Collection, Mapping, Sequence

@@ -1,4 +1,7 @@
-"""A cold tier of plain Parquet files: the catalog lists them, with their statistics."""
+"""A cold tier of plain Parquet files: the catalog lists them, with their statistics.
+
+Failpoint: swap.1 a replacement committed
+"""
 
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
