@@ -581,7 +581,7 @@ def test_what_payload_columns_may_not_be(old, new, message):
 
 def test_payloads_in_pieces_come_out_in_order(lake, monkeypatch):
     """Many batches, many row groups, events that came in any order, ids that are made."""
-    monkeypatch.setattr(payload, "_ROW_GROUP_BYTES", 2_000)
+    monkeypatch.setattr(payload, "ROW_GROUP_BYTES", 2_000)
     schema = ls.TableSchema.from_document(
         {"event_time": "t", "columns": {"t": "TIMESTAMP", "n": "INT", "body": "VARCHAR"},
          "payload": {"body": "full"}}

@@ -182,4 +182,5 @@ def remake(
             restoration.add_site(other, awaited=True)
         for record in tables:
             restoration.restore(record)
+        con.execute(t.lake.update().values(version=t.lake.c.version + 1))  # all see it
     return aside
