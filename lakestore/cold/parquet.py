@@ -98,9 +98,7 @@ class ParquetCold:
         while not self._replaced(replacement, examine):
             pass
         reach("swap.1")
-        with suppress(
-            StorageError
-        ):  # it is committed, and no file is garbage before its record is kept
+        with suppress(StorageError):  # it is committed, and nothing goes before its record is kept
             self.settle()
 
     def _replaced(self, replacement: Replacement, examine: Examine | None) -> bool:
