@@ -525,9 +525,9 @@ def test_a_journal_of_noise_is_named_and_comes_back(tmp_path):
 def _let_rows_go_that_could_not_be_flushed(patch: pytest.MonkeyPatch) -> None:
     stage = lakestore.flush._stage
 
-    def hasty(table, taken):
+    def hasty(table, taken, *more):
         table.buffer.retire(taken.covers)
-        return stage(table, taken)
+        return stage(table, taken, *more)
 
     patch.setattr(lakestore.flush, "_stage", hasty)
 
