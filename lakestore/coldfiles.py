@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from datetime import date, timedelta
 from pathlib import Path
 from tempfile import mkdtemp
-from typing import Any
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import duckdb
@@ -17,23 +17,27 @@ import numpy as np
 import pyarrow as pa
 
 from lakestore import datafile, quoting
+from lakestore.catalog.records import GarbageKind
 from lakestore.clock import EPOCH
 from lakestore.context import TableContext
-from lakestore.engine import sorter
+from lakestore.engine import SORT_BYTES, sorter
 from lakestore.errors import ConflictError, LakestoreError, StorageError
 from lakestore.idhash import Hashes, days, hash_batch
 from lakestore.layout import ColdName
 from lakestore.lineage import Lineage
 from lakestore.partialfiles import Parts
+from lakestore.replacement import Replacement
 from lakestore.schema import TableSchema
-from lakestore.settings import MIB
+from lakestore.settings import GIB, MIB
 from lakestore.snapshot import ColdFile, FileInfo
 from lakestore.storage.local import refusals, storage_error
 
 _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * MIB
+_SORT_BYTES = (SORT_BYTES, 1 * GIB, 4 * GIB)
 _AT_A_TIME = 2
 _NO_HASHES = np.empty(0, dtype=np.uint64)
+Done = TypeVar("Done")
 
 
 @dataclass(frozen=True)
@@ -96,6 +100,23 @@ def conflict_if_replaced(table: TableContext, files: Sequence[ColdFile]) -> Iter
         raise ConflictError(
             f"cold files of {days} were replaced meanwhile; that result stands"
         ) from error
+
+
+def sorting(what: str, do: Callable[[int], Done]) -> Done:
+    """What `do` makes, which sorts within the bytes of memory that it is given.
+
+    It is done again with more when rows are so wide that these are too few.
+
+    Raises:
+        StorageError: the most are too few for `what`.
+        Others: as `do`.
+    """
+    for memory_bytes in _SORT_BYTES:
+        try:
+            return do(memory_bytes)
+        except duckdb.OutOfMemoryException as error:
+            failure = error
+    raise StorageError(f"{what} cannot be sorted in {_SORT_BYTES[-1] >> 20:,} MiB") from failure
 
 
 def by_day(
@@ -271,3 +292,30 @@ def publish(
         and table.site.storage.size(key) != file.info.bytes
     ):
         raise StorageError(f"{key!r} exists and has another size; nothing was committed")
+
+
+def replace(
+    table: TableContext,
+    replacement: Replacement,
+    written: Sequence[Written],
+    garbage: Mapping[GarbageKind, Sequence[str]],
+) -> None:
+    """Commit published files in the place of others, and bring caches of ids up to date.
+
+    Args:
+        written: what the replacement adds, as it was written.
+        garbage: files that nobody will name if another process was first.
+
+    Raises: as `ColdTable.replace`.
+    """
+    try:
+        table.cold.replace(replacement)
+    except ConflictError:
+        with table.site.catalog.commit() as commit:
+            for kind, names in garbage.items():
+                commit.condemn(table.entry.id, kind, names)
+        raise
+    for file, one in zip(replacement.added, written, strict=True):
+        table.file_ids.remember(file.name, one.hashes)
+    for file in replacement.removed:
+        table.file_ids.forget(file.name)

@@ -17,27 +17,23 @@ from itertools import groupby
 from pathlib import Path
 from uuid import uuid4
 
-import duckdb
 import numpy as np
 import pyarrow as pa
 
 from lakestore import coldfiles, datafile
 from lakestore.coldfiles import Rows, Written
 from lakestore.context import TableContext
-from lakestore.engine import SORT_BYTES
-from lakestore.errors import ConflictError, CorruptionError, StorageError
+from lakestore.errors import CorruptionError
 from lakestore.failpoint import reach
 from lakestore.idhash import Hashes, hash_batch, id_sum, identities, in_sorted, twins
 from lakestore.layout import ColdName
 from lakestore.replacement import Replacement
-from lakestore.settings import GIB
 from lakestore.snapshot import ColdFile
 
 _JOB_FILES_OF_TARGET = 4
 """A job reads about so many outputs' worth: it is over soon, and a commit is never far."""
 _FILES_MIN = 4
 _SIZE_RATIO = 2
-_MORE_SORT_BYTES = (SORT_BYTES, 1 * GIB, 4 * GIB)
 
 
 @dataclass(frozen=True)
@@ -169,17 +165,13 @@ def compact(table: TableContext, job: Job) -> Compacted:
         CorruptionError: a file is not what was published.
         StorageError: the disk refused; nothing was committed.
     """
+
+    def do(memory_bytes: int) -> Compacted:
+        with coldfiles.workplace(table, "compact") as folder:
+            return _compact_in(folder, table, job, memory_bytes)
+
     with coldfiles.conflict_if_replaced(table, job.files):
-        for memory_bytes in _MORE_SORT_BYTES:
-            try:
-                with coldfiles.workplace(table, "compact") as folder:
-                    return _compact_in(folder, table, job, memory_bytes)
-            except duckdb.OutOfMemoryException as error:
-                failure = error
-    raise StorageError(
-        f"{len(job.files)} cold files of {job.day} cannot be sorted in "
-        f"{_MORE_SORT_BYTES[-1] >> 20:,} MiB"
-    ) from failure
+        return coldfiles.sorting(f"{len(job.files)} cold files of {job.day}", do)
 
 
 def _compact_in(folder: Path, table: TableContext, job: Job, memory_bytes: int) -> Compacted:
@@ -202,16 +194,8 @@ def _compact_in(folder: Path, table: TableContext, job: Job, memory_bytes: int) 
         coldfiles.publish(table, file, one, folder, parts)
         reach("compact.4")
     reach("compact.5")
-    try:
-        table.cold.replace(Replacement("compact", job.files, files, footers))
-    except ConflictError:
-        with table.site.catalog.commit() as commit:
-            commit.add_garbage(table.entry.id, "cold", [file.name for file in files])
-        raise
-    for file, one in zip(files, written, strict=True):
-        table.file_ids.remember(file.name, one.hashes)
-    for file in job.files:
-        table.file_ids.forget(file.name)
+    replacement = Replacement("compact", job.files, files, footers)
+    coldfiles.replace(table, replacement, written, {"cold": [file.name for file in files]})
     return Compacted(
         1,
         1,

@@ -26,8 +26,8 @@ import pyarrow.compute as pc
 from lakestore import coldfiles, datafile, quoting
 from lakestore.coldfiles import Rows, Written
 from lakestore.context import TableContext
-from lakestore.engine import SORT_BYTES, sorter
-from lakestore.errors import ConflictError, CorruptionError, NotFoundError, StorageError
+from lakestore.engine import sorter
+from lakestore.errors import CorruptionError, NotFoundError, StorageError
 from lakestore.failpoint import reach
 from lakestore.filecache import Wanted
 from lakestore.idhash import hash_batch, id_sum
@@ -35,11 +35,9 @@ from lakestore.kept import REFERENCE
 from lakestore.layout import PayloadName
 from lakestore.replacement import Replacement
 from lakestore.schema import FILE_ROW
-from lakestore.settings import GIB
 from lakestore.snapshot import ColdFile
 from lakestore.thinning import Thinned, thin
 
-_MORE_SORT_BYTES = (SORT_BYTES, 1 * GIB, 4 * GIB)
 _FILE = "filename"
 
 
@@ -176,16 +174,13 @@ def purge(table: TableContext, job: Job, chosen: Chosen) -> Erased:
         CorruptionError: a file is not what was published.
         StorageError: the disk refused; nothing was committed.
     """
+
+    def do(memory_bytes: int) -> Erased:
+        with coldfiles.workplace(table, "purge") as folder:
+            return _Purge(folder, table, job, chosen, memory_bytes).run()
+
     with coldfiles.conflict_if_replaced(table, job.files):
-        for memory_bytes in _MORE_SORT_BYTES:
-            try:
-                with coldfiles.workplace(table, "purge") as folder:
-                    return _Purge(folder, table, job, chosen, memory_bytes).run()
-            except duckdb.OutOfMemoryException as error:
-                failure = error
-    raise StorageError(
-        f"{len(job.files)} cold files cannot be sorted in {_MORE_SORT_BYTES[-1] >> 20:,} MiB"
-    ) from failure
+        return coldfiles.sorting(f"{len(job.files)} cold files", do)
 
 
 @dataclass
@@ -221,22 +216,14 @@ class _Purge:
             reach("purge.6")
         reach("purge.7")
         came = [made.name for made in thinned]
-        try:
-            table.cold.replace(Replacement("purge", job.files, files, footers, job.payload))
-        except ConflictError:
-            with table.site.catalog.commit() as commit:
-                commit.condemn(table.entry.id, "purged", [file.name for file in files])
-                commit.condemn(table.entry.id, "purged_payload", came)
-            raise
-        for file, one in zip(files, written, strict=True):
-            table.file_ids.remember(file.name, one.hashes)
-        for file in job.files:
-            table.file_ids.forget(file.name)
+        replacement = Replacement("purge", job.files, files, footers, job.payload)
+        names = [file.name for file in files]
+        coldfiles.replace(table, replacement, written, {"purged": names, "purged_payload": came})
         size = sum(file.info.bytes for file in job.files)
         return Erased(
             gone.num_rows,
             tuple(file.name for file in job.files),
-            tuple(file.name for file in files),
+            tuple(names),
             job.payload,
             tuple(came),
             size + sum(PayloadName.parse(name).bytes for name in job.payload),

@@ -28,20 +28,19 @@ from lakestore.coldfiles import Rows, Written
 from lakestore.context import TableContext
 from lakestore.duplicates import RepeatedError, SealedElsewhere
 from lakestore.engine import SORT_BYTES
-from lakestore.errors import CorruptionError, StorageError
+from lakestore.errors import CorruptionError
 from lakestore.failpoint import reach
 from lakestore.fileids import read_hashes
 from lakestore.idhash import hash_batch, id_sum
 from lakestore.layout import LAKE_FILE
 from lakestore.marks import RETIRED, UNKNOWN
 from lakestore.schema import TableSchema
-from lakestore.settings import GIB, MIB, Settings
+from lakestore.settings import MIB, Settings
 from lakestore.snapshot import ColdFile, Segment
 from lakestore.versions import take_up
 from lakestore.watermark import Promise, is_behind, promise
 
 _SEAL_BYTES_MAX = 512 * MIB
-_MORE_SORT_BYTES = (SORT_BYTES, 1 * GIB, 4 * GIB)
 
 
 def is_due(hot_bytes: int, oldest_age_s: float, settings: Settings) -> bool:
@@ -116,14 +115,10 @@ def _seal_one(
     table: TableContext, segments: Sequence[Segment], promised: Promise
 ) -> list[ColdFile]:
     """Seal the first segment that has rows, and those without before it."""
-    for memory_bytes in _MORE_SORT_BYTES:
-        try:
-            return _seal_some(table, segments, promised, memory_bytes)
-        except duckdb.OutOfMemoryException as error:
-            failure = error
-    raise StorageError(
-        f"segment {segments[-1].name!r} cannot be sorted in {_MORE_SORT_BYTES[-1] >> 20:,} MiB"
-    ) from failure
+    return coldfiles.sorting(
+        f"segment {segments[-1].name!r}",
+        lambda memory_bytes: _seal_some(table, segments, promised, memory_bytes),
+    )
 
 
 def _seal_some(

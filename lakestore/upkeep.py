@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
-from datetime import datetime
+from datetime import date, datetime
 
 from lakestore import compact, flush, maintenance, prune, retain, seal, shell, undo
 from lakestore.catalog.records import COLD_KINDS, COLD_PAYLOAD_KINDS, ROOT_KINDS, Garbage
@@ -66,6 +66,8 @@ class Upkeep:
         self._problems: dict[str, str] = {}  # by job; each job writes its own
         self._has_leased = False
         self._expired_at: float | None = None  # by the monotonic clock: when it was looked
+        # By table: the cold version, and the day, at which nothing was worth compacting.
+        self._tidy: dict[int, tuple[int, date]] = {}
         self._shown: dict[int, int] = {}  # by table: the cold version that shells see
 
     @property
@@ -361,24 +363,36 @@ class Upkeep:
         Args:
             jobs_max: after so many, others wait for the next round.
         """
-        due = [
-            (table, job)
-            for table in self._tables()
-            for job in maintenance.jobs(table, table.state())
-        ]
-        changed: list[TableContext] = []
+        due = [(table, job) for table in self._tables() for job in self._worthwhile(table)]
+        changed: dict[int, TableContext] = {}
         for table, job in sorted(due, key=lambda one: -one[1].worth):
             if jobs_max is not None and report.compacted >= jobs_max:
                 break
-            with self._noting(table, report), table.compacting:
-                if budget.allows(job.bytes) and self._lease(table):
-                    compact.compact(table, job)
-                    report.compacted += 1
-                    changed.append(table)
-        for table in {table.entry.id: table for table in changed}.values():
+            if not table.compacting.acquire(blocking=False):  # someone is at it, maybe for long
+                continue
+            try:
+                with self._noting(table, report):
+                    if budget.allows(job.bytes) and self._lease(table):
+                        compact.compact(table, job)
+                        report.compacted += 1
+                        changed[table.entry.id] = table
+            finally:
+                table.compacting.release()
+        for table in changed.values():
             self._on_seal(table)
         if changed:
             self.publish()
+
+    def _worthwhile(self, table: TableContext) -> Sequence[Job]:
+        """What is worth compacting; not looked for again while files and day are the same."""
+        state = table.state()
+        seen = (state.cold_version, self._site.clock.now().date())
+        if self._tidy.get(table.entry.id) == seen:
+            return ()
+        jobs = maintenance.jobs(table, state)
+        if not jobs:
+            self._tidy[table.entry.id] = seen
+        return jobs
 
     def _tend_hot(self, report: Report) -> None:
         """Take over what dead writers left, flush, merge, vacuum."""

@@ -59,6 +59,19 @@ SCHEMA = ls.TableSchema.from_toml(
 )
 
 
+LARGE = ls.TableSchema.from_document(
+    {
+        **SCHEMA.document.model_dump(exclude_defaults=True),
+        "format": 2,
+        "sort": ["name", "time"],
+        "columns": {**SCHEMA.document.columns, "body": "VARCHAR"},
+        "payload": {"body": "full"},
+        "rollups": [{"name": "hourly", "by": ["name"], "sums": ["n"], "histograms": ["n"]}],
+    }
+)
+"""The same columns and a payload, in another order than that of time, and a rollup."""
+
+
 def events(start: int, stop: int, *, step: timedelta = timedelta(hours=1)) -> pa.Table:
     """Events `start` to `stop`, one every `step` from the first of January 2025 on."""
     numbers = range(start, stop)

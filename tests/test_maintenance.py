@@ -192,6 +192,44 @@ def test_the_commands(root, open_lake):
     assert "nothing" in fails("compact", root, "nothing")
 
 
+def test_who_maintains_waits_for_no_compaction(open_lake):
+    """One by hand may take hours; seals must not wait for it."""
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+    fill(table, 1)
+    table.append(events(5000, 5010, step=TINY))
+    table.flush()
+    with table._context.compacting:
+        report = lake.maintain()
+    assert (report.compacted, report.problems, cold(table)) == (0, [], 4)
+    assert lake.maintain().compacted == 1
+
+
+def test_a_tidy_table_is_not_planned_again(open_lake, clock, monkeypatch):
+    """Its files are thousands, and a thread looks each second."""
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+    fill(table, 1, seals=2)
+    asked, jobs = [], maintenance.jobs
+
+    def counted(*arguments, **options):
+        asked.append(1)
+        return jobs(*arguments, **options)
+
+    monkeypatch.setattr(maintenance, "jobs", counted)
+    for _ in range(3):
+        lake.maintain()
+    assert len(asked) == 1
+    clock.move(86_400)
+    lake.maintain()
+    assert len(asked) == 2
+    for number in range(20, 40, 10):
+        table.append(events(number, number + 10, step=TINY))
+        table.seal()
+    assert lake.maintain().compacted == 1
+    assert cold(table) == 1
+
+
 def test_planning_opens_no_file(open_lake, monkeypatch):
     lake = open_lake()
     table = lake.create_table("events", SCHEMA)

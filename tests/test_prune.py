@@ -7,7 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import START, events
+from conftest import LARGE, START, events
 from deltalake import DeltaTable
 from support.commands import fails, ok, rebuild
 from support.partials import relation
@@ -21,31 +21,6 @@ from lakestore.query.pin import pin
 from lakestore.snapshot import ColdFile, ColumnRange, FileInfo, Segment, TableState
 from lakestore.worker import Report
 
-SCHEMA = ls.TableSchema.from_toml(
-    """
-    format = 2
-    event_id = "id"
-    event_time = "time"
-    sort = ["name", "time"]
-    [columns]
-    id = "VARCHAR not null"
-    time = "TIMESTAMPTZ not null"
-    n = "BIGINT"
-    x = "DOUBLE"
-    cost = "DECIMAL(18,6)"
-    name = "VARCHAR"
-    ok = "BOOLEAN"
-    tags = "VARCHAR[]"
-    place = "STRUCT(city VARCHAR, zip INTEGER)"
-    body = "VARCHAR"
-    [payload]
-    body = "full"
-    [[rollups]]
-    name = "hourly"
-    by = ["name"]
-    sums = ["n"]
-    """
-)
 SETTINGS = {"cold_grace_s": 100, "vacuum_grace_s": 10}
 DAY = timedelta(days=1)
 
@@ -82,7 +57,7 @@ def answers(lake: ls.Lake) -> dict[str, Any]:
     """Answers on every path."""
     table = lake["events"]
     state = table._context.state(newest=True)
-    (one,) = SCHEMA.document.rollups
+    (one,) = LARGE.document.rollups
     with table._context.partials.load(one, state.hot, state.cold) as loaded:
         assert not loaded.missing
         with lake._site.engine.cursor() as cursor:
@@ -109,7 +84,7 @@ def in_root(lake: ls.Lake, folder: str) -> list[str]:
 
 def test_days_go_come_back_and_are_deleted(open_lake, root, cold, clock):
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     before, data, payload = answers(lake), in_root(lake, "data"), in_root(lake, "_payload")
     assert len(data) == 12
@@ -154,7 +129,7 @@ def test_days_go_come_back_and_are_deleted(open_lake, root, cold, clock):
 @pytest.mark.parametrize("vacuumed", [False, True])
 def test_a_rebuild_leaves_out_what_was_pruned(open_lake, root, cold, clock, vacuumed):
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     table.compact()
     table.prune(before=START + 3 * DAY)
@@ -183,7 +158,7 @@ def test_a_rebuild_leaves_out_what_was_pruned(open_lake, root, cold, clock, vacu
 def test_versions_of_records_go_on_after_a_rebuild(open_lake, root):
     """What a compaction made before it and a prune took after it stays away."""
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA)
+    table = lake.create_table("events", LARGE)
     fill(table, 40, 5)
     table.compact()
     lake.close()
@@ -202,7 +177,7 @@ def test_versions_of_records_go_on_after_a_rebuild(open_lake, root):
 
 def test_a_clock_that_jumps_deletes_nothing(open_lake, cold, clock):
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     for number in range(4):
         clock.time = START + (number + 1) * 2.5 * DAY
         table.append(rows(number * 10, number * 10 + 10))
@@ -223,7 +198,7 @@ def test_a_clock_that_jumps_deletes_nothing(open_lake, cold, clock):
 
 
 def test_retention_of_the_document_is_kept_by_upkeep(open_lake, cold, clock):
-    document = SCHEMA.document.model_copy(update={"retention": "5 days"})
+    document = LARGE.document.model_copy(update={"retention": "5 days"})
     schema = ls.TableSchema.from_toml(to_toml(document))
     lake = open_lake(settings=SETTINGS | {"seal_age_s": 3600})
     table = lake.create_table("events", schema, cold=cold)
@@ -241,7 +216,7 @@ def test_retention_of_the_document_is_kept_by_upkeep(open_lake, cold, clock):
 
 
 def test_threads_look_now_and_then(open_lake, clock):
-    document = SCHEMA.document.model_copy(update={"retention": "5 days"})
+    document = LARGE.document.model_copy(update={"retention": "5 days"})
     lake = open_lake(settings=SETTINGS)
     table = lake.create_table("events", ls.TableSchema.from_toml(to_toml(document)))
     clock.time = START + 8 * DAY
@@ -261,7 +236,7 @@ def test_threads_look_now_and_then(open_lake, clock):
 
 def test_payloads_wait_for_the_last_file_that_can_come_back(open_lake, cold, clock):
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table, 12, 3)
     assert table.compact().files_after == 3
     before, payload = answers(lake), in_root(lake, "_payload")
@@ -297,7 +272,7 @@ def test_vacuum_chooses_children_after_parents():
 
 def test_more_than_half_needs_a_word(open_lake, cold):
     lake = open_lake()
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     with pytest.raises(ls.InvalidInputError, match=r"24 of 40 rows \(60%\).*confirm=True"):
         table.prune(before=START + 6 * DAY)
@@ -320,7 +295,7 @@ def test_more_than_half_needs_a_word(open_lake, cold):
 
 def test_an_expired_segment_is_sealed_and_goes(open_lake, root, cold):
     lake = open_lake()
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     table.append(rows(20, 60))
     table.seal()
     table.append(rows(0, 8))
@@ -340,7 +315,7 @@ def test_an_expired_segment_is_sealed_and_goes(open_lake, root, cold):
 
 def test_a_file_that_straddles_the_cutoff_waits(open_lake, cold):
     lake = open_lake()
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     newest = datetime(2025, 1, 2, 18, tzinfo=UTC)  # of the second day
     assert table.prune(before=newest, dry_run=True).rows == 4
@@ -349,7 +324,7 @@ def test_a_file_that_straddles_the_cutoff_waits(open_lake, cold):
 
 def test_events_that_came_again_cannot_come_back(open_lake, cold):
     lake = open_lake()
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     table.prune(before=START + 4 * DAY)
     table.append(rows(2, 4))
@@ -366,7 +341,7 @@ def test_events_that_came_again_cannot_come_back(open_lake, cold):
 
 def test_of_several_prunes_one_is_chosen(open_lake, cold, clock):
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     table.prune(before=START + 2 * DAY)
     first = table._context.state(newest=True).cold_version
@@ -384,7 +359,7 @@ def test_of_several_prunes_one_is_chosen(open_lake, cold, clock):
 @pytest.mark.parametrize("verb", ["compact", "prune", "seal"])
 def test_whoever_is_first_wins(open_lake, cold, verb):
     lake = open_lake()
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     context = table._context
 
@@ -408,7 +383,7 @@ def test_whoever_is_first_wins(open_lake, cold, verb):
 
 def test_a_compaction_gives_up_when_its_files_expire(open_lake, cold):
     lake = open_lake()
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     with at("compact.5", lambda: prune.carry_out(table._context, START + 5 * DAY)):
         table.compact()
@@ -418,7 +393,7 @@ def test_a_compaction_gives_up_when_its_files_expire(open_lake, cold):
 
 def test_readers_keep_what_they_read(open_lake, clock):
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA)
+    table = lake.create_table("events", LARGE)
     fill(table)
     (pinned,) = pin(lake._site, [table._context])
     sources = lake._queries._mounts.sources
@@ -435,7 +410,7 @@ def test_readers_keep_what_they_read(open_lake, clock):
 @pytest.mark.parametrize("point", ["vacuum.1", "vacuum.2", "vacuum.3"])
 def test_what_is_being_deleted_does_not_come_back(open_lake, cold, clock, point):
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     table.prune(before=START + 5 * DAY)
     clock.move(1000)
@@ -457,7 +432,7 @@ def test_what_is_being_deleted_does_not_come_back(open_lake, cold, clock, point)
 def test_what_came_back_is_not_deleted(open_lake, cold, clock):
     """A vacuum that has chosen, and an undo before it begins."""
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     table.prune(before=START + 5 * DAY)
     clock.move(1000)
@@ -474,7 +449,7 @@ def test_what_came_back_is_not_deleted(open_lake, cold, clock):
 @pytest.mark.parametrize("point", ["prune.1", "swap.1", "record.1", "record.2", "prune.2"])
 def test_a_crash_in_a_prune(open_lake, cold, clock, point):
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     with at(point, crash), pytest.raises(Crash):
         table.prune(before=START + 5 * DAY)
@@ -494,7 +469,7 @@ def test_a_crash_in_an_undo(open_lake, cold, clock, point):
     if (cold, point) == ("parquet", "swap.2"):
         pytest.skip("of a log alone")
     lake = open_lake(settings=SETTINGS)
-    table = lake.create_table("events", SCHEMA, cold=cold)
+    table = lake.create_table("events", LARGE, cold=cold)
     fill(table)
     table.prune(before=START + 5 * DAY)
     with at(point, crash), pytest.raises(Crash):
@@ -516,7 +491,7 @@ def test_a_crash_in_an_undo(open_lake, cold, clock, point):
 
 def test_a_list_that_lies_about_times_prunes_nothing(open_lake):
     lake = open_lake()
-    table = lake.create_table("events", SCHEMA)
+    table = lake.create_table("events", LARGE)
     fill(table)
     state = table._context.state()
     (lying,) = [f for f in state.cold if f.day == date(2025, 1, 10)]
@@ -542,7 +517,7 @@ def test_in_a_store(store, prefix, tmp_path, cold, clock):
         )
 
     with open_it() as lake:
-        table = lake.create_table("events", SCHEMA, cold=cold)
+        table = lake.create_table("events", LARGE, cold=cold)
         fill(table)
         before = answers(lake)
         assert table.prune(before=START + 5 * DAY).rows == 20
@@ -576,7 +551,7 @@ def adds_of(folder: str) -> list[dict[str, Any]]:
 
 def test_other_engines_follow(open_lake, root):
     lake = open_lake()
-    table = lake.create_table("events", SCHEMA, cold="delta")
+    table = lake.create_table("events", LARGE, cold="delta")
     fill(table)
     folder = str(root / "tables/events/data")
     adds = adds_of(folder)
@@ -591,7 +566,7 @@ def test_other_engines_follow(open_lake, root):
 def test_the_command_line(tmp_path):
     lake = tmp_path / "lake"
     with ls.open(lake, upkeep="manual") as opened:
-        table = opened.create_table("events", SCHEMA)
+        table = opened.create_table("events", LARGE)
         fill(table)
     told = json.loads(ok("prune", lake, "events", "--older-than", "90d", "--dry-run", "--json"))
     assert (told["events"]["rows"], told["events"]["dry_run"]) == (40, True)
@@ -626,8 +601,8 @@ def test_the_clock_is_doubted_by_gaps():
     assert horizon.doubt(jumped, later + timedelta(hours=10)) is not None
     assert horizon.doubt(jumped, later + 1.1 * DAY) is None  # somebody would have noticed
     assert horizon.doubt(jumped, now) is None  # it was set right: what it said is passed over
-    assert horizon.cutoff(SCHEMA, now, "90d") == horizon.cutoff(SCHEMA, now, 90) == now - 90 * DAY
-    assert horizon.cutoff(SCHEMA, now, 10**7).year == 1
+    assert horizon.cutoff(LARGE, now, "90d") == horizon.cutoff(LARGE, now, 90) == now - 90 * DAY
+    assert horizon.cutoff(LARGE, now, 10**7).year == 1
 
 
 def cold_file(
@@ -643,7 +618,7 @@ def test_choosing_is_pure():
 
     def chosen(*files: ColdFile, segments: tuple[Segment, ...] = ()) -> list[str]:
         state = TableState(1, 0, segments, files, frozenset())
-        plan = prune.choose(state, SCHEMA, cutoff)
+        plan = prune.choose(state, LARGE, cutoff)
         return [one.name for one in (*plan.files, *plan.segments)]
 
     day = date(2025, 1, 1)
@@ -670,17 +645,17 @@ def test_choosing_is_pure():
 
 def test_ends_of_files_say_what_whole_ones_do(tmp_path, open_lake):
     lake = open_lake()
-    table = lake.create_table("events", SCHEMA)
+    table = lake.create_table("events", LARGE)
     fill(table, 10)
     file, *_ = table._context.state().cold
     (found,) = coldmeta.metadata(table._context, [file])
     assert found.num_rows == file.info.rows
-    assert coldmeta.newest_time(found, SCHEMA.stored) == file.info.max_time
+    assert coldmeta.newest_time(found, LARGE.stored) == file.info.max_time
     assert coldmeta.told_footer(found)["site"] == lake._site.catalog.site
     path = tmp_path / "foreign.parquet"
     pq.write_table(pa.table({"time": pa.array([START, None], pa.timestamp("us", "UTC"))}), path)
     foreign = pq.read_metadata(path)
     assert coldmeta.told_footer(foreign) == {}
-    assert coldmeta.newest_time(foreign, SCHEMA) is None
+    assert coldmeta.newest_time(foreign, LARGE) is None
     pq.write_table(pa.table({"n": [1]}), path)
-    assert coldmeta.newest_time(pq.read_metadata(path), SCHEMA) is None
+    assert coldmeta.newest_time(pq.read_metadata(path), LARGE) is None

@@ -384,7 +384,7 @@ class Commit:
             self.add_garbage(table_id, "cold_payload", sorted(set(payload) - set(purged or ())))
 
     def condemn(self, table_id: int, kind: GarbageKind, names: Collection[str]) -> None:
-        """List files that hold purged rows: nobody may go back to them."""
+        """List files of the root that nobody may go back to, as of a kind, whatever they were."""
         now = self.now.timestamp()
         garbage.condemn(self._con, self._held(table_id), kind, names, now)
 

@@ -32,6 +32,19 @@ _HELD_BYTES = 96 << 20
 _HELP = "--skip-rejects takes the rest; --rejects-to FILE keeps these apart"
 
 
+Renames = Annotated[
+    list[str] | None,
+    typer.Option("--map", metavar="FROM=TO", help="Rename a column (repeatable)."),
+]
+Nulls = Annotated[list[str] | None, typer.Option(help="CSV text that means null (repeatable).")]
+Delimiter = Annotated[
+    str | None, typer.Option(help="Of CSV; else the header's most frequent of , tab ; |")
+]
+IgnoreUnknown = Annotated[
+    bool, typer.Option("--ignore-unknown", help="Drop columns that the table lacks.")
+]
+
+
 @dataclass(frozen=True)
 class FileReport:
     """What became of one file; `duplicates` were in the table, or earlier in the file."""
@@ -56,19 +69,10 @@ def ingest(
         Literal["csv", "ndjson", "arrow", "parquet"] | None,
         typer.Option("--format", help="Needed for stdin, and for names that do not tell."),
     ] = None,
-    renames: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="FROM=TO", help="Rename a column (repeatable)."),
-    ] = None,
-    null: Annotated[
-        list[str] | None, typer.Option(help="CSV text that means null (repeatable).")
-    ] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(help="Of CSV; else the header's most frequent of , tab ; |")
-    ] = None,
-    ignore_unknown: Annotated[
-        bool, typer.Option("--ignore-unknown", help="Drop columns that the table lacks.")
-    ] = False,
+    renames: Renames = None,
+    null: Nulls = None,
+    delimiter: Delimiter = None,
+    ignore_unknown: IgnoreUnknown = False,
     skip_rejects: Annotated[
         bool, typer.Option("--skip-rejects", help="Take the lines that can be read.")
     ] = False,

@@ -12,7 +12,14 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
-from lakestore.cli.ingest import renamed, table_for
+from lakestore.cli.ingest import (
+    Delimiter,
+    IgnoreUnknown,
+    Nulls,
+    Renames,
+    renamed,
+    table_for,
+)
 from lakestore.cli.output import Json, LakeFolder, TableName, human_bytes, print_json
 from lakestore.cli.place import exists, open_existing, open_lake
 from lakestore.cli.tables import EventId, EventTime
@@ -37,19 +44,10 @@ def load(
         Literal["csv", "ndjson", "arrow", "parquet"] | None,
         typer.Option("--format", help="For names that do not tell."),
     ] = None,
-    renames: Annotated[
-        list[str] | None,
-        typer.Option("--map", metavar="FROM=TO", help="Rename a column (repeatable)."),
-    ] = None,
-    null: Annotated[
-        list[str] | None, typer.Option(help="CSV text that means null (repeatable).")
-    ] = None,
-    delimiter: Annotated[
-        str | None, typer.Option(help="Of CSV; else the header's most frequent of , tab ; |")
-    ] = None,
-    ignore_unknown: Annotated[
-        bool, typer.Option("--ignore-unknown", help="Drop columns that the table lacks.")
-    ] = False,
+    renames: Renames = None,
+    null: Nulls = None,
+    delimiter: Delimiter = None,
+    ignore_unknown: IgnoreUnknown = False,
     load_id: Annotated[
         str | None, typer.Option(help="Names the sources together, instead of each by its file.")
     ] = None,

@@ -13,17 +13,17 @@ from lakestore.compact import Compacted
 from lakestore.maintenance import Plan
 
 DryRun = Annotated[bool, typer.Option("--dry-run", help="Say what would be done, and do nothing.")]
+MaxSeconds = Annotated[float | None, typer.Option(min=0, help="Begin nothing after so long.")]
+MaxBytes = Annotated[
+    int | None, typer.Option(min=0, help="Begin nothing that reads more than is left of these.")
+]
 OneTable = Annotated[str | None, typer.Argument(help="One table only.")]
 
 
 def maintain(
     lake: LakeFolder,
-    max_seconds: Annotated[
-        float | None, typer.Option(min=0, help="Begin nothing after so long.")
-    ] = None,
-    max_bytes: Annotated[
-        int | None, typer.Option(min=0, help="Begin nothing that reads more than is left of these.")
-    ] = None,
+    max_seconds: MaxSeconds = None,
+    max_bytes: MaxBytes = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
@@ -74,12 +74,8 @@ def compact(
     lake: LakeFolder,
     table: OneTable = None,
     today: Annotated[bool, typer.Option("--today", help="The day that has not ended too.")] = False,
-    max_seconds: Annotated[
-        float | None, typer.Option(min=0, help="Begin nothing after so long.")
-    ] = None,
-    max_bytes: Annotated[
-        int | None, typer.Option(min=0, help="Begin nothing that reads more than is left of these.")
-    ] = None,
+    max_seconds: MaxSeconds = None,
+    max_bytes: MaxBytes = None,
     dry_run: DryRun = False,
     as_json: Json = False,
 ) -> None:
