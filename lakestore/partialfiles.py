@@ -8,7 +8,7 @@ Failpoints: rollup.1 rows aggregated    .2 file written    .3 put in its place
 
 import functools
 import logging
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime, time, timedelta
 from pathlib import Path
@@ -369,8 +369,9 @@ def _parquet(path: str | Path) -> str:
     return f"read_parquet({quoting.literals([str(path)])}, hive_partitioning = false)"
 
 
-def forget(folder: Path, file: str) -> None:
-    """Delete the partials that a site keeps of a file that is gone."""
-    for path in folder.glob(f"{file.removesuffix('.parquet').replace('/', '-')}.*.parquet"):
-        with suppress(FileNotFoundError):
-            path.unlink()
+def forget(folder: Path, files: Iterable[str]) -> None:
+    """Delete the partials that a site keeps of files that are gone."""
+    stems = {file.removesuffix(".parquet").replace("/", "-") for file in files}
+    for path in folder.glob("*.parquet"):
+        if path.name.split(".")[0] in stems:
+            path.unlink(missing_ok=True)

@@ -1,10 +1,10 @@
 """Vacuum: the only thing that deletes. It deletes what nothing names any more, after a grace.
 
 Order of effects, numbered as their failpoints are: vacuum.1 files chosen, and those in the root
-claimed, so that no undo brings them back, .2 one deleted,
-.3 their folders fsynced, .4 their lines struck off the catalog, .5 committed. A crash before that
-leaves a line for a file that is gone, and the next vacuum strikes it off. Deleting outside any
-lock is safe, because names are never used twice: nobody can be creating what is deleted here.
+claimed, so that no undo brings them back, .2 one deleted, or all of the root, .3 their folders
+fsynced, .4 their lines struck off the catalog, .5 committed. A crash before that leaves a line for
+a file that is gone, and the next vacuum strikes it off. Deleting outside any lock is safe, because
+names are never used twice: nobody can be creating what is deleted here.
 """
 
 import json
@@ -113,14 +113,20 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
     """
     if not dry_run:
         chosen = _claimed(site, chosen)
-    size = sum(_bytes(item, site) for item in chosen)
+    local = [item for item in chosen if not _is_in_root(item)]
+    shared = [item for item in chosen if _is_in_root(item)]
+    size = sum(_bytes(item, site.layout) for item in local) + _bytes_in_root(shared, site)
     if not dry_run:
         reach("vacuum.1")
-        for item in chosen:
+        for item in local:
             with refusals(f"cannot delete {item.name!r}"):
                 _delete(item, site)
                 reach("vacuum.2")
-        for folder in {_folder(item, site.layout) for item in chosen if not _is_in_root(item)}:
+        if shared:
+            with refusals(f"cannot delete {len(shared):,} files of the lake's root"):
+                _delete_in_root(shared, site)
+                reach("vacuum.2")
+        for folder in {_folder(item, site.layout) for item in local}:
             if folder.is_dir():  # or a power loss could bring back what the catalog forgets next
                 with refusals(f"cannot sync {str(folder)!r}"):
                     fsync_folder(folder)
@@ -157,17 +163,31 @@ def _claimed(site: SiteContext, chosen: Sequence[Garbage]) -> list[Garbage]:
     return [item for item in chosen if item.id not in lost]
 
 
-def _bytes(item: Garbage, site: SiteContext) -> int:
-    """Size of a file, as far as it is told or found; a table's files are not counted."""
-    if item.kind in ("payload", *COLD_PAYLOAD_KINDS):
-        return PayloadName.parse(item.name).bytes
+def _bytes_in_root(items: Sequence[Garbage], site: SiteContext) -> int:
+    """Bytes of files of the root, as far as they are told or found."""
+    payload = [item for item in items if item.kind in COLD_PAYLOAD_KINDS]
+    others = [item for item in items if item.kind not in COLD_PAYLOAD_KINDS]
+    found = site.storage.sizes([_key(item) for item in others])
+    told = (PayloadName.parse(item.name).bytes for item in payload)
+    return sum(told) + sum(size or 0 for size in found)
+
+
+def _key(item: Garbage) -> str:
+    """Where a file of the root is."""
+    if item.kind in COLD_PAYLOAD_KINDS:
+        return payload_key(item.folder, str(PayloadName.parse(item.name)))
     if item.kind == "purged_log":
-        return site.storage.size(log_prefix(item.folder) + item.name) or 0
-    if item.kind in COLD_KINDS:
-        return site.storage.size(data_prefix(item.folder) + item.name) or 0
-    path = site.layout.hot(item.folder) / item.name
+        return log_prefix(item.folder) + past_name(item.name)
+    return data_prefix(item.folder) + data_name(item.name)
+
+
+def _bytes(item: Garbage, layout: SiteLayout) -> int:
+    """Size of a file of the site, as far as it is there; a table's files are not counted."""
+    if item.kind == "payload":
+        return PayloadName.parse(item.name).bytes
+    path = layout.hot(item.folder) / item.name
     if item.kind == "journal":
-        path = _journal_path(item, site.layout)
+        path = _journal_path(item, layout)
     try:
         return path.stat().st_size if item.kind != "table" else 0
     except OSError:
@@ -193,30 +213,29 @@ def _delete(item: Garbage, site: SiteContext) -> None:
     if item.kind == "journal":
         _journal_path(item, layout).unlink(missing_ok=True)
     elif item.kind == "segment":
-        partialfiles.forget(layout.rollups(item.folder), item.name)
+        partialfiles.forget(layout.rollups(item.folder), [item.name])
         hot.delete(layout.hot(item.folder), item.name)
         site.engine.forget(hot.duckdb_path(layout.hot(item.folder), item.name))
     elif item.kind == "payload":
         (layout.payload(item.folder) / str(PayloadName.parse(item.name))).unlink(missing_ok=True)
-    elif item.kind in COLD_KINDS:
-        _delete_cold(item, site)
-    elif item.kind in COLD_PAYLOAD_KINDS:
-        site.storage.delete(payload_key(item.folder, str(PayloadName.parse(item.name))))
-    elif item.kind == "purged_log":
-        site.storage.delete(log_prefix(item.folder) + past_name(item.name))
     elif item.kind == "table":
         _delete_table(item.folder, site)
 
 
-def _delete_cold(item: Garbage, site: SiteContext) -> None:
-    """Delete a cold file, then its partials, and what is cached of it here."""
-    site.storage.delete(data_prefix(item.folder) + data_name(item.name))
-    stem = rollups_prefix(item.folder) + item.name.removesuffix(".parquet")
-    for key in list(site.storage.list(f"{stem.rpartition('/')[0]}/")):
-        if key.startswith(f"{stem}."):
-            site.storage.delete(key)
-    partialfiles.forget(site.layout.rollups(item.folder), item.name)
-    (site.layout.ids(item.folder) / ids_name(item.name)).unlink(missing_ok=True)
+def _delete_in_root(items: Sequence[Garbage], site: SiteContext) -> None:
+    """Delete cold files, then what belongs to them, and what is cached of it here."""
+    cold = [item for item in items if item.kind in COLD_KINDS]
+    site.storage.delete(*map(_key, cold))
+    site.storage.delete(*(_key(item) for item in items if item.kind not in COLD_KINDS))
+    for folder in sorted({item.folder for item in cold}):
+        names = [item.name for item in cold if item.folder == folder]
+        stems = {rollups_prefix(folder) + name.removesuffix(".parquet") for name in names}
+        days = sorted({stem.rpartition("/")[0] for stem in stems})  # ten thousand files are of one
+        partials = (key for day in days for key in site.storage.list(f"{day}/"))
+        site.storage.delete(*(key for key in partials if key.split(".")[0] in stems))
+        partialfiles.forget(site.layout.rollups(folder), names)
+        for name in names:
+            (site.layout.ids(folder) / ids_name(name)).unlink(missing_ok=True)
 
 
 def _delete_table(name: str, site: SiteContext) -> None:
@@ -234,9 +253,8 @@ def _delete_table(name: str, site: SiteContext) -> None:
         if folder.is_dir():
             shutil.rmtree(folder)
             fsync_folder(folder.parent)
-    for key in list(site.storage.list(f"tables/{name}/")):
-        if key != tombstone:
-            site.storage.delete(key)
+    listed = site.storage.list(f"tables/{name}/")
+    site.storage.delete(*(key for key in listed if key != tombstone))
     site.storage.delete(tombstone)
 
 

@@ -291,10 +291,9 @@ def sweep(table: TableContext, state: TableState) -> None:
         if _partial_of(path.name) not in flat:
             path.unlink(missing_ok=True)
     prefix = rollups_prefix(folder)
-    for key in list(site.storage.list(prefix)):
-        of = _partial_of(key.removeprefix(prefix))
-        if of is not None and of not in files and _site_of(of) == site.catalog.site:
-            site.storage.delete(key)
+    of = {key: _partial_of(key.removeprefix(prefix)) for key in site.storage.list(prefix)}
+    gone = {key: file for key, file in of.items() if file is not None and file not in files}
+    site.storage.delete(*(k for k, file in gone.items() if _site_of(file) == site.catalog.site))
     if isinstance(site.storage, S3Storage):
         live = [table.wanted(file) for file in state.cold]
         live += [wanted_payload(table, name) for name in payload_names(state.cold)]

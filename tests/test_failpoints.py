@@ -27,6 +27,8 @@ from support.zygote import Zygote
 
 import lakestore as ls
 from lakestore import failpoint
+from lakestore.cold import logwriter
+from lakestore.load import chunks
 from lakestore.storage.s3 import S3Storage
 
 pytestmark = pytest.mark.faults
@@ -79,6 +81,7 @@ ABSENT = {
     ("parquet", "compact"): {"swap.2"},
     ("delta", "birth"): {"delta.3", "delta.4"},
     ("delta", "seal"): {"seal.6"},
+    ("delta", "evolve"): {"delta.3", "delta.4"},
     ("s3", "birth"): {"s3.2"},
 }
 """Steps that a chapter has no use for."""
@@ -108,6 +111,13 @@ def zygote() -> Iterator[Zygote]:
     process = Zygote()
     yield process
     process.close()
+
+
+@pytest.fixture(autouse=True)
+def as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a life that is played in this process sets goes back when its test ends."""
+    monkeypatch.setattr(logwriter, "CHECKPOINT_EVERY", logwriter.CHECKPOINT_EVERY)
+    monkeypatch.setattr(chunks, "CHUNK_ROWS", chunks.CHUNK_ROWS)
 
 
 class Templates:

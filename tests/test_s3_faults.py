@@ -29,7 +29,7 @@ KINDS = {
         "PUT probe", "GET probe", "POST delete", "GET lake file", "HEAD lake file", "GET list",
         "HEAD tombstone", "GET log version", "GET last checkpoint",
         "GET checkpoint", "PUT data", "PUT log version", "PUT checkpoint", "PUT last checkpoint",
-        "PUT views", "GET data", "PUT record",
+        "PUT views", "GET data", "PUT record", "HEAD data",
     ],
     "parquet": ["HEAD lake file", "GET list", "POST delete", "PUT data", "PUT views", "GET data",
                 "PUT record"],

@@ -45,12 +45,20 @@ class Storage(Protocol):
         """Bytes of the object, or None when there is none."""
         ...
 
+    def sizes(self, keys: Sequence[str]) -> Sequence[int | None]:
+        """The same of several."""
+        ...
+
     def make_durable(self, key: str) -> None:
         """Have an object that somebody made survive a power loss, before others go for it."""
         ...
 
-    def delete(self, key: str) -> None:
-        """Remove the object; nothing happens when there is none. Only `vacuum` calls this."""
+    def delete(self, *keys: str) -> None:
+        """Remove objects; one that is not there does not matter. Only `vacuum` calls this.
+
+        Raises:
+            StorageError: some may be gone, and others not.
+        """
         ...
 
     def list(self, prefix: str) -> Iterator[str]:

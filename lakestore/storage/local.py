@@ -322,6 +322,10 @@ class LocalStorage:
         except OSError as error:
             raise storage_error(f"cannot look at {key!r}", error) from error
 
+    def sizes(self, keys: Sequence[str]) -> Sequence[int | None]:
+        """The same of several."""
+        return [self.size(key) for key in keys]
+
     def make_durable(self, key: str) -> None:
         """Sync an object and its name."""
         path = self.path(key)
@@ -329,12 +333,15 @@ class LocalStorage:
             fsync_file(path)
             fsync_folder(path.parent)
 
-    def delete(self, key: str) -> None:
-        """Remove the object, if it is there, so that a power loss does not bring it back."""
-        path = self.path(key)
-        if path.exists():
-            path.unlink(missing_ok=True)
-            fsync_folder(path.parent)
+    def delete(self, *keys: str) -> None:
+        """Remove objects, so that a power loss does not bring them back."""
+        folders = set()
+        for path in map(self.path, keys):
+            if path.exists():
+                path.unlink(missing_ok=True)
+                folders.add(path.parent)
+        for folder in sorted(folders):
+            fsync_folder(folder)
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys below `prefix`, in order."""

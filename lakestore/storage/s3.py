@@ -146,15 +146,21 @@ class S3Storage:
         except NotFoundError:
             return None
 
+    def sizes(self, keys: Sequence[str]) -> Sequence[int | None]:
+        """The same of several."""
+        return self.each(self.size, keys)
+
     def make_durable(self, key: str) -> None:
         """Nothing: what a store has acknowledged, it keeps."""
 
-    def delete(self, key: str) -> None:
-        """Remove the object, if it is there."""
+    def delete(self, *keys: str) -> None:
+        """Remove objects, a thousand a request."""
         import obstore
 
-        with self._requests(f"cannot delete {self.url(key)!r}"):
-            obstore.delete(self._store(), key)
+        if keys:
+            others = f" and {len(keys) - 1:,} more" if len(keys) > 1 else ""
+            with self._requests(f"cannot delete {self.url(keys[0])!r}{others}"):
+                obstore.delete(self._store(), list(keys))
 
     def list(self, prefix: str) -> Iterator[str]:
         """Keys below `prefix`, in order."""
