@@ -1,7 +1,7 @@
 """What the files of one table say of it."""
 
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 from lakestore import datafile, hot, tiling
 from lakestore.catalog.records import Elsewhere, Garbage, TableRecord
 from lakestore.cold.keeper import records_of
-from lakestore.errors import CorruptionError, FormatTooNewError, SchemaError
+from lakestore.errors import CorruptionError, FormatTooNewError
 from lakestore.layout import (
     ColdName,
     PayloadName,
@@ -20,18 +20,18 @@ from lakestore.layout import (
     log_prefix,
     log_version_name,
     payload_key,
-    schema_key,
     split_folder,
 )
 from lakestore.lineage import Lineage
 from lakestore.rebuild import logs
+from lakestore.rebuild.documents import Documents
+from lakestore.rebuild.files import TableFiles
 from lakestore.rebuild.repeats import Repeats
 from lakestore.rebuild.seals import Choice, Seals, choose
 from lakestore.rebuild.sources import Found, Shared, Sources
 from lakestore.replacement import Record, gone, of_use
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, FileInfo, GenerationId, Segment, TableState
-from lakestore.storage.local import raise_refusal
 from lakestore.tiling import Tile
 from lakestore.verify.journals import JournalFile, list_journals, schema_version_of
 from lakestore.verify.tiers import is_whole
@@ -54,7 +54,8 @@ class TableReader:
         self._layout = sources.layout
         self._folder = folder
         self._name = split_folder(folder)[0]
-        self._documents = documents
+        self._files = TableFiles(sources, found, folder)
+        self._documents = Documents(sources, found, folder, documents, self._files.footer)
         self._keys = keys
         self._data = [key for key in keys if key.startswith(data_prefix(folder))]
         delta = log_prefix(folder) + log_version_name(0) in self._data
@@ -76,9 +77,8 @@ class TableReader:
 
     def read(self) -> TableRecord | None:
         """The table as its files tell it; None when they do not, with the reason as a problem."""
-        schemas = {version: self._schema(version) for version in self._documents}
-        known = {version: schema for version, schema in schemas.items() if schema is not None}
-        if len(known) < len(schemas):
+        known = self._documents.schemas()
+        if known is None:
             return None
         files = list_journals(self._layout, self._folder)
         journals = {journal.id for journal in files}
@@ -95,7 +95,7 @@ class TableReader:
                     self._own or "",
                     self._listed,
                     lambda cold: tiling.choose([*tiles, *cold], self._last, journals),
-                    Repeats(known[max(known)].stored, self._path),
+                    Repeats(known[max(known)].stored, self._files.path),
                     self._compacted,
                 )
             lineage = self._lineage(known, files)
@@ -113,78 +113,13 @@ class TableReader:
     def _lineage(
         self, schemas: Mapping[int, TableSchema], journals: Sequence[JournalFile]
     ) -> Lineage:
-        """The versions of the schema that were committed, as far as files tell.
-
-        A log lists them. Else it is the newest document whose line has all versions that rows are
-        of, and beside which there is a zero-row file: a version is committed after both. One that
-        never was may be taken for one.
-
-        Raises:
-            CorruptionError: a document that is needed is gone.
-        """
+        """The committed versions of the schema; raises `CorruptionError`."""
         used = {int(f["schema_version"]) for f in self._footers.values() if "schema_version" in f}
         used |= {v for journal in journals if (v := schema_version_of(journal.path)) is not None}
+        listed = None
         if self._cold == "delta":
-            lines: list[Sequence[int]] = [
-                logs.read_log(self._storage, self._folder).schema_versions
-            ]
-        else:
-            lines = self._lines(schemas)
-        for line in lines:
-            if used <= set(line) <= schemas.keys():
-                return Lineage({version: schemas[version] for version in line})
-        raise CorruptionError(
-            f"its rows are of schema versions {sorted(used)}, and their documents are not there: "
-            f"restore {self._storage.url(schema_key(self._folder, max(used)))!r}"
-        )
-
-    def _lines(self, versions: Iterable[int]) -> list[Sequence[int]]:
-        """Up to each version those that led to it, as its zero-row file tells; the newest first.
-
-        Without one, all that are there; those come last.
-        """
-        told, guessed = list[Sequence[int]](), list[Sequence[int]]()
-        for version in sorted(versions, reverse=True):
-            key = schema_key(self._folder, version, "parquet")
-            every = [number for number in sorted(self._documents) if number <= version]
-            try:
-                if self._storage.size(key) is None:
-                    guessed.append(every)
-                    continue
-                footer = self._footer(self._sources.fetched(key), self._storage.url(key))
-                told.append([int(number) for number in footer.get("versions", [version])])
-            except CorruptionError:  # a cache: `verify` says so, and repairs it
-                told.append(every)
-        return told + guessed
-
-    def _schema(self, version: int) -> TableSchema | None:
-        path = self._storage.url(schema_key(self._folder, version))
-        key = schema_key(self._folder, version, "parquet")
-        empty = self._storage.url(key)
-        text = self._documents[version]
-        try:
-            schema = TableSchema.from_toml(text)
-            there = self._storage.size(key) is not None
-            footer = self._footer(self._sources.fetched(key), empty) if there else None
-            if footer is not None and footer.get("document") != text:
-                self._found.problems.append(f"{path!r} is not what {empty!r} says of it")
-                return None
-        except SchemaError as error:
-            self._found.problems.append(f"{path!r} is damaged: {error}")
-            return None
-        except CorruptionError:  # a cache: `verify` says so, and repairs it
-            pass
-        return schema
-
-    def _footer(self, path: Path, shown: str) -> Mapping[str, Any]:
-        """A file's footer; raises `CorruptionError`."""
-        footer = datafile.read_footer(path)
-        self._found.lakes.setdefault(str(footer.get("lake")), shown)
-        if footer.get("site"):
-            self._found.sites.append(str(footer["site"]))
-        if footer.get("table") != self._name:
-            raise CorruptionError(f"{shown!r} is of table {footer.get('table')!r}")
-        return footer
+            listed = logs.read_log(self._storage, self._folder).schema_versions
+        return self._documents.lineage(schemas, used, listed)
 
     def _segment_tiles(self, paths: Sequence[Path]) -> list[Tile]:
         tiles = []
@@ -195,7 +130,7 @@ class TableReader:
                 continue
             self._last = max(self._last, name.last)
             try:
-                footer = self._footers[path.name] = self._footer(path, str(path))
+                footer = self._footers[path.name] = self._files.footer_of(path.name)
                 if self._own is not None and footer.get("site") != self._own:
                     raise CorruptionError(f"{str(path)!r} is of site {footer.get('site')}")
                 linked = path.stat().st_ctime_ns
@@ -219,9 +154,9 @@ class TableReader:
             if self._is_others(name):
                 continue
             if name not in there:
-                raise CorruptionError(f"{self._shown(name)!r} is gone, which a record names")
+                raise CorruptionError(f"{self._files.shown(name)!r} is gone, which a record names")
             if not ColdName.parse(name).first:  # else it is of a seal, and came back
-                self._footers[name] = self._footer(self._path(name), self._shown(name))
+                self._footers[name] = self._files.footer_of(name)
                 self._compacted.append(name)
 
     def _is_others(self, name: str) -> bool:
@@ -245,7 +180,7 @@ class TableReader:
                 self._last = max(self._last, name.last)
             found[site].starts.add(name.first)
             try:
-                footer = self._gone.get(file) or self._footer(self._path(file), self._shown(file))
+                footer = self._gone.get(file) or self._files.footer_of(file)
                 self._footers[file] = footer
                 parts[site, name.first, name.last, str(footer.get("seal"))].append(file)
             except CorruptionError:
@@ -254,7 +189,7 @@ class TableReader:
             footers = [self._footers[file] for file in files]
             if is_whole(footers) and all((f["first"], f["last"]) == (first, last) for f in footers):
                 left = tuple(sorted(file for file in files if file not in self._gone))
-                rows = sum(pq.read_metadata(self._path(file)).num_rows for file in left)
+                rows = sum(pq.read_metadata(self._files.path(file)).num_rows for file in left)
                 went = tuple(sorted(set(files) - set(left)))
                 tile = Tile(first, last, True, left, _covers(footers), rows=rows, gone=went)
                 found[site].whole.append(tile)
@@ -268,7 +203,7 @@ class TableReader:
         state = logs.read_log(self._storage, self._folder)
 
         def footer_of(name: str) -> Mapping[str, Any]:
-            return datafile.read_footer(self._path(name))
+            return datafile.read_footer(self._files.path(name))
 
         sealed = logs.sealed(state, footer_of, sites, journals)
         first = log_prefix(self._folder) + log_version_name(0)
@@ -309,7 +244,7 @@ class TableReader:
         own = [*_names(choice.own), *_gone(choice.own), *self._sealed]
         elsewhere = [*cold_tiles, *(tile for tiles in choice.others.values() for tile in tiles)]
         names = [*_names([*hot_tiles, *elsewhere]), *self._compacted]
-        infos = {n: self._measure(n, lineage) for n in names}
+        infos = {n: self._files.measure(n, self._stored(n, lineage)) for n in names}
         known = {name: info for name, info in infos.items() if info is not None}
         if len(known) < len(infos):
             return None
@@ -324,8 +259,8 @@ class TableReader:
         garbage += self._gone_files()
         garbage += self._gone_payload([*known.values()])
         used = {*own, *infos, *self._gone, *(item.name for item in garbage)}
-        self._found.left_out += [self._shown(n) for n in self._footers if n not in used]
-        self._found.left_out += [self._shown(n) for n in self._unreadable]
+        self._found.left_out += [self._files.shown(n) for n in self._footers if n not in used]
+        self._found.left_out += [self._files.shown(n) for n in self._unreadable]
         # A journal that is left may hold a batch that another writer's segment has.
         unflushed = bool(journals - covers)
         sent = {(p, n) for name in own for p, n in self._footers[name].get("sent", ())}
@@ -343,7 +278,7 @@ class TableReader:
             self._cold,
             False,
             self._last,
-            {version: self._documents[version] for version in lineage.versions},
+            {version: self._documents.texts[version] for version in lineage.versions},
             self._marks(own),
             frozenset(sent if unflushed else ()),
             garbage,
@@ -381,30 +316,12 @@ class TableReader:
         footers = [self._footers[name] for name in names]
         return hot.highest(m for footer in footers for m in footer.get("producers", {}).items())
 
-    def _measure(self, name: str, lineage: Lineage) -> FileInfo | None:
-        """What a file holds; None when its bytes are not those that were published."""
-        path, shown = self._path(name), self._shown(name)
-        schema = lineage.stored_in(int(self._footers[name]["schema_version"]))
-        kind = ColdName if "/" in name else SegmentName
-        try:
-            info = datafile.measure(path, schema)
-            with pq.ParquetFile(path) as file:
-                fits = file.schema_arrow.equals(schema.arrow)
-        except (CorruptionError, *datafile.UNREADABLE) as error:
-            raise_refusal(f"cannot read {shown!r}", error)
-            self._found.problems.append(f"{shown!r} cannot be read: {error}")
-            return None
-        if not info.sha256.startswith(kind.parse(name).sha12):
-            self._found.problems.append(f"{shown!r} was altered: its sha256 is not in its name")
-            return None
-        if not fits:
-            self._found.problems.append(f"{shown!r} has other columns than the schema document")
-            return None
-        return info
+    def _stored(self, name: str, lineage: Lineage) -> TableSchema:
+        return lineage.stored_in(int(self._footers[name]["schema_version"]))
 
     def _segment(self, tile: Tile, infos: Mapping[str, FileInfo]) -> Segment:
         (name,) = tile.files
-        path = self._path(name)
+        path = self._files.path(name)
         written = datetime.fromtimestamp(path.stat().st_mtime, UTC)
         twin = hot.duckdb_path(path.parent, name).exists()
         return Segment(
@@ -457,16 +374,6 @@ class TableReader:
             if payload_key(self._folder, name) in self._keys
             and (self._own is None or PayloadName.parse(name).site == self._own)
         )
-
-    def _shown(self, name: str) -> str:
-        if "/" in name:
-            return self._storage.url(data_prefix(self._folder) + name)
-        return str(self._layout.hot(self._folder) / name)
-
-    def _path(self, name: str) -> Path:
-        if "/" in name:
-            return self._sources.fetched(data_prefix(self._folder) + name)
-        return self._layout.hot(self._folder) / name
 
 
 def _site_of(name: str) -> str | None:
