@@ -22,7 +22,7 @@ from lakestore.clock import EPOCH
 from lakestore.context import TableContext
 from lakestore.engine import SORT_BYTES, sorter
 from lakestore.errors import ConflictError, LakestoreError, StorageError
-from lakestore.idhash import Hashes, days, hash_batch
+from lakestore.idhash import NO_HASHES, Hashes, days
 from lakestore.layout import ColdName
 from lakestore.lineage import Lineage
 from lakestore.partialfiles import Parts
@@ -36,7 +36,6 @@ _BATCH_ROWS = 65_536
 _BATCH_BYTES = 32 * MIB
 _SORT_BYTES = (SORT_BYTES, 1 * GIB, 4 * GIB)
 _AT_A_TIME = 2
-_NO_HASHES = np.empty(0, dtype=np.uint64)
 Done = TypeVar("Done")
 
 
@@ -209,7 +208,7 @@ def write(
     def finish(**more: object) -> Iterator[Written]:
         if writer is not None:
             info = writer.close(part=part, **more)
-            found = np.concatenate([_NO_HASHES, *hashes])
+            found = np.concatenate([NO_HASHES, *hashes])
             yield Written(EPOCH.date() + timedelta(days=day), path, info, found)
 
     try:
@@ -218,8 +217,7 @@ def write(
             if writer is None or number != day or full:
                 yield from finish()
                 writer = begin(number)
-            writer.write(batch)
-            hashes.append(hash_batch(batch, schema))
+            hashes.append(writer.write(batch))
         if writer is None and at_least_of is not None:
             writer = begin((at_least_of - EPOCH.date()).days)
         yield from finish(parts=part + 1, **ending())
@@ -249,13 +247,12 @@ def write_parts(
         more = {"parts": len(parts), **ending} if part == len(parts) - 1 else {}
         writer = datafile.DataFileWriter(path, schema, footer, bloom=True)
         try:
-            for batch in rows.to_batches():
-                writer.write(batch)
+            hashes = [writer.write(batch) for batch in rows.to_batches()]
             info = writer.close(part=part, **more)
         except BaseException:
             writer.abandon()
             raise
-        return Written(EPOCH.date() + timedelta(days=day), path, info, hash_batch(rows, schema))
+        return Written(EPOCH.date() + timedelta(days=day), path, info, np.concatenate(hashes))
 
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         try:

@@ -17,7 +17,7 @@ import pyarrow.parquet as pq
 
 from lakestore.distinct import hardly_repeats
 from lakestore.errors import CorruptionError
-from lakestore.idhash import hash_ids, id_sum
+from lakestore.idhash import NO_HASHES, Hashes, hash_ids, id_sum
 from lakestore.kept import REFERENCE
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
@@ -124,10 +124,10 @@ class DataFileWriter:
             write_batch_size=min(_BATCH_ROWS, max(1, _BATCH_BYTES * rows // max(1, first.nbytes))),
         )
 
-    def write(self, batch: pa.RecordBatch) -> None:
-        """Add rows, in file order."""
+    def write(self, batch: pa.RecordBatch) -> Hashes:
+        """Add rows, in file order; returns the hashes of their ids."""
         if batch.num_rows == 0:
-            return
+            return NO_HASHES
         schema = self._schema
         times = batch.column(schema.event_time)
         span = pc.min_max(times).as_py()
@@ -142,6 +142,7 @@ class DataFileWriter:
         step = min(ROW_GROUP_ROWS, max(1, fitting))
         for start in range(0, batch.num_rows, step):
             self._hold(batch.slice(start, step))
+        return hashes
 
     @property
     def bytes(self) -> int:

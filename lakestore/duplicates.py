@@ -15,7 +15,7 @@ from lakestore import hot, quoting
 from lakestore.context import TableContext
 from lakestore.engine import duckdb_error
 from lakestore.errors import ConflictError, CorruptionError, StorageError
-from lakestore.idhash import Hashes, hash_batch, identities, in_sorted, twins
+from lakestore.idhash import Hashes, days_of, hash_batch, identities, in_sorted, twins
 from lakestore.layout import ColdName
 from lakestore.snapshot import ColdFile, TableState
 
@@ -50,19 +50,18 @@ def drop_duplicates(
     if schema.dedup == "none" or rows.num_rows == 0:
         return rows
     hashes = hash_batch(rows, schema)
-    order = np.argsort(hashes)  # sorted probes stay in the cache: a third of the time
-    twice = twins(hashes[order])
-    suspects = in_sorted(twice, hashes) if len(twice) else np.zeros(rows.num_rows, np.bool_)
+    ordered = np.sort(hashes)  # sorted probes stay in the cache: a third of the time
+    suspects = _rows_of(twins(ordered), hashes)
     known: set[object] = set()
     asked = _files_to_ask(table, rows, since, ask_all=ask_all) if since is not None else {}
     sources = _files_to_ask(table, rows, state, ask_all=ask_all, waits=waits)
     for name, source in sources.items():
         if name in asked:
             continue
-        hit = np.zeros(rows.num_rows, dtype=np.bool_)
         try:
-            hit[order] = table.file_ids.contains(name, source, hashes[order])
-            if hit.any():
+            there = ordered[table.file_ids.contains(name, source, ordered)]
+            hit = _rows_of(there, hashes)
+            if len(there):
                 known |= _published(table, source(), rows.filter(pa.array(hit)))
         except StorageError:
             if waits or not table.site.storage.remote:
@@ -72,6 +71,11 @@ def drop_duplicates(
     if not suspects.any():
         return rows
     return rows.filter(pa.array(_first_of_each(rows, suspects, known, table)))
+
+
+def _rows_of(some: Hashes, hashes: Hashes) -> npt.NDArray[np.bool_]:
+    """Which rows have one of some hashes, which are sorted."""
+    return in_sorted(some, hashes) if len(some) else np.zeros(len(hashes), dtype=np.bool_)
 
 
 def _files_to_ask(
@@ -88,8 +92,8 @@ def _files_to_ask(
     asked = {s.name: partial(table.segment_path, s) for s in state.hot if s.name not in checked}
     cold: Sequence[ColdFile] = state.cold
     if table.schema.dedup == "day":
-        present = {str(day) for day in np.unique(np.asarray(times).astype("datetime64[D]"))}
-        cold = [f for f in cold if f.day is None or f.day.isoformat() in present]
+        present = days_of(times)
+        cold = [f for f in cold if f.day is None or f.day in present]
     fetch = TableContext.cold_path if waits else _without_waiting
     return asked | {f.name: partial(fetch, table, f) for f in cold}
 

@@ -6,6 +6,7 @@ into polars; others by polars, whose hashes may change with its version: what is
 says which version made it.
 """
 
+from datetime import date, timedelta
 from functools import cache
 
 import numpy as np
@@ -20,7 +21,8 @@ from lakestore.schema import TableSchema
 Hashes = npt.NDArray[np.uint64]
 HASH_VERSION = f"multilinear-2, polars {pl.__version__}"
 _DAY_US = 86_400_000_000
-_NONE: Hashes = np.empty(0, dtype=np.uint64)
+_EPOCH = date(1970, 1, 1)
+NO_HASHES: Hashes = np.empty(0, dtype=np.uint64)
 _SMALL_SLOTS, _LARGE_SLOTS = 1 << 18, 1 << 21  # 2 and 16 MiB, where they are filled
 _PATTERN_BITS, _PATTERN_MASK = np.uint64(12), np.uint64(0xFFF)
 _SPREAD = np.uint64(0x9E3779B97F4A7C15)
@@ -50,6 +52,13 @@ def days(times: pa.Array | pa.ChunkedArray) -> npt.NDArray[np.int64]:
     return micros(times) // _DAY_US
 
 
+def days_of(times: pa.Array | pa.ChunkedArray) -> set[date]:
+    """The UTC days that there are events of."""
+    numbers = days(times)
+    changes = numbers[np.flatnonzero(np.diff(numbers, prepend=numbers[:1] - 1))]
+    return {_EPOCH + timedelta(days=number) for number in np.unique(changes).tolist()}
+
+
 def hash_ids(
     ids: pa.Array | pa.ChunkedArray, times: pa.Array | pa.ChunkedArray, scope: Dedup
 ) -> Hashes:
@@ -58,7 +67,7 @@ def hash_ids(
     if pa.types.is_string(ids.type):
         chunks = [ids] if isinstance(ids, pa.Array) else ids.chunks
         parts = [_hash_text(chunk) for chunk in chunks]
-        hashes = parts[0] if len(parts) == 1 else np.concatenate([_NONE, *parts])
+        hashes = parts[0] if len(parts) == 1 else np.concatenate([NO_HASHES, *parts])
     else:
         hashes = pl.Series(values=ids).hash().to_numpy()
     if scope == "day" and len(hashes):
@@ -83,7 +92,7 @@ def _hash_text(ids: pa.StringArray) -> Hashes:
     """
     rows = len(ids)
     if rows == 0:
-        return _NONE
+        return NO_HASHES
     _, offset_buffer, data_buffer = ids.buffers()
     offsets = np.frombuffer(offset_buffer, np.int32, rows + 1, ids.offset * 4)
     data = np.frombuffer(data_buffer if data_buffer is not None else b"", np.uint8)
@@ -183,7 +192,7 @@ class IdIndex:
         """Those of the hashes, which are sorted, that are in the set."""
         maybe = self._bloom.may_hold(ordered)
         if not maybe.any():
-            return _NONE
+            return NO_HASHES
         self._merge()
         probes: Hashes = ordered[maybe]
         found = np.zeros(len(probes), dtype=np.bool_)
@@ -217,7 +226,7 @@ class _Bloom:
         self._shift = np.uint64(65 - slots.bit_length())
         self._pattern_shift = self._shift - _PATTERN_BITS
         self._slots: Hashes = np.zeros(slots, dtype=np.uint64)
-        self._asked: tuple[Hashes, Hashes, Hashes] = (_NONE, _NONE, _NONE)
+        self._asked: tuple[Hashes, Hashes, Hashes] = (NO_HASHES, NO_HASHES, NO_HASHES)
 
     def add(self, hashes: Hashes) -> None:
         _, slots, patterns = self._places(hashes)
