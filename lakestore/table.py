@@ -21,6 +21,7 @@ from lakestore.evolution import Change, difference, edited
 from lakestore.evolve import check, evolve
 from lakestore.files.mapping import Options
 from lakestore.horizon import Age
+from lakestore.load.chunks import Target
 from lakestore.load.files import Reading
 from lakestore.load.run import Loaded, Progress, load
 from lakestore.load.sources import sources_of
@@ -92,15 +93,21 @@ class Table(TableRows):
                 self._add(error.declared())
                 data = error.rows
 
-    def _add(self, declared: Mapping[str, str]) -> None:
+    def _add(self, declared: Mapping[str, str]) -> TableContext:
         """Add columns, those that no other process has added meanwhile."""
 
         def make(newest: TableSchema) -> TableSchema:
             fresh = {name: d for name, d in declared.items() if name not in newest.names}
             return edited(newest, fresh, {}, {})
 
-        evolve(self._context, make)
+        evolved = evolve(self._context, make)
         self._upkeep.publish()
+        return evolved
+
+    def _add_between(self, declared: Mapping[str, str]) -> TableContext:
+        """Add columns while no chunk is committed, which would be a conflict to it."""
+        with self._upkeep.turn(self._context):
+            return self._add(declared)
 
     @troubles("cannot evolve the schema")
     def evolve(
@@ -209,6 +216,8 @@ class Table(TableRows):
         Memory is bounded whatever the size of the source. A chunk is durable and visible once it
         is committed; appends and queries go on meanwhile. Duplicates are left out as the schema's
         `dedup` says: the first row that was durable wins, and within the load the first one.
+        Columns that the table lacks are dealt with as `append` does; where they are added, each
+        file or piece of a stream adds those that it brings.
 
         Args:
             source: Parquet, CSV, NDJSON or Arrow files, as a path, a folder, a glob, or a list of
@@ -236,10 +245,11 @@ class Table(TableRows):
         """
         self._writable()
         options = Options(dict(renames or {}), tuple(nulls), delimiter, ignore_unknown)
-        sources = sources_of(source, load_id, Reading(self.schema, options, format))
+        target = Target(self._context, self._add_between)
+        sources = sources_of(source, load_id, Reading(target, options, format))
         try:
             return load(
-                self._context,
+                target,
                 sources,
                 lambda: self._upkeep.turn(self._context),
                 progress or (lambda _: None),

@@ -261,6 +261,14 @@ def test_files_with_new_columns(tmp_path, file):
         {"id": "a", "n": 1, "note": "one"},
         {"id": "b", "n": 2, "note": None},
     ]
+    ok("ingest", lake, "add", file("good.csv", GOOD))  # nothing new
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lakestore.files.ndjson.FRAME_ROWS", 1)  # so many lines are looked at first
+        lines = [{"id": i, "at": TIME, "n": 3} | {i: 1} for i in ("u", "v")]
+        late = file("late.ndjson", "\n".join(map(json.dumps, lines)))
+        ok("ingest", lake, "add", late)
+    found = rows(lake, "SELECT id, u, v FROM add WHERE n = 3 ORDER BY id")
+    assert found == [{"id": "u", "u": 1, "v": None}, {"id": "v", "u": None, "v": 1}]
     text = SCHEMA.replace("note =", "text =") + '[renamed]\ntext = "note"\n'
     ok("schema", "evolve", lake, "reject", file("renamed.toml", text))
     ok("ingest", lake, "reject", file("good.csv", GOOD))

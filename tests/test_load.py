@@ -15,7 +15,7 @@ import pyarrow as pa
 import pyarrow.dataset as ds
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCHEMA, events
+from conftest import SCHEMA, START, events
 from deltalake import DeltaTable
 from support.commands import rebuild
 from support.sites import before_the_next_commit
@@ -551,3 +551,53 @@ def test_what_is_in_order_is_known(sort: list[tuple[str, int]], expected: bool) 
         pa.array([one[i] for one in sort], t) for i, t in enumerate((pa.string(), pa.int64()))
     ]
     assert ordering._is_in_order(columns) is expected
+
+
+@pytest.mark.parametrize("cold", COLD)
+def test_streams_add_columns(lake: ls.Lake, cold: str) -> None:
+    """A chunk has rows of one version; what was loaded before a failure is passed over."""
+    text = SCHEMA.text.replace("[columns]", 'on_new_column = "add"\n\n[columns]')
+    table = lake.create_table("events", ls.TableSchema.from_toml(text), cold=cold)
+    rows = events(0, 250)
+    more = rows.slice(120, 100).append_column("more", pa.array(range(120, 220)))
+    other = rows.slice(220).append_column("other", pa.array(["x"] * 30))
+
+    def source() -> list[pa.Table]:
+        return [rows.slice(0, 70), rows.slice(70, 50), more, rows.slice(120, 10), other]
+
+    with failpoint.at("load.9", "ENOSPC", hit=2), pytest.raises(ls.StorageError):
+        table.load(source(), load_id="mine")
+    report = table.load(source(), load_id="mine")
+    assert report.skipped > 0
+    assert report.rows + report.duplicates + report.skipped == 260
+    assert numbers(table) == list(range(250))
+    found = lake.sql("SELECT count(more), sum(more), count(other) FROM events").fetchone()
+    assert found == (100, sum(range(120, 220)), 30)
+    assert table.load(pl.from_arrow(events(250, 260)).with_columns(third=pl.lit(1.5))).rows == 10
+    assert table.load(iter([{"id": "e000999", "time": START, "fourth": True}])).rows == 1
+    assert table.schema.names[-4:] == ("more", "other", "third", "fourth")
+    strict = lake.create_table("strict", SCHEMA, cold=cold)
+    with pytest.raises(ls.SchemaError, match=r"after row 120: unknown column 'more'"):
+        strict.load(source())
+    assert_sound(lake)
+
+
+def test_another_process_adds_the_same_column_first(open_lake: Open) -> None:
+    text = SCHEMA.text.replace("[columns]", 'on_new_column = "add"\n\n[columns]')
+    lake = open_lake()
+    table = lake.create_table("events", ls.TableSchema.from_toml(text))
+    other = open_lake()["events"]
+
+    def pieces() -> Any:
+        yield events(0, 50)
+        other.evolve(add={"more": "BIGINT"})
+        other.append(events(300, 301).append_column("more", pa.array([7])))
+        yield events(50, 90).append_column("more", pa.array(range(50, 90)))
+
+    assert table.load(pieces()).rows == 90
+    assert lake.sql("SELECT count(*), sum(more) FROM events").fetchone() == (
+        91,
+        7 + sum(range(50, 90)),
+    )
+    assert len(table.schemas) == 2
+    assert_sound(lake)

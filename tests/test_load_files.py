@@ -249,3 +249,84 @@ class TestCommand:
         with _bar("t") as show:
             show(Progress(0, None, 0, 100))
             show(Progress(5, None, 50, 100))
+
+
+# columns that the table lacks
+
+
+GROWING = FLAT.text.replace("[columns]", 'on_new_column = "add"\n\n[columns]')
+
+
+@pytest.mark.parametrize("cold", ["parquet", "delta"])
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_of_a_later_file_are_added(
+    lake: ls.Lake, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str, cold: str
+) -> None:
+    monkeypatch.setattr("lakestore.load.files._rows_of_chunk", lambda file: 40)
+    rows = events(0, 400).select(SIMPLE)
+    more = pa.array([f"x{n}" for n in range(200, 400)])
+    first = write(tmp_path / f"1-{name}", rows.slice(0, 200))
+    second = write(tmp_path / f"2-{name}", rows.slice(200).append_column("more", more))
+    table = lake.create_table("events", ls.TableSchema.from_toml(GROWING), cold=cold)
+    with failpoint.at("load.9", "ENOSPC", hit=3), pytest.raises(ls.StorageError):
+        table.load([first, second])
+    assert numbers(table) == list(range(320))
+    report = table.load([first, second])
+    assert (report.rows, report.skipped) == (80, 320)
+    assert numbers(table) == list(range(400))
+    assert table.schema.names == (*FLAT.names, "more")
+    found = lake.sql("SELECT count(more), min(id), max(more) FROM events WHERE more IS NOT NULL")
+    assert found.fetchone() == (200, "e000200", "x399")
+    assert len(table.schemas) == 2
+    assert lake.verify().ok
+
+
+@pytest.mark.parametrize("torn", [False, True])
+def test_a_line_brings_a_column_that_those_before_it_had_not(
+    lake: ls.Lake, tmp_path: Path, torn: bool
+) -> None:
+    """Also where Python reads them line by line, as it does where one is no JSON."""
+    lines = [
+        {"id": f"e{n}", "time": "2025-03-01T00:00:00Z", "n": n}
+        | ({"late": n / 2} if n >= 150 else {})
+        | ({"later": {"deep": [n]}} if n == 199 else {})
+        for n in range(200)
+    ]
+    path = tmp_path / "f.ndjson"
+    text = [json.dumps(line) for line in lines]
+    path.write_text("\n".join(text + ["{"] * torn))
+    table = lake.create_table(
+        "events", ls.TableSchema.from_toml(GROWING.replace('"none"', '"day"'))
+    )
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lakestore.files.ndjson.FRAME_ROWS", 40)  # so many are looked at at first
+        patch.setattr("lakestore.load.files._rows_of_chunk", lambda file: 40)
+        if torn:
+            with pytest.raises(ls.InvalidInputError, match="line 201: not JSON"):
+                table.load(path)
+            path.write_text("\n".join(text))
+        report = table.load(path)
+    assert report.rows + report.duplicates + report.skipped == 200
+    found = lake.sql(
+        "SELECT count(DISTINCT id), count(late), sum(late), sum(later.deep[1]) FROM events"
+    )
+    assert found.fetchone() == (200, 50, sum(n / 2 for n in range(150, 200)), 199)
+    assert lake.verify().ok
+
+
+def test_files_with_other_columns_are_refused_or_read_without_them(
+    lake: ls.Lake, tmp_path: Path
+) -> None:
+    rows = events(0, 30).select(SIMPLE)
+    path = write(tmp_path / "f.csv", rows.append_column("more", pa.array(range(30))))
+    refuses = lake.create_table("refuses", FLAT)
+    with pytest.raises(ls.SchemaError, match="the table has no column 'more'"):
+        refuses.load(path)
+    ignoring = ls.TableSchema.from_toml(GROWING.replace('"add"', '"ignore"'))
+    for name, schema, options in (
+        ("ignores", ignoring, {}),
+        ("told", ls.TableSchema.from_toml(GROWING), {"ignore_unknown": True}),
+    ):
+        table = lake.create_table(name, schema)
+        assert table.load(path, **options).rows == 30
+        assert table.schema.names == FLAT.names

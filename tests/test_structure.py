@@ -58,6 +58,7 @@ LEVELS: list[list[str]] = [
         "files.csv",
         "files.ndjson",
         "files",
+        "files.infer",
     ],
     [
         "frames",

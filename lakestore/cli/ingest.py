@@ -16,15 +16,15 @@ import typer
 import xxhash
 
 import lakestore
-from lakestore.cli import infer
 from lakestore.cli.output import Json, LakeFolder, TableName, console, print_json, progress
 from lakestore.cli.place import exists, open_existing, open_lake
 from lakestore.cli.tables import EventId, EventTime
 from lakestore.errors import InvalidInputError, NotFoundError
-from lakestore.files import READERS
+from lakestore.files import READERS, infer
 from lakestore.files.mapping import Options
 from lakestore.files.rejects import SHOWN, Chunk, Rejects, sift
 from lakestore.files.source import Source, open_source
+from lakestore.naming import NewColumnsError
 from lakestore.schema import TableSchema
 from lakestore.table import Table
 
@@ -102,7 +102,7 @@ def ingest(
         for name in files:
             with open_source(name, form) as source:
                 target = table_for(opened, table, source, event_time, event_id, options)
-                report = ingest_file(source, target, options, rejects_to)
+                report = _ingest_file(source, target, options, rejects_to)
             reports.append(report)
             if not as_json:
                 _say(report)
@@ -156,6 +156,17 @@ def table_for(
         )
     columns = infer.schema_of(source, event_time, options)
     return lake.create_table(name, columns, event_time=event_time, event_id=event_id)
+
+
+def _ingest_file(
+    source: Source, table: Table, options: Options, rejects_to: Path | None
+) -> FileReport:
+    """As `ingest_file`, of a table that may have to grow first."""
+    while True:
+        try:
+            return ingest_file(source, table, options, rejects_to)
+        except NewColumnsError as error:  # a line has one that the first ones have not
+            table.evolve(add=error.declared())
 
 
 def ingest_file(

@@ -74,7 +74,7 @@ def create(
         # A shipped schema or a document already has its roles; the library refuses others.
         columns: object = schema
     else:
-        from lakestore.cli.infer import schema_of_file
+        from lakestore.files.infer import schema_of_file
 
         if event_time is None:
             raise typer.BadParameter("--like needs --event-time COLUMN", param_hint="--event-time")

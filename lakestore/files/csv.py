@@ -61,6 +61,11 @@ def infer(source: Source, options: Options) -> pa.Schema:
     return plain
 
 
+def header(source: Source, options: Options) -> list[str]:
+    """Names of the columns; raises `InvalidInputError` when there are none."""
+    return _dialect(source, options).names
+
+
 def chunks(
     source: Source,
     schema: TableSchema,

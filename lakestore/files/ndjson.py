@@ -7,7 +7,7 @@ line, which finds the culprits. What a chunk holds does not depend on which of t
 import io
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -26,6 +26,7 @@ from lakestore.files.mapping import (
 )
 from lakestore.files.rejects import Chunk, Rejects, shorten
 from lakestore.files.source import Source
+from lakestore.naming import NewColumnsError
 from lakestore.schema import TableSchema
 
 _BLOCK_BYTES = 4 << 20
@@ -66,6 +67,7 @@ def chunks(
         rows: lines of each chunk.
 
     Raises:
+        NewColumnsError: a line has a column that the table lacks, and that is to be added.
         SchemaError: a line has a column that the table lacks.
         InvalidInputError: an array instead of lines.
     """
@@ -140,7 +142,7 @@ class _Reader:
             for name, column in zip(table.schema.names, table.columns, strict=True)
             if name not in self._explicit.names or column.null_count < table.num_rows
         ]
-        taken = self._take(present)
+        taken = self._take(present, lambda: table)
         chosen = table.select(list(taken)).rename_columns(list(taken.values()))
         for at, name in enumerate(chosen.schema.names):
             if pa.types.is_timestamp(self._schema.column(name).arrow_type):
@@ -148,20 +150,32 @@ class _Reader:
                 chosen = chosen.set_column(at, name, fixed)
         return chosen
 
-    def _take(self, names: list[str]) -> dict[str, str]:
+    def _take(self, names: list[str], rows: Callable[[], pa.Table]) -> dict[str, str]:
+        """Name on a line → column of the table, for those that are taken.
+
+        Args:
+            rows: the lines by their own names; asked when the table is to grow by some of these.
+        """
         new = [name for name in names if name not in self._met]
         self._met.update(new)
         taken = {name: table_name(name, self._schema, self._options) for name in names}
         unknown = [name for name in new if taken[name] not in self._schema.names]
         if unknown and not ignores(self._schema, self._options):
-            raise SchemaError(unknown_columns(unknown, self._schema, self._source.name))
+            message = unknown_columns(unknown, self._schema, self._source.name)
+            if self._schema.document.on_new_column != "add":
+                raise SchemaError(message)
+            found = rows()
+            some = [n for n in unknown if not pa.types.is_null(found.schema.field(n).type)]
+            if some:  # of nulls alone there is nothing to keep
+                found = found.select(some).rename_columns([taken[name] for name in some])
+                raise NewColumnsError(message, found, tuple(found.schema.names))
         taken = {name: to for name, to in taken.items() if to in self._schema.names}
         if len(set(taken.values())) < len(taken):
             raise SchemaError(f"{self._source.name}: --map gives a column that is there already")
         return taken
 
     def _slowly(self, lines: list[bytes], numbers: list[int]) -> Chunk:
-        rows, kept = [], []
+        events: dict[int, dict[str, Any]] = {}
         for line, number in zip(lines, numbers, strict=True):
             try:
                 event = json.loads(line)
@@ -171,10 +185,12 @@ class _Reader:
             if not isinstance(event, dict):
                 self._reject(number, "not a JSON object", line)
                 continue
-            taken = self._take(list(event))
+            events[number] = event
+        rows = []
+        for event in events.values():
+            taken = self._take(list(event), lambda: _table(list(events.values())))
             rows.append({to: self._value(event[name], to) for name, to in taken.items()})
-            kept.append(number)
-        return Chunk(rows, kept)
+        return Chunk(rows, list(events))
 
     def _reject(self, number: int, why: str, line: bytes) -> None:
         text = line.decode("utf-8", errors="replace").rstrip("\r\n")
@@ -199,6 +215,19 @@ def _parse(lines: list[bytes], explicit: pa.Schema) -> pa.Table:
         read_options=pj.ReadOptions(block_size=max(_BLOCK_BYTES, longest + 1)),
         parse_options=pj.ParseOptions(explicit_schema=explicit, unexpected_field_behavior="infer"),
     )
+
+
+def _table(events: Sequence[Mapping[str, Any]]) -> pa.Table:
+    """Objects as Arrow makes of them what it can."""
+    names = dict.fromkeys(name for event in events for name in event)
+    columns = {}
+    for name in names:
+        values = [event.get(name) for event in events]
+        try:
+            columns[name] = pa.array(values)
+        except (pa.ArrowException, TypeError, ValueError, OverflowError):
+            columns[name] = pa.array([None if v is None else json.dumps(v) for v in values])
+    return pa.table(columns)
 
 
 def _from_text(arrow: pa.DataType) -> bool:

@@ -4,14 +4,16 @@ A source is read from its beginning to its end, always in the same order, so how
 were loaded says which. Where a chunk ends is then nobody's business, and may depend on memory.
 """
 
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import pyarrow as pa
 
 from lakestore.coerce import to_batches
+from lakestore.context import TableContext
 from lakestore.errors import InvalidInputError, SchemaError
+from lakestore.naming import NewColumnsError
 from lakestore.policy import to_buffered
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
@@ -21,8 +23,44 @@ CHUNK_BYTES = 96 * MIB
 """Two chunks are in memory at a time, and one of them once more while it is sorted."""
 
 
-class Fitting(list[pa.RecordBatch]):
-    """Batches that have been made to fit the table already."""
+@dataclass
+class Target:
+    """The table that rows are made to fit, in a version of its schema that they may change."""
+
+    table: TableContext
+    evolve: Callable[[Mapping[str, str]], TableContext]
+    """Adds columns, and returns the table that has them."""
+
+    @property
+    def schema(self) -> TableSchema:
+        """What an append takes by now."""
+        return self.table.accepts
+
+    @property
+    def grows(self) -> bool:
+        """Whether columns are added that a source brings."""
+        return self.schema.document.on_new_column == "add"
+
+    def add(self, declared: Mapping[str, str]) -> None:
+        """Add columns."""
+        if declared:
+            self.table = self.evolve(declared)
+
+    def grow(self, error: NewColumnsError) -> None:
+        """Add those that rows have; raises `error` when the schema does not say to."""
+        if not self.grows:
+            raise error
+        self.add(error.declared())
+
+
+@dataclass(frozen=True)
+class Fitting:
+    """Rows that have been made to fit the table already."""
+
+    table: TableContext
+    batches: Sequence[pa.RecordBatch]
+    rows: int
+    """How many of the source they are."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +72,8 @@ class Source:
     producer: str
     """Under which its rows are accepted, once; empty for one that nobody can name again."""
     read: Callable[[int], Iterator[Any]]
-    """Its rows but for so many at the beginning: pieces in any form that can be appended."""
+    """Its rows but for so many at the beginning: pieces in any form that can be appended, or
+    `Fitting` ones."""
     rows: int | None = None
     bytes: int | None = None
 
@@ -43,6 +82,8 @@ class Source:
 class Chunk:
     """Rows that are loaded by one commit."""
 
+    table: TableContext
+    """In the version of its schema that the rows have."""
     batches: list[pa.RecordBatch] = field(default_factory=list)
     """In the form that a buffer holds."""
     rows: int = 0
@@ -68,28 +109,33 @@ class Chunk:
 
 
 def chunks(
-    sources: Iterable[Source], known: Mapping[str, int], schema: TableSchema
+    sources: Iterable[Source], known: Mapping[str, int], target: Target
 ) -> Generator[Chunk, None, None]:
     """The rows of the sources that were not loaded yet.
 
+    A chunk ends where the rows after it have columns that those before it have not.
+
     Args:
         known: how many rows of a source were, by producer.
-        schema: the table's, in the form that an append takes.
 
     Raises:
         SchemaError: a value does not fit; names source, row, column and value.
     """
-    chunk = Chunk()
+    chunk = Chunk(target.table)
     for source in sources:
         row = known.get(source.producer, 0)
         for piece in _pieces(source, row):
-            batches = _fitting(piece, schema, source, row)
-            row += sum(batch.num_rows for batch in batches)
-            if batches:
-                chunk.take(batches, source.producer, row)
+            fitting = _fitting(piece, target, source, row)
+            row += fitting.rows
+            if fitting.table is not chunk.table:
+                if chunk.rows:
+                    yield chunk
+                chunk = Chunk(fitting.table)
+            if fitting.rows:
+                chunk.take(fitting.batches, source.producer, row)
             if chunk.is_full:
                 yield chunk
-                chunk = Chunk()
+                chunk = Chunk(target.table)
         chunk.finished.append(source)
     yield chunk
 
@@ -102,9 +148,18 @@ def _pieces(source: Source, after: int) -> Iterator[Any]:
         raise InvalidInputError(f"{source.name}: cannot be read: {error}") from error
 
 
-def _fitting(piece: Any, schema: TableSchema, source: Source, row: int) -> list[pa.RecordBatch]:
+def _fitting(piece: Any, target: Target, source: Source, row: int) -> Fitting:
+    """A piece of a source, in the form that a buffer holds."""
     try:
-        batches = piece if isinstance(piece, Fitting) else to_batches(piece, schema)
-        return [to_buffered(batch, schema) for batch in batches]
+        while not isinstance(piece, Fitting):
+            table = target.table
+            try:
+                batches = to_batches(piece, table.accepts)
+                piece = Fitting(table, batches, sum(batch.num_rows for batch in batches))
+            except NewColumnsError as error:
+                target.grow(error)
+                piece = error.rows
+        schema = piece.table.accepts
+        return replace(piece, batches=[to_buffered(batch, schema) for batch in piece.batches])
     except SchemaError as error:
         raise SchemaError(f"{source.name}, after row {row:,}: {error}") from error

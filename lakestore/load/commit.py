@@ -60,11 +60,8 @@ class _OvertakenError(Exception):
         self.left = left
 
 
-def load_chunk(table: TableContext, chunk: Chunk) -> list[ColdFile]:
-    """Move the rows that are new to the cold tier; the caller holds `table.sealing`.
-
-    Args:
-        table: in the version of the schema that the chunk has.
+def load_chunk(chunk: Chunk) -> list[ColdFile]:
+    """Move the rows that are new to the cold tier; the caller holds the table's `sealing`.
 
     Returns:
         The files; none when no row was new, and then nothing was committed.
@@ -74,7 +71,8 @@ def load_chunk(table: TableContext, chunk: Chunk) -> list[ColdFile]:
         ConflictError: another process sealed, or evolved the schema, meanwhile: try again.
         StorageError: the disk or the store refused; nothing of the chunk was committed.
     """
-    version = table.entry.schema_version
+    version = chunk.table.entry.schema_version
+    table = chunk.table
     table = take_up(table.newest, table.state(newest=True).schema_version)
     promised = promise(table)
     seal(table)

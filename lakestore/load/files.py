@@ -4,26 +4,24 @@ So of a folder that files are added to, the new ones are loaded.
 """
 
 import glob
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass
 from os import PathLike, fspath
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
 import xxhash
 
 from lakestore.coerce import FRAME_ROWS
 from lakestore.datafile import row_bytes
 from lakestore.errors import InvalidInputError, NotFoundError
-from lakestore.files import READERS, arrow
+from lakestore.files import READERS, arrow, infer
 from lakestore.files.mapping import Options
 from lakestore.files.rejects import Chunk, Rejects, sift
 from lakestore.files.source import SUFFIXES, open_source
 from lakestore.files.source import Source as File
-from lakestore.load.chunks import Fitting, Source
-from lakestore.load.streams import tables
-from lakestore.schema import TableSchema
+from lakestore.load.chunks import Fitting, Source, Target
+from lakestore.naming import NewColumnsError
 from lakestore.settings import MIB
 from lakestore.storage.local import refusals
 
@@ -36,8 +34,7 @@ _HELP = "`lakestore ingest` with --skip-rejects takes the rest"
 class Reading:
     """How files are to be read."""
 
-    schema: TableSchema
-    """The table's, in the form that an append takes."""
+    target: Target
     options: Options
     format: str | None = None
     """Of all files; None where their names tell."""
@@ -95,24 +92,16 @@ def file_sources(paths: Sequence[Path], reading: Reading, producer: str) -> list
     sizes, counts = [s.bytes or 0 for s in sources], [s.rows for s in sources]
     rows = None if None in counts else sum(count or 0 for count in counts)
     name = f"{len(paths)} files" if len(paths) > 1 else str(paths[0])
-    return [Source(name, producer, lambda after: _chained(sources, after), rows, sum(sizes))]
 
+    def read(after: int) -> Iterator[Fitting]:
+        """Rows of one file after the other; of those whose number is known, passed over unread."""
+        for path, count in zip(paths, counts, strict=True):
+            if count is not None and after >= count:
+                after -= count
+            else:
+                after = yield from _read(path, reading, after)
 
-def _chained(sources: Sequence[Source], after: int) -> Iterator[Any]:
-    """Rows of one file after the other; of those whose number is known, passed over unread."""
-    for source in sources:
-        if source.rows is not None and after >= source.rows:
-            after -= source.rows
-            continue
-        if source.rows is not None:
-            yield from source.read(after)
-            after = 0
-            continue
-        for piece in source.read(0):
-            count = sum(batch.num_rows for batch in piece)
-            if count > after:
-                yield Fitting(_behind(piece, after))
-            after = max(0, after - count)
+    return [Source(name, producer, read, rows, sum(sizes))]
 
 
 def _source(path: Path, reading: Reading) -> Source:
@@ -123,38 +112,66 @@ def _source(path: Path, reading: Reading) -> Source:
     producer = f"load:{xxhash.xxh3_128_hexdigest(repr(what).encode())}"
     with open_source(str(path), reading.format) as file:
         rows = arrow.count(file)
-
-    def read(after: int) -> Iterator[Fitting]:
-        with open_source(str(path), reading.format) as file:
-            yield from _read(file, reading, after)
-
-    return Source(str(path), producer, read, rows, stat.st_size)
+    return Source(
+        str(path), producer, lambda after: _read(path, reading, after), rows, stat.st_size
+    )
 
 
-def _read(file: File, reading: Reading, after: int) -> Iterator[Fitting]:
-    """The rows of a file after so many.
+def _read(path: Path, reading: Reading, after: int) -> Generator[Fitting, None, int]:
+    """The rows of a file after so many; returns how many more there were to pass over.
 
     Raises:
         InvalidInputError: lines cannot be read; what came before was given out.
     """
-    rejects = Rejects()
-    more: dict[str, int] = {"rows": _rows_of_chunk(file)}
-    if file.format in ("parquet", "arrow"):
-        more["after"], after = after, 0
-    is_damaged, line = False, None
-    for chunk in READERS[file.format](file, reading.schema, reading.options, rejects, **more):
-        batches = sift(chunk, reading.schema, rejects)
-        lacks = file.format == "csv" and _lacks_lines(chunk, line)
-        line = chunk.lines[-1] if len(chunk.lines) else line
-        is_damaged = is_damaged or bool(rejects.count) or lacks
-        if is_damaged:  # to the end, so that every line is named that cannot be read
-            continue
-        count = sum(batch.num_rows for batch in batches)
-        if count > after:
-            yield Fitting(_behind(batches, after))
-        after = max(0, after - count)
-    if rejects.count:
-        raise InvalidInputError(rejects.message(file.name, "not all of it was loaded", _HELP))
+    target, options = reading.target, reading.options
+    with open_source(str(path), reading.format) as file:
+        if target.grows and not options.ignore_unknown:
+            target.add(infer.new_columns(file, target.schema, options))
+        while True:
+            pieces = _Pieces(file, reading, after)
+            try:
+                yield from pieces
+                return pieces.left
+            except NewColumnsError as error:  # a line has one that those before it had not
+                target.grow(error)
+                after += pieces.given
+
+
+class _Pieces:
+    """Rows of a file, as the table is now."""
+
+    def __init__(self, file: File, reading: Reading, after: int) -> None:
+        self._file = file
+        self._reading = reading
+        self.left = after
+        """So many are yet to be passed over."""
+        self.given = 0
+
+    def __iter__(self) -> Iterator[Fitting]:
+        file, table = self._file, self._reading.target.table
+        rejects, schema = Rejects(), table.accepts
+        more: dict[str, int] = {"rows": _rows_of_chunk(file)}
+        if file.format == "parquet":
+            more["after"], self.left = self.left, 0
+        is_damaged, line = False, None
+        for chunk in READERS[file.format](file, schema, self._reading.options, rejects, **more):
+            lacks = file.format == "csv" and _lacks_lines(chunk, line)
+            line = chunk.lines[-1] if len(chunk.lines) else line
+            rest = self._behind(chunk)
+            batches = sift(rest, schema, rejects)
+            is_damaged = is_damaged or bool(rejects.count) or lacks
+            if len(rest.lines) and not is_damaged:
+                self.given += len(rest.lines)
+                yield Fitting(table, batches, len(rest.lines))
+            # Where it is damaged, to the end, so that every line is named that cannot be read.
+        if rejects.count:
+            raise InvalidInputError(rejects.message(file.name, "not all of it was loaded", _HELP))
+
+    def _behind(self, chunk: Chunk) -> Chunk:
+        """A chunk without the rows that are to be passed over."""
+        passed = min(self.left, len(chunk.lines))
+        self.left -= passed
+        return chunk if not passed else Chunk(chunk.rows[passed:], chunk.lines[passed:])
 
 
 def _lacks_lines(chunk: Chunk, before: int | None) -> bool:
@@ -163,12 +180,6 @@ def _lacks_lines(chunk: Chunk, before: int | None) -> bool:
         return True
     first, last = chunk.lines[0], chunk.lines[-1]
     return last - first + 1 != len(chunk.lines) or first != (before + 1 if before else 2)
-
-
-def _behind(batches: Sequence[pa.RecordBatch], after: int) -> list[pa.RecordBatch]:
-    if not after:
-        return list(batches)
-    return [batch for table in tables(batches, after) for batch in table.to_batches()]
 
 
 def _rows_of_chunk(file: File) -> int:

@@ -6,9 +6,8 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 
 from lakestore.catalog.records import AcceptedError
-from lakestore.context import TableContext
 from lakestore.errors import ConflictError
-from lakestore.load.chunks import Chunk, Source, chunks
+from lakestore.load.chunks import Chunk, Source, Target, chunks
 from lakestore.load.commit import load_chunk
 from lakestore.snapshot import ColdFile
 
@@ -97,7 +96,7 @@ def _sum(values: Iterator[int | None]) -> int | None:
 
 
 def load(
-    table: TableContext,
+    target: Target,
     sources: Sequence[Source],
     turn: Callable[[], AbstractContextManager[None]],
     progress: Callable[[Progress], None],
@@ -113,7 +112,7 @@ def load(
 
     Raises: as `load_chunk` and `chunks`; what was loaded before stays.
     """
-    known = table.cold.accepted([source.producer for source in sources if source.producer])
+    known = target.table.cold.accepted([source.producer for source in sources if source.producer])
     parts = tuple(Part(s.name, s.rows, s.bytes, known.get(s.producer, 0)) for s in sources)
     skipped = sum(known.values())
     if dry_run:
@@ -122,10 +121,10 @@ def load(
     track.tell()
     rows = loaded = files = size = count = 0
     passed_over: dict[str, int] = {}  # by chunks that had nothing new
-    for chunk in _ahead(chunks(sources, known, table.accepts)):
+    for chunk in _ahead(chunks(sources, known, target)):
         rows += chunk.rows
         chunk.sent = passed_over | chunk.sent
-        made = _load_chunk(table, chunk, turn) if chunk.rows else []
+        made = _load_chunk(chunk, turn) if chunk.rows else []
         passed_over = {} if made else chunk.sent
         loaded += sum(file.info.rows for file in made)
         files, size = files + len(made), size + sum(file.info.bytes for file in made)
@@ -135,13 +134,13 @@ def load(
 
 
 def _load_chunk(
-    table: TableContext, chunk: Chunk, turn: Callable[[], AbstractContextManager[None]]
+    chunk: Chunk, turn: Callable[[], AbstractContextManager[None]]
 ) -> Collection[ColdFile]:
     """Load a chunk, though others seal by hand at the same time."""
     for attempt in range(_ATTEMPTS):
         try:
             with turn():
-                return load_chunk(table, chunk)
+                return load_chunk(chunk)
         except AcceptedError:
             raise
         except ConflictError:  # what another process sealed stands; the chunk comes after it

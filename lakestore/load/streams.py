@@ -81,11 +81,6 @@ def _grouped(data: Iterable[Any]) -> Iterator[Any]:
         yield rows
 
 
-def tables(batches: Iterable[pa.RecordBatch], after: int) -> Iterator[pa.Table]:
-    """The rows of batches after so many."""
-    yield from pieces(batches, after)
-
-
 def pieces(found: Iterable[Any], after: int = 0) -> Iterator[Any]:
     """The rows after so many, in tables or lists of a size that is worth one look."""
     for one in found:

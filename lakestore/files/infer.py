@@ -1,4 +1,4 @@
-"""The columns of a file, as the schema of a table that is made for it."""
+"""The columns of a file: as the schema of a table that is made for it, or those that one lacks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -44,7 +44,15 @@ def schema_of(source: Source, event_time: str, options: Options) -> pa.Schema:
 
 
 def new_columns(source: Source, schema: TableSchema, options: Options) -> dict[str, str]:
-    """Declarations of the columns, after --map, that a table has not got."""
+    """Declarations of the columns, after --map, that a table has not got.
+
+    Raises:
+        SchemaError: one that no table can have.
+        InvalidInputError: the file cannot be read.
+    """
+    names = csv.header(source, options) if source.format == "csv" else []
+    if names and all(table_name(name, schema, options) in schema.names for name in names):
+        return {}  # and its values need not be looked at
     found = _columns_of(source, options)
     new = {
         name: kind
@@ -52,7 +60,7 @@ def new_columns(source: Source, schema: TableSchema, options: Options) -> dict[s
         if (name := table_name(field, schema, options)) not in schema.names
         and not pa.types.is_null(kind)
     }
-    return columns.declare(pa.schema(list(new.items())))
+    return columns.declare(pa.schema(list(new.items()))) if new else {}
 
 
 def _columns_of(source: Source, options: Options) -> pa.Schema:
