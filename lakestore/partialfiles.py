@@ -43,7 +43,6 @@ Parts = Mapping[str, pa.Table]
 _NO_PARTS: Parts = MappingProxyType({})
 _PARTS_ROWS = 500_000
 """Partials of so many rows are not read to make others: it would take 100 MB."""
-_NO_TIME, _ONE_DAY = (pa.scalar(timedelta(days=n), pa.duration("us")) for n in (0, 1))
 
 
 class PartialFiles:
@@ -256,9 +255,11 @@ class PartialFiles:
         if parts is None:
             return None
         if isinstance(file, ColdFile) and file.day is not None:
-            start = pa.scalar(datetime.combine(file.day, time(), UTC), parts.field(BUCKET).type)
-            since = pc.subtract(parts.column(BUCKET), start)
-            within = pc.and_(pc.greater_equal(since, _NO_TIME), pc.less(since, _ONE_DAY))
+            start = datetime.combine(file.day, time(), UTC)
+            ends = (start, start + timedelta(days=1))
+            first, end = (pa.scalar(moment, parts.field(BUCKET).type) for moment in ends)
+            buckets = parts.column(BUCKET)
+            within = pc.and_(pc.greater_equal(buckets, first), pc.less(buckets, end))
             parts = parts.filter(within)
         if (pc.sum(parts.column(COUNT)).as_py() or 0) != file.info.rows:
             return None

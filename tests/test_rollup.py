@@ -726,5 +726,5 @@ def test_forgetting_a_file_leaves_those_of_others(tmp_path):
              "000001-000001-bbbbbbbbbbbb.hourly-00000000.parquet"]  # fmt: skip
     for name in names:
         (tmp_path / name).touch()
-    partialfiles.forget(tmp_path, "000001-000001-aaaaaaaaaaaa.parquet")
+    partialfiles.forget(tmp_path, ["000001-000001-aaaaaaaaaaaa.parquet"])
     assert [path.name for path in tmp_path.iterdir()] == names[1:]

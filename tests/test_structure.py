@@ -198,6 +198,7 @@ LEVELS: list[list[str]] = [
     ],
     [
         "load",
+        "load.fresh",
         "load.chunks",
         "load.streams",
         "load.files",

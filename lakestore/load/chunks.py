@@ -13,6 +13,7 @@ import pyarrow as pa
 from lakestore.coerce import to_batches
 from lakestore.context import TableContext
 from lakestore.errors import InvalidInputError, SchemaError
+from lakestore.load.fresh import Fresh
 from lakestore.naming import NewColumnsError
 from lakestore.policy import to_buffered
 from lakestore.schema import TableSchema
@@ -92,6 +93,8 @@ class Chunk:
     """How many rows of each source are loaded with it, and before."""
     finished: list[Source] = field(default_factory=list)
     """Sources that end in it."""
+    fresh: Fresh | None = None
+    """Its rows that were new when they were looked for."""
 
     def take(self, batches: Iterable[pa.RecordBatch], producer: str, through: int) -> None:
         """Take more rows of a source, which go up to row `through` of it."""

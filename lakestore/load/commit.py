@@ -15,27 +15,25 @@ empty segment for the next seal.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path
 from uuid import uuid4
 
-import numpy as np
-import numpy.typing as npt
+import duckdb
 import pyarrow as pa
 
-from lakestore import coldfiles, duplicates, hot, payload
+from lakestore import coldfiles, hot, payload
 from lakestore.cold import Load
 from lakestore.coldfiles import Written
 from lakestore.context import TableContext
-from lakestore.errors import ConflictError
+from lakestore.errors import ConflictError, LakestoreError
 from lakestore.failpoint import reach
-from lakestore.idhash import hash_batch, identities, in_sorted
 from lakestore.load.chunks import Chunk
+from lakestore.load.fresh import Fresh, without_known
 from lakestore.load.ordering import by_file, in_order
 from lakestore.policy import to_stored
-from lakestore.query.pin import pin
 from lakestore.seal import seal, taken
-from lakestore.snapshot import ColdFile, Segment, TableState
+from lakestore.snapshot import ColdFile, Segment
 from lakestore.storage.local import make_folder
 from lakestore.versions import take_up
 from lakestore.watermark import Promise, promise
@@ -44,20 +42,35 @@ _FILES = 2
 """Files of a chunk whose rows are of one day: so many are written at a time."""
 
 
-@dataclass(frozen=True)
-class _Fresh:
-    """Rows that nothing had which was published, or buffered, at some time."""
-
-    rows: pa.Table
-    state: TableState
-
-
 class _OvertakenError(Exception):
     """Some of the rows are published or acknowledged by now; `left` are the others."""
 
-    def __init__(self, left: _Fresh) -> None:
+    def __init__(self, left: Fresh) -> None:
         super().__init__(f"{left.rows.num_rows:,} rows are left")
         self.left = left
+
+
+def compare(chunk: Chunk) -> None:
+    """Look for the rows of a chunk in what is published, while those before it are written.
+
+    What is published meanwhile is left for `load_chunk`, and all of it when this fails.
+    """
+    with suppress(LakestoreError, OSError, duckdb.Error):
+        table = _newest(chunk)
+        chunk.fresh = without_known(table, _rows(chunk, table), None)
+
+
+def _newest(chunk: Chunk) -> TableContext:
+    """The table in the newest version of its schema."""
+    table = chunk.table
+    return take_up(table.newest, table.state(newest=True).schema_version)
+
+
+def _rows(chunk: Chunk, table: TableContext) -> pa.Table:
+    """All of a chunk, as the table has it."""
+    version = chunk.table.entry.schema_version
+    batches = table.lineage.buffered(version).batches(chunk.batches)
+    return pa.Table.from_batches(batches, schema=table.accepts.buffered.arrow)
 
 
 def load_chunk(chunk: Chunk) -> list[ColdFile]:
@@ -71,15 +84,15 @@ def load_chunk(chunk: Chunk) -> list[ColdFile]:
         ConflictError: another process sealed, or evolved the schema, meanwhile: try again.
         StorageError: the disk or the store refused; nothing of the chunk was committed.
     """
-    version = chunk.table.entry.schema_version
-    table = chunk.table
-    table = take_up(table.newest, table.state(newest=True).schema_version)
+    table = _newest(chunk)
     promised = promise(table)
     seal(table)
     reach("load.1")
-    batches = table.lineage.buffered(version).batches(chunk.batches)
-    rows = pa.Table.from_batches(batches, schema=table.accepts.buffered.arrow)
-    fresh = _without_known(table, rows, None)
+    before = chunk.fresh
+    if before is not None and before.schema_version == table.entry.schema_version:
+        fresh = without_known(table, before.rows, before.state)
+    else:
+        fresh = without_known(table, _rows(chunk, table), None)
     reach("load.2")
     if not fresh.rows.num_rows:
         return []
@@ -91,45 +104,6 @@ def load_chunk(chunk: Chunk) -> list[ColdFile]:
             except _OvertakenError as error:
                 fresh = error.left
     return []
-
-
-def _without_known(table: TableContext, rows: pa.Table, since: TableState | None) -> _Fresh:
-    """The rows that are new: what is durable already wins, be it buffered here or elsewhere.
-
-    Args:
-        since: what they were compared with before.
-    """
-    if table.schema.dedup == "none":
-        return _Fresh(rows, table.state(newest=True))
-    pinned = pin(table.site, [table])[0]  # first: what is flushed meanwhile is published then
-    held, state = pinned.held, table.state(newest=True)
-    if pinned.table.entry.schema_version > table.entry.schema_version:
-        raise ConflictError(f"the schema of {table.entry.name!r} was evolved meanwhile")
-    if since is not None and _names(state) <= _names(since):
-        return _Fresh(_without_held(table, rows, held), state)
-    fresh = duplicates.drop_duplicates(table, rows, state, ask_all=True, since=since, waits=True)
-    return _Fresh(_without_held(table, fresh, held), state)
-
-
-def _names(state: TableState) -> set[str]:
-    return {s.name for s in state.hot if s.info.rows} | {file.name for file in state.cold}
-
-
-def _without_held(table: TableContext, rows: pa.Table, held: pa.Table) -> pa.Table:
-    """The rows without those whose events are among unflushed ones. Hashes nominate."""
-    schema = table.schema
-    if not held.num_rows or not rows.num_rows:
-        return rows
-    hashes, others = hash_batch(rows, schema), hash_batch(held, schema)
-    suspects = in_sorted(np.sort(others), hashes)
-    if not suspects.any():
-        return rows
-    which = in_sorted(np.sort(hashes[suspects]), others)
-    known = set(identities(held.filter(pa.array(which)), schema))
-    keep: npt.NDArray[np.bool_] = np.ones(rows.num_rows, dtype=np.bool_)
-    found = identities(rows.filter(pa.array(suspects)), schema)
-    keep[suspects] = [identity not in known for identity in found]
-    return rows.filter(pa.array(keep))
 
 
 def _place(table: TableContext) -> Sequence[Segment]:
@@ -167,7 +141,7 @@ def _append_segment(table: TableContext) -> None:
 def _publish(
     folder: Path,
     table: TableContext,
-    fresh: _Fresh,
+    fresh: Fresh,
     segments: Sequence[Segment],
     promised: Promise,
     chunk: Chunk,
@@ -232,7 +206,7 @@ def _write(
 class _Examination:
     """Looks for rows of a chunk in what was published or acknowledged since they were compared."""
 
-    def __init__(self, table: TableContext, fresh: _Fresh, load: Load) -> None:
+    def __init__(self, table: TableContext, fresh: Fresh, load: Load) -> None:
         self._table = table
         self._fresh = fresh
         self._load = load
@@ -240,7 +214,7 @@ class _Examination:
     def __call__(self, cold: Sequence[ColdFile]) -> None:
         """Look again; raises `_OvertakenError`."""
         before = self._fresh
-        after = _without_known(self._table, before.rows, before.state)
+        after = without_known(self._table, before.rows, before.state)
         if after.rows.num_rows < before.rows.num_rows:
             raise _OvertakenError(after)
         self._fresh = after

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from lakestore.catalog.records import AcceptedError
 from lakestore.errors import ConflictError
 from lakestore.load.chunks import Chunk, Source, Target, chunks
-from lakestore.load.commit import load_chunk
+from lakestore.load.commit import compare, load_chunk
 from lakestore.snapshot import ColdFile
 
 _ATTEMPTS = 10
@@ -150,10 +150,17 @@ def _load_chunk(
 
 
 def _ahead(found: Generator[Chunk, None, None]) -> Iterator[Chunk]:
-    """The chunks, one of them read while the one before it is worked on."""
+    """The chunks, one of them read and compared while the one before it is written."""
+
+    def ahead() -> Chunk | None:
+        chunk = next(found, None)
+        if chunk is not None and chunk.rows:
+            compare(chunk)
+        return chunk
+
     with closing(found), ThreadPoolExecutor(1, "lakestore-load") as pool:
-        waiting = pool.submit(next, found, None)
+        waiting = pool.submit(ahead)
         while (chunk := waiting.result()) is not None:
-            waiting = pool.submit(next, found, None)
+            waiting = pool.submit(ahead)
             yield chunk
             del chunk

@@ -5,7 +5,6 @@ from itertools import chain, islice
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as ds
 
 from lakestore.coerce import FRAME_ROWS
 from lakestore.errors import InvalidInputError
@@ -49,10 +48,9 @@ def _reading(data: Any) -> tuple[Callable[[], Iterable[Any]], int | None]:
         return lambda: data, None
     if isinstance(data, pa.Table | pa.RecordBatch):
         return lambda: [data], data.num_rows
-    if isinstance(data, ds.Dataset):
-        return lambda: data.to_batches(**_LITTLE_AHEAD), None
-    if isinstance(data, ds.Scanner):
-        return data.to_batches, None
+    if hasattr(data, "to_batches"):  # a pyarrow dataset, or a scanner of one
+        options = _LITTLE_AHEAD if hasattr(data, "get_fragments") else {}
+        return lambda: data.to_batches(**options), None
     if hasattr(data, "collect_batches"):  # a Polars LazyFrame
         return lambda: data.collect_batches(chunk_size=FRAME_ROWS, maintain_order=True), None
     if hasattr(data, "__arrow_c_stream__"):
