@@ -189,6 +189,7 @@ lake["events"].export(sys.argv[2], progress=told)
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("target", ["a.parquet", "a.csv", "a"])
 def test_a_process_that_is_killed_leaves_no_file(
     table: ls.Table, root: Path, tmp_path: Path, target: str

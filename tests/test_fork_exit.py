@@ -9,6 +9,8 @@ import pytest
 
 import lakestore as ls
 
+pytestmark = pytest.mark.faults
+
 HANG_S = 150.0  # what hangs does so for ever; a busy machine starts slowly
 
 PRELUDE = """
@@ -114,7 +116,9 @@ if status != STATUS << 8:
 """
 
 
-@pytest.mark.parametrize("ending", ["os._exit(7)", "sys.exit(7)"])
+@pytest.mark.parametrize(
+    "ending", ["os._exit(7)", pytest.param("sys.exit(7)", marks=pytest.mark.soak)]
+)
 @pytest.mark.parametrize("name", STATES)
 def test_a_forked_child_is_told_at_once_and_ends_as_it_likes(tmp_path, name, ending):
     """DuckDB joins its threads when it is freed, and a child has none of them."""

@@ -434,6 +434,7 @@ print(lake["events"].load(reader(events(0, 2000)), load_id="big", progress=told)
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("cold", COLD)
 @pytest.mark.parametrize("after", [0, 360, 1_200])
 def test_a_load_that_is_killed_goes_on_with_no_row_lost_or_doubled(

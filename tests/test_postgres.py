@@ -30,6 +30,8 @@ from lakestore.doctor import diagnose
 from lakestore.flush import flush
 from lakestore.opening import place
 
+pytestmark = pytest.mark.faults
+
 Open = Callable[..., ls.Lake]
 QUERY = "SELECT count(*), count(DISTINCT id) FROM events"
 WRITER = """

@@ -25,6 +25,8 @@ from lakestore.rebuild.run import Rebuilt
 from lakestore.rebuild.sources import Found, Shared
 from lakestore.tiling import Tile
 
+pytestmark = pytest.mark.faults
+
 Open = Callable[..., ls.Lake]
 QUERY = "SELECT count(*), count(DISTINCT id) FROM events"
 SETTINGS = {"vacuum_grace_s": 10, "segments_max": 2}
@@ -173,7 +175,7 @@ def test_each_host_brings_in_what_it_has(site, lose, rebuild_at, clock, tmp_path
 
 
 @pytest.mark.parametrize("first", ["one", "two", "nobody"])
-@pytest.mark.parametrize("common", [3, 10])
+@pytest.mark.parametrize("common", [3, pytest.param(10, marks=pytest.mark.soak)])
 @pytest.mark.parametrize("later", [True, False], ids=["sealed later too", "not since"])
 def test_of_two_attempts_the_one_with_fewer_rows_was_committed(
     site, lose, rebuild_at, clock, first, common, later
@@ -585,7 +587,9 @@ def compacted_by(site: Open, clock, by: str, *, vacuumed: bool, cold: str = "par
 @pytest.mark.parametrize("cold", ["parquet", "delta"])
 @pytest.mark.parametrize("vacuumed", [True, False])
 @pytest.mark.parametrize("by", ["one", "two"])
-@pytest.mark.parametrize("order", [("one", "two"), ("two", "one")])
+@pytest.mark.parametrize(
+    "order", [("one", "two"), pytest.param(("two", "one"), marks=pytest.mark.soak)]
+)
 def test_a_host_has_compacted_the_files_of_all(
     site, lose, rebuild_at, clock, cold, vacuumed, by, order
 ):

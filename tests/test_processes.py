@@ -359,6 +359,7 @@ lake["events"].compact()
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("cold", ["parquet", "delta"])
 @pytest.mark.parametrize("point", ["compact.4", "swap.1", "record.1"])
 def test_a_compactor_that_is_killed_beside_another(root, open_lake, tmp_path, cold, point):

@@ -446,6 +446,7 @@ def test_what_came_back_is_not_deleted(open_lake, cold, clock):
     assert lake.verify().problems == ()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("point", ["prune.1", "swap.1", "record.1", "record.2", "prune.2"])
 def test_a_crash_in_a_prune(open_lake, cold, clock, point):
     lake = open_lake(settings=SETTINGS)
@@ -464,6 +465,7 @@ def test_a_crash_in_a_prune(open_lake, cold, clock, point):
     assert lake.verify().problems == ()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("point", ["undo.1", "swap.1", "swap.2", "record.1", "record.2", "undo.2"])
 def test_a_crash_in_an_undo(open_lake, cold, clock, point):
     if (cold, point) == ("parquet", "swap.2"):

@@ -270,6 +270,7 @@ def test_what_crashes_left_goes_too(open_lake, root, cold, clock):
     assert lake.verify().problems == ()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("point", [*(f"purge.{n}" for n in range(1, 10)), "swap.1", "record.1"])
 def test_a_purge_that_was_cut_short_is_finished(open_lake, root, clock, point):
     lake = open_lake(settings=SETTINGS)

@@ -197,6 +197,7 @@ def cold_names(table: ls.Table) -> list[str]:
 COMPACTING = {"bytes": [0, 8 << 10, 128 << 10, 512 << 10], "names": [0, 1, 2, 4, 7, 9]}
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("cold", ["parquet", "delta"])
 @pytest.mark.parametrize("what", list(ROOMS))
 def test_a_compaction_on_a_full_disk_leaves_the_files_as_they_were(mount, cold, what):  # noqa: F811
