@@ -12,16 +12,15 @@ from dataclasses import replace
 from datetime import date, datetime
 
 from lakestore import compact, flush, maintenance, prune, retain, seal, shell, undo
-from lakestore.catalog.records import COLD_KINDS, COLD_PAYLOAD_KINDS, ROOT_KINDS, Garbage
+from lakestore.catalog.records import Garbage
 from lakestore.compact import Compacted, Job
 from lakestore.context import SiteContext, TableContext, states
+from lakestore.deletable import deletable
 from lakestore.errors import ConflictError, CorruptionError, StorageError
 from lakestore.horizon import Age
 from lakestore.maintenance import Budget, Plan
-from lakestore.payloadview import payload_names
 from lakestore.prune import Pruned
 from lakestore.query.pin import FilesInUse
-from lakestore.snapshot import GenerationId
 from lakestore.undo import Undone
 from lakestore.worker import Report, Worker
 
@@ -174,42 +173,7 @@ class Upkeep:
 
     def _deletable(self, table: TableContext | None) -> list[Garbage]:
         """What vacuum may delete now, of one table or all."""
-        garbage = [g for g in self._site.catalog.garbage() if self._may_go(g)]
-        if table is not None:
-            garbage = [g for g in garbage if g.table_id == table.entry.id]
-        settings = self._site.settings
-        graces = settings.vacuum_grace_s, settings.cold_grace_s
-        now = self._site.clock.now().timestamp()
-        # A store is asked for what is due alone, and not every second while a file waits.
-        return self._not_live(retain.choose(garbage, now, *graces, self._in_use))
-
-    def _may_go(self, garbage: Garbage) -> bool:
-        """Whether a file is this process's to delete.
-
-        A journal is its writer's, or of whoever took a dead writer over; and while the buffer
-        holds its rows, the catalog must go on saying that a segment has them too.
-        """
-        if garbage.kind != "journal":
-            return True
-        writer, number = garbage.name.split("/")
-        id = GenerationId(writer, int(number))
-        tables = [t for t in self._tables() if t.entry.id == garbage.table_id]
-        held = any(t.buffer is not None and id in t.buffer.ids for t in tables)
-        return writer in self._site.writers and not held
-
-    def _not_live(self, garbage: Sequence[Garbage]) -> list[Garbage]:
-        """Without cold files that are part of a table, whatever the catalog says of them.
-
-        Nor payload files that rows of these refer to.
-        """
-        ids = {g.table_id for g in garbage if g.kind in ROOT_KINDS}
-        tables = [table for table in self._tables() if table.entry.id in ids]
-        live: set[tuple[int, str, str]] = set()
-        for id, state in states(self._site, tables).items():
-            live |= {(id, kind, file.name) for kind in COLD_KINDS for file in state.cold}
-            payload = [*payload_names(state.cold), *payload_names(state.segments)]
-            live |= {(id, kind, name) for kind in COLD_PAYLOAD_KINDS for name in payload}
-        return [g for g in garbage if (g.table_id, g.kind, g.name) not in live]
+        return deletable(self._site, self._tables(), self._in_use, table)
 
     def prune(
         self,

@@ -15,6 +15,7 @@ from support.partials import relation
 import lakestore as ls
 from lakestore import coldmeta, compact, horizon, prune, retain
 from lakestore.catalog.records import Garbage
+from lakestore.deletable import not_live
 from lakestore.document import to_toml
 from lakestore.failpoint import at
 from lakestore.query.pin import pin
@@ -436,8 +437,7 @@ def test_what_came_back_is_not_deleted(open_lake, cold, clock):
     fill(table)
     table.prune(before=START + 5 * DAY)
     clock.move(1000)
-    upkeep = table._upkeep
-    garbage = upkeep._not_live(lake._site.catalog.garbage())
+    garbage = not_live(lake._site.catalog.garbage(), lake._site, [table._context])
     table.undo()
     chosen = [g for g in garbage if g.kind.startswith("cold")]
     done = retain.vacuum(lake._site, chosen, dry_run=False)

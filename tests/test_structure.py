@@ -208,7 +208,7 @@ LEVELS: list[list[str]] = [
         "load.run",
         "export",
     ],
-    ["worker", "traces", "upkeep", "erasure", "doctor"],
+    ["worker", "traces", "deletable", "upkeep", "erasure", "doctor"],
     ["session", "tablerows", "travel", "table", "opened", "lake", "opening"],
     ["", "demo", "cli"],
 ]
