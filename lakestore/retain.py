@@ -12,6 +12,7 @@ import shutil
 from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,13 +119,12 @@ def vacuum(site: SiteContext, chosen: Sequence[Garbage], *, dry_run: bool) -> Va
     size = sum(_bytes(item, site.layout) for item in local) + _bytes_in_root(shared, site)
     if not dry_run:
         reach("vacuum.1")
-        for item in local:
-            with refusals(f"cannot delete {item.name!r}"):
-                _delete(item, site)
-                reach("vacuum.2")
+        deletions = [(item.name, partial(_delete, item, site)) for item in local]
         if shared:
-            with refusals(f"cannot delete {len(shared):,} files of the lake's root"):
-                _delete_in_root(shared, site)
+            deletions.append((f"{len(shared):,} files", partial(_delete_in_root, shared, site)))
+        for what, delete in deletions:
+            with refusals(f"cannot delete {what!r}"):
+                delete()
                 reach("vacuum.2")
         for folder in {_folder(item, site.layout) for item in local}:
             if folder.is_dir():  # or a power loss could bring back what the catalog forgets next
