@@ -9,7 +9,7 @@ Order of effects, numbered as their failpoints are:
 The commit point is the fdatasync (level `disk`), the write (`os`) or the buffer (`memory`).
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,13 +47,15 @@ class Position:
 class Ack:
     """What an append promises: `rows` accepted at `level`, `duplicates` known already.
 
-    `position` is None when there was nothing to write.
+    `position` is None when there was nothing to write. Where the schema names a table of
+    `rejects`, `rejected` rows did not fit and are there, on the disk.
     """
 
     rows: int
     duplicates: int
     level: Level
     position: Position | None
+    rejected: int = 0
 
 
 class Appender:
@@ -97,8 +99,19 @@ class Appender:
         level = check_level(level)
         _check_producer(producer, seq)
         lineage = self._lineage()
-        schema = lineage.schema
-        batches = [to_buffered(b, schema) for b in to_batches(data, schema)]
+        return self.accept(to_batches(data, lineage.schema), lineage, producer, seq, level)
+
+    def accept(
+        self,
+        batches: Sequence[pa.RecordBatch],
+        lineage: Lineage,
+        producer: str | None,
+        seq: int | None,
+        level: str,
+    ) -> Ack:
+        """As `append`, of batches that fit a version of the schema."""
+        level = check_level(level)
+        batches = [to_buffered(batch, lineage.schema) for batch in batches]
         if not batches:
             return Ack(0, 0, level, None)
         rows = sum(batch.num_rows for batch in batches)
@@ -145,6 +158,11 @@ class Appender:
         if level != "disk":
             buffer.publish(generation, end)
         return sum(batch.num_rows for batch in fresh), generation, end
+
+    def knows(self, producer: str, seq: int) -> bool:
+        """Whether a producer's batch was accepted, by this process or another."""
+        with self._buffer.lock:
+            return self._is_known(producer, seq)
 
     def _is_known(self, producer: str, seq: int) -> bool:
         """Whether a producer's batch was accepted, by this process or another.

@@ -32,6 +32,17 @@ def cast(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
     )
 
 
+def fits(values: pa.ChunkedArray, column: Column) -> bool:
+    """Whether all values do: as `cast`, without looking for the one that does not."""
+    if not _may_cast(plain_type(values.type), column.arrow_type):
+        return bool(values.null_count == len(values))
+    try:
+        cast_all(values, column.arrow_type)
+    except pa.ArrowException:
+        return False
+    return True
+
+
 def cast_all(values: pa.ChunkedArray, target: pa.DataType) -> pa.ChunkedArray:
     """As `cast`, but for Arrow's own error."""
     source = plain_type(values.type)

@@ -5,7 +5,7 @@ LazyFrame, a pyarrow dataset or scanner, one event as a mapping, or an iterable 
 Casts are safe ones only (`casts.py`).
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
@@ -15,11 +15,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakestore import idhash
-from lakestore.casts import cast, cast_all
+from lakestore.casts import cast, cast_all, fits
 from lakestore.columns import Column, check_unique, plain_type
 from lakestore.derive import derive
 from lakestore.errors import InvalidInputError, SchemaError
-from lakestore.mappings import check_depth, from_mappings
+from lakestore.mappings import check_depth, from_mappings, from_values
 from lakestore.naming import named
 from lakestore.newids import make_ids
 from lakestore.schema import TableSchema
@@ -60,9 +60,75 @@ def to_batches(data: Any, schema: TableSchema) -> list[pa.RecordBatch]:
         table = _as_stored(table, schema)
     else:
         table = pa.table(_filled(table, schema), schema=schema.arrow)
-    _check_required(table, schema)
+    _check_required(table, schema.columns)
     _check_times(table.column(schema.event_time), schema)
     return _frames(table)
+
+
+def rows_of(data: Any) -> pa.Table | pa.RecordBatch | list[Any]:
+    """Whatever a caller appends in a form that can be looked at again; raises as `to_batches`."""
+    if isinstance(data, pa.RecordBatch):
+        return data
+    if isinstance(data, Mapping):
+        return [data]
+    columnar = ("__arrow_c_stream__", "__arrow_c_array__", "collect_schema", "to_table")
+    is_rows = isinstance(data, Iterable) and not isinstance(data, str | bytes)
+    if is_rows and not any(hasattr(data, name) for name in columnar):
+        return list(data)
+    return _to_table(data, None)
+
+
+def check_readable(rows: pa.Table | list[Any]) -> None:
+    """Raise for what cannot be looked at row by row.
+
+    Raises:
+        InvalidInputError: a row is no mapping.
+        SchemaError: Arrow data is so damaged that to read it would crash.
+    """
+    if isinstance(rows, list):
+        for at, row in enumerate(rows):
+            if not isinstance(row, Mapping):
+                raise InvalidInputError(f"row {at} is {type(row).__name__}, not a mapping")
+    else:
+        try:
+            _validate(rows)
+        except SchemaError as error:
+            if "UTF" not in str(error):
+                raise
+
+
+def misfits(
+    values: pa.ChunkedArray | list[Any], column: Column, schema: TableSchema
+) -> dict[int, SchemaError]:
+    """Which values do not fit a column, each looked at without the others, and why."""
+    found: dict[int, SchemaError] = {}
+    parts = [(0, len(values))]
+    while parts:
+        start, end = parts.pop()
+        try:
+            _check_values(values[start:end], column, schema)
+        except SchemaError as error:
+            if end - start == 1:
+                found[start] = error
+                continue
+            middle = (start + end) // 2
+            parts += [(start, middle), (middle, end)]
+    return found
+
+
+def _check_values(values: pa.ChunkedArray | list[Any], column: Column, schema: TableSchema) -> None:
+    if isinstance(values, list):
+        values = pa.chunked_array([from_values(values, column.name, column.arrow_type)])
+    else:
+        _validate(pa.table({column.name: values}))
+    if not values.type.equals(column.arrow_type):
+        if len(values) > 1 and not fits(values, column):
+            raise SchemaError(f"column {column.name!r}: not all values fit")
+        values = cast(values, column)
+    values = _fill(values, column)
+    _check_required(pa.table({column.name: values}), [column])
+    if column.name == schema.event_time:
+        _check_times(values, schema)
 
 
 def _as_it_is(batch: pa.RecordBatch, schema: TableSchema) -> pa.RecordBatch | None:
@@ -181,8 +247,8 @@ def _fill(values: pa.ChunkedArray, column: Column) -> pa.ChunkedArray:
     return pc.fill_null(values, pa.scalar(column.default, column.arrow_type))
 
 
-def _check_required(table: pa.Table, schema: TableSchema) -> None:
-    for column, values in zip(schema.columns, table.columns, strict=True):
+def _check_required(table: pa.Table, columns: Sequence[Column]) -> None:
+    for column, values in zip(columns, table.columns, strict=True):
         if not column.nullable and values.null_count:
             row = pc.index(pc.is_null(values), True).as_py()
             raise SchemaError(f"row {row}: column {column.name!r} is null, and it is required")

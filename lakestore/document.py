@@ -175,6 +175,11 @@ class TableDocument(BaseModel):
         "reject",
         description="what an append does with columns the table has not: add, reject or ignore",
     )
+    rejects: str | None = Field(
+        None,
+        pattern=r"^[A-Za-z][A-Za-z0-9_]{0,62}$",
+        description="table that rows which do not fit are put into, instead of an error",
+    )
     payload: dict[str, Policy] = Field(
         default_factory=dict, description="heavy columns, and what is kept of each"
     )

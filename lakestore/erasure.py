@@ -12,10 +12,11 @@ from dataclasses import asdict, dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from lakestore import traces
+from lakestore import deadletters, quoting, traces
+from lakestore.columns import queried_type
 from lakestore.context import TableContext
 from lakestore.errors import ConflictError, InvalidInputError
-from lakestore.events.filters import Filter
+from lakestore.events.filters import Filter, Where
 from lakestore.events.lookup import that_may_hold
 from lakestore.failpoint import reach
 from lakestore.purge import Chosen, Erased, Hit, Job, choose, hits, purge, refers
@@ -65,11 +66,26 @@ class Purged:
     version: int
     """Of the cold tier, in which no event is chosen."""
     dry_run: bool = False
+    rejects: "Purged | None" = None
+    """The same of the dead letters, where the schema names a table for them."""
+
+    def with_rejects(self, rejects: "Purged") -> "Purged":
+        """The report of both: complete once both are."""
+        waits = [one for one in (self, rejects) if not one.complete]
+        times = [one.complete_at for one in waits]
+        known = [at for at in times if at is not None]
+        return replace(
+            self,
+            complete=not waits,
+            complete_at=max(known) if known and len(known) == len(times) else None,
+            rejects=rejects,
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """The same as plain values."""
         at = self.complete_at.isoformat() if self.complete_at is not None else None
-        return asdict(self) | {"complete_at": at}
+        rejects = None if self.rejects is None else self.rejects.to_dict()
+        return asdict(self) | {"complete_at": at, "rejects": rejects}
 
     def __str__(self) -> str:
         verb = "would erase" if self.dry_run else "erased"
@@ -83,6 +99,8 @@ class Purged:
             lines.append("complete: no copy is left" if self.complete else self._wait())
         lines += [f"remaining: {what}" for what in self.remaining]
         lines += [f"note: {what}" for what in self.notes]
+        if self.rejects is not None:
+            lines += [f"dead letters: {line}" for line in str(self.rejects).splitlines()]
         return "\n".join(lines)
 
     def _wait(self) -> str:
@@ -117,6 +135,26 @@ def erase(
     if not where.tests:
         raise InvalidInputError("purge needs a `where`: a table is dropped by drop_table")
     return _Erasure(upkeep, queries, table.newest, where).run(dry_run=dry_run)
+
+
+def among_letters(table: TableContext, where: Where) -> Filter:
+    """The filter of those dead letters of a table whose rows would pass a filter of it.
+
+    Raises: as `Filter.of`.
+    """
+
+    def value(name: str) -> str:
+        column = table.schema.column(name)
+        before = table.schema.document.renamed.get(name)
+        called = [one for one in (name, before) if one is not None]
+        pointers = [f"/{one.replace('~', '~0').replace('/', '~1')}" for one in called]
+        found = [f"json_extract_string(event, {quoting.literal(at)})" for at in pointers]
+        return f"TRY_CAST(coalesce({', '.join(found)}) AS {queried_type(column.sql_type)})"
+
+    wanted = Filter.of(table.schema, where, shown=value)
+    own = f"table_name = {quoting.literal(table.entry.name)}"
+    tests = {"table_name": own, "event": " AND ".join(wanted.tests.values())}
+    return replace(wanted, schema=deadletters.schema(), tests=tests, equal={})
 
 
 @dataclass

@@ -17,7 +17,7 @@ from lakestore.schema import TableSchema
 
 _KEYS = (
     "description", "retention", "bloom", "facets", "derived", "rollups", "metrics",
-    "on_new_column",
+    "on_new_column", "rejects",
 )  # fmt: skip
 """What of a document no older row depends on: it may change at will."""
 _CONSTRAINTS = re.compile(r"(?is)\s(?:not\s+null|default\s).*")

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 
 STEPS = {
     "append": 6,
+    "reject": 2,
     "journal": 8,
     "flush": 8,
     "merge": 5,

@@ -27,6 +27,7 @@ from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
 from lakestore.clock import Clock
 from lakestore.context import SiteContext, TableContext
+from lakestore.deadletters import check_name
 from lakestore.engine import troubles
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
 from lakestore.failpoint import reach
@@ -135,7 +136,12 @@ class Lake:
         self._tables.adopt()
         if exist_ok and name in self:
             return self[name]
-        table = self._tables.create(name, cold, _schema_of(schema, roles))
+        wanted = _schema_of(schema, roles)
+        rejects = wanted.document.rejects
+        check_name(name, rejects)
+        if rejects is not None and name not in self:
+            self._tables.dead_letters(rejects, cold)
+        table = self._tables.create(name, cold, wanted)
         self._upkeep.publish()
         return table
 
@@ -400,7 +406,10 @@ class Lake:
         return self._tables.contexts()
 
     def _handle(self, context: TableContext, appender: Appender | None) -> Table:
-        return Table(self._session, self._upkeep, context, appender)
+        return Table(self._session, self._upkeep, context, appender, self._dead_letters)
+
+    def _dead_letters(self, name: str, table: TableContext) -> Table:
+        return self._tables.dead_letters(name, table.entry.cold)
 
     def _after_append(self, buffer: Buffer) -> None:
         settings = self._site.settings

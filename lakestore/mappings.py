@@ -40,7 +40,7 @@ def from_mappings(rows: Iterable[Any], schema: TableSchema) -> pa.Table:
         if column is None and schema.document.on_new_column == "ignore":
             continue
         values = [event.get(name) for event in events]
-        columns[name] = _from_values(values, name, column.arrow_type if column else None)
+        columns[name] = from_values(values, name, column.arrow_type if column else None)
     if events and not columns:
         raise SchemaError(f"row 0 is empty; the table requires {schema.event_time!r}")
     return pa.table(columns)
@@ -55,7 +55,7 @@ def check_depth(values: Iterable[Any], where: str) -> None:
         raise SchemaError(f"{where}: {error}") from error
 
 
-def _from_values(values: list[Any], name: str, target: pa.DataType | None) -> pa.Array:
+def from_values(values: list[Any], name: str, target: pa.DataType | None) -> pa.Array:
     """Python values as an Arrow array: of the target's type, or else as Arrow infers them."""
     check_depth(values, f"column {name!r}")
     if target is None:
@@ -101,7 +101,7 @@ def _from_maps(values: list[Any], name: str, target: pa.MapType) -> pa.Array:
     parts = []
     for kind, wanted in ((keys, target.key_type), (items, target.item_type)):
         column = Column(name, str(wanted), wanted, True)
-        array = cast(pa.chunked_array([_from_values(kind, name, wanted)]), column)
+        array = cast(pa.chunked_array([from_values(kind, name, wanted)]), column)
         parts.append(array.combine_chunks())
     made = pa.MapArray.from_arrays(pa.array([*offsets, int(ends[-1])], pa.int32()), *parts)
     return made.cast(target)

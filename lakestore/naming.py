@@ -10,6 +10,8 @@ from lakestore.columns import Column
 from lakestore.errors import SchemaError
 from lakestore.schema import TableSchema
 
+NO_COLUMN = "the batch has no column of the table"
+
 
 class NewColumnsError(SchemaError):
     """A batch has columns that the table lacks; `rows` is all of it, for another attempt."""
@@ -57,7 +59,7 @@ def named(table: pa.Table, schema: TableSchema) -> pa.Table:
     if wanted:
         raise NewColumnsError(unknown(wanted[0], schema), table, tuple(wanted))
     if len(fresh) == len(names) and table.num_rows:
-        raise SchemaError(f"the batch has no column of the table: {unknown(names[0], schema)}")
+        raise SchemaError(f"{NO_COLUMN}: {unknown(names[0], schema)}")
     table = table.drop_columns(fresh) if fresh else table
     for now, before in schema.document.renamed.items():
         if before in names:

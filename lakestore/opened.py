@@ -14,18 +14,18 @@ import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 
-from lakestore import retain, shell
+from lakestore import deadletters, retain, shell
 from lakestore.adopt import adopt, drop_buried
 from lakestore.append import Appender
 from lakestore.buffer import Buffer
 from lakestore.catalog.records import TableEntry
 from lakestore.context import SiteContext, TableContext
 from lakestore.duplicates import published
-from lakestore.errors import SchemaError, StorageError
+from lakestore.errors import ConflictError, InvalidInputError, SchemaError, StorageError
 from lakestore.events import metrics
 from lakestore.failpoint import reach
 from lakestore.lakefile import is_delta
-from lakestore.layout import schema_key
+from lakestore.layout import check_table_name, schema_key
 from lakestore.lineage import Lineage
 from lakestore.recover import recover, take_over, unsealed_hashes
 from lakestore.schema import TableSchema
@@ -112,6 +112,32 @@ class OpenTables:
             table = self._open(entry, context)
             reach("create.6")
         return table
+
+    def dead_letters(self, name: str, cold: str) -> Table:
+        """The table of that name for dead letters; one is made where there is none.
+
+        Raises:
+            InvalidInputError: that table has other columns, or the name is not allowed.
+            StorageError: the disk refused.
+        """
+        table = self._find(name)
+        if table is None:
+            self.adopt()
+            table = self._find(name)
+        if table is None:
+            try:
+                table = self.create(check_table_name(name), cold, deadletters.schema())
+            except (ConflictError, InvalidInputError):  # another process was first
+                self.adopt()
+                table = self._find(name)
+                if table is None:
+                    raise
+        deadletters.check(name, table._context.accepts)
+        return table
+
+    def _find(self, name: str) -> Table | None:
+        found = (t for t in self.handles() if t.name.casefold() == name.casefold())
+        return next(found, None)
 
     def drop(self, table: Table) -> None:
         """Unlist a table and let its rows go; `retain` deletes its files later."""

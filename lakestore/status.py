@@ -43,6 +43,8 @@ class TableStatus:
     sealed_through: int
     first_event: datetime | None
     last_event: datetime | None
+    rejects: str | None = None
+    """The table that rows go to which do not fit."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +99,7 @@ def table_status(table: TableContext) -> TableStatus:
         state.sealed_through,
         min((i.min_time for i in infos if i.rows), default=None),
         max((i.max_time for i in infos if i.rows), default=None),
+        table.accepts.document.rejects,
     )
 
 

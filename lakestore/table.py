@@ -6,12 +6,16 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from lakestore.append import Ack, Appender
+from lakestore.coerce import rows_of
 from lakestore.compact import Compacted
 from lakestore.context import TableContext
+from lakestore.deadletters import Origin, Sending, append_fitting, check_name, letters
 from lakestore.engine import troubles
-from lakestore.erasure import Purged, erase
-from lakestore.errors import ClosedError, InvalidInputError
+from lakestore.erasure import Purged, among_letters, erase
+from lakestore.errors import ClosedError, InvalidInputError, SchemaError
 from lakestore.events.counters import Counters, Running
 from lakestore.events.counters import check as check_counted
 from lakestore.events.filters import Filter, Moment, Where, moment
@@ -20,6 +24,7 @@ from lakestore.events.metrics import check as check_metrics
 from lakestore.evolution import Change, difference, edited
 from lakestore.evolve import check, evolve
 from lakestore.files.mapping import Options
+from lakestore.files.rejects import Reject
 from lakestore.horizon import Age
 from lakestore.load.chunks import Target
 from lakestore.load.files import Reading
@@ -44,10 +49,16 @@ class Table(TableRows):
     """A table; made by `lake.create_table` or `lake[name]`, good as long as the lake is open."""
 
     def __init__(
-        self, session: Session, upkeep: Upkeep, context: TableContext, appender: Appender | None
+        self,
+        session: Session,
+        upkeep: Upkeep,
+        context: TableContext,
+        appender: Appender | None,
+        dead_letters: Callable[[str, TableContext], Table],
     ) -> None:
         super().__init__(session)
         self._upkeep = upkeep
+        self._dead_letters = dead_letters
         self._opened = context
         self._appender = appender
         self._dropped = False
@@ -65,6 +76,9 @@ class Table(TableRows):
         level: str = "disk",
     ) -> Ack:
         """Accept events: all of them, durable at `level`, or none and an error.
+
+        Where the schema names a table of `rejects`, rows that do not fit are put there, on the
+        disk, before the others are accepted; `Ack.rejected` says how many.
 
         Args:
             data: anything with the Arrow PyCapsule interface (pyarrow, Polars, pandas, DuckDB
@@ -84,14 +98,37 @@ class Table(TableRows):
             StorageError: the disk refused; nothing was accepted.
         """
         appender = self._writable()
+        keeps = self._context.accepts.document.rejects is not None
+        if keeps:
+            data = rows_of(data)
         while True:
             try:
                 return appender.append(data, producer, seq, level)
             except NewColumnsError as error:
+                if keeps:
+                    break
                 if self.schema.document.on_new_column != "add":
                     raise
                 self._add(error.declared())
                 data = error.rows
+            except SchemaError:
+                if not keeps:
+                    raise
+                break
+        rows = pa.Table.from_batches([data]) if isinstance(data, pa.RecordBatch) else data
+        sending = Sending(appender, producer, seq, level)
+        return append_fitting(self._context, rows, sending, self._keep, self._add)
+
+    def _keep(self, rejects: Sequence[Reject], origin: Origin) -> int:
+        """Have rejected rows on the disk, in the table that the schema names.
+
+        Returns:
+            How many were not there yet.
+        """
+        name = self._context.accepts.document.rejects
+        assert name is not None
+        now = self._context.site.clock.now()
+        return self._dead_letters(name, self._context).append(letters(rejects, origin, now)).rows
 
     def _add(self, declared: Mapping[str, str]) -> TableContext:
         """Add columns, those that no other process has added meanwhile."""
@@ -150,11 +187,16 @@ class Table(TableRows):
         def make(newest: TableSchema) -> TableSchema:
             made = edited(newest, *changes) if whole is None else whole
             check_metrics(made.stored)
+            check_name(self.name, made.document.rejects)
             return made
 
         before = self._context
+        made = make(before.accepts)
+        change = check(before, made)
         if dry_run:
-            return check(before, make(before.accepts))
+            return change
+        if made.document.rejects is not None:
+            self._dead_letters(made.document.rejects, before)
         evolved = evolve(before, make)
         self._upkeep.publish()
         return difference(before.accepts, evolved.accepts)
@@ -216,6 +258,7 @@ class Table(TableRows):
         Memory is bounded whatever the size of the source. A chunk is durable and visible once it
         is committed; appends and queries go on meanwhile. Duplicates are left out as the schema's
         `dedup` says: the first row that was durable wins, and within the load the first one.
+        Rows that do not fit go where the schema says `rejects`, before their chunk is committed.
         Columns that the table lacks are dealt with as `append` does; where they are added, each
         file or piece of a stream adds those that it brings.
 
@@ -245,7 +288,7 @@ class Table(TableRows):
         """
         self._writable()
         options = Options(dict(renames or {}), tuple(nulls), delimiter, ignore_unknown)
-        target = Target(self._context, self._add_between)
+        target = Target(self._context, self._add_between, self._keep)
         sources = sources_of(source, load_id, Reading(target, options, format))
         try:
             return load(
@@ -318,7 +361,8 @@ class Table(TableRows):
 
         The files that can hold some are written anew; those that went, and other copies, are
         deleted after `vacuum_grace_s`, by vacuum or the next call, which says whether it is
-        complete. Nobody can go back to them. Other processes' buffered rows are waited for.
+        complete. Nobody can go back to them. Other processes' buffered rows are waited for. So
+        with dead letters of the table, by what of the rejected rows can be read as its columns.
 
         Args:
             where: as in `totals`; it may not be empty.
@@ -331,8 +375,14 @@ class Table(TableRows):
             StorageError: the disk refused; what was erased before stays so.
         """
         self._writable()
-        wanted = Filter.of(self._context.schema, where)
-        return erase(self._upkeep, self._session.queries, self._context, wanted, dry_run=dry_run)
+        table, upkeep, queries = self._context, self._upkeep, self._session.queries
+        done = erase(upkeep, queries, table, Filter.of(table.schema, where), dry_run=dry_run)
+        name = table.accepts.document.rejects
+        if name is None:
+            return done
+        rejected = self._dead_letters(name, table)._context
+        of_these = among_letters(table, where)
+        return done.with_rejects(erase(upkeep, queries, rejected, of_these, dry_run=dry_run))
 
     @troubles("cannot vacuum")
     def vacuum(self, dry_run: bool = True) -> Vacuumed:

@@ -46,6 +46,7 @@ LEVELS: list[list[str]] = [
         "casts",
         "naming",
         "mappings",
+        "rowjson",
         "derive",
         "policy",
         "coerce",
@@ -121,6 +122,7 @@ LEVELS: list[list[str]] = [
     ],
     [
         "append",
+        "deadletters",
         "recover",
         "duplicates",
         "flush",

@@ -7,7 +7,7 @@ all of it or none; the second appends. Small files are held in between and read 
 import sys
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -19,10 +19,11 @@ import lakestore
 from lakestore.cli.output import Json, LakeFolder, TableName, console, print_json, progress
 from lakestore.cli.place import exists, open_existing, open_lake
 from lakestore.cli.tables import EventId, EventTime
+from lakestore.deadletters import Origin
 from lakestore.errors import InvalidInputError, NotFoundError
 from lakestore.files import READERS, infer
 from lakestore.files.mapping import Options
-from lakestore.files.rejects import SHOWN, Chunk, Rejects, sift
+from lakestore.files.rejects import SHOWN, Chunk, Reject, Rejects, sift, write
 from lakestore.files.source import Source, open_source
 from lakestore.naming import NewColumnsError
 from lakestore.schema import TableSchema
@@ -54,6 +55,8 @@ class FileReport:
     accepted: int
     duplicates: int
     rejects: int
+    rejects_table: str | None
+    """Where they are; None when they are in none."""
     seconds: float
     rows_per_second: int
 
@@ -85,7 +88,8 @@ def ingest(
 ) -> None:
     """Append files to a table. What was ingested before is not added again.
 
-    A file with a line that cannot be read is refused whole, unless --skip-rejects. A table that
+    A file with a line that cannot be read is refused whole, unless --skip-rejects, or the table's
+    schema names one for `rejects`. A table that
     does not exist is created from the first file when --event-time names its column.
     """
     options = Options(
@@ -174,19 +178,30 @@ def ingest_file(
 ) -> FileReport:
     """Append one file to a table; raises when it is strict and a line cannot be read."""
     start = time.perf_counter()
-    rejects = Rejects(None if options.skip_rejects else SHOWN)
+    rejects_table = table.schema.document.rejects
+    if rejects_table is not None:
+        options = replace(options, skip_rejects=True)
     producer = "file:" + source.digest() + _suffix(options, source)
+
+    def keep(some: Sequence[Reject]) -> None:
+        table._keep(some, Origin(table._context, producer, None, source.name))
+        if rejects_to is not None:
+            write(some, rejects_to, source.name)
+
+    enough = None if options.skip_rejects else SHOWN
+    rejects = Rejects(enough, None if rejects_table is None else keep)
     rows, held = _check(source, table.schema, options, rejects)
     if rejects.count and not options.skip_rejects:
         raise InvalidInputError(rejects.message(source.name, "nothing was ingested", _HELP))
 
     def again() -> Iterator[list[pa.RecordBatch]]:
-        for chunk in _chunks(source, table.schema, options, Rejects()):
-            yield sift(chunk, table.schema, Rejects())
+        passed_over = Rejects(keep=None if rejects_table is None else lambda some: None)
+        for chunk in _chunks(source, table.schema, options, passed_over):
+            yield sift(chunk, table.schema, passed_over)
 
     accepted = _append(table, held if held is not None else again(), producer, rows, source.name)
     if rejects.count and rejects_to is not None:
-        rejects.write(rejects_to, source.name)
+        write(rejects.kept, rejects_to, source.name)
     seconds = time.perf_counter() - start
     return FileReport(
         source.name,
@@ -194,6 +209,7 @@ def ingest_file(
         accepted,
         rows - accepted,
         rejects.count,
+        rejects_table,
         round(seconds, 3),
         round(rows / max(seconds, 1e-9)),
     )
@@ -224,6 +240,7 @@ def _check(
             if held is not None:
                 held = [*held, batches] if size <= _HELD_BYTES else None
             show(rows)
+    rejects.hand_on()
     return rows, held
 
 
@@ -256,7 +273,8 @@ def _say(report: FileReport) -> None:
     if report.duplicates:
         text += f", {report.duplicates:,} of them there already"
     if report.rejects:
-        text += f"; {report.rejects:,} lines rejected"
+        kept = f", and kept in {report.rejects_table}" if report.rejects_table else ""
+        text += f"; {report.rejects:,} lines rejected{kept}"
     if sys.stdout.isatty():
         console().print(text, style="yellow" if report.rejects else "green", markup=False)
     else:

@@ -90,12 +90,13 @@ def load(
                 dry_run=dry_run,
             )
         seconds = time.perf_counter() - began
+        rejects = opened[table].schema.document.rejects
     if as_json:
         print_json(asdict(report) | {"dry_run": dry_run, "seconds": round(seconds, 3)})
     elif dry_run:
         _print_plan(report)
     else:
-        _print(report, seconds)
+        _print(report, seconds, rejects)
 
 
 def _print_plan(report: Loaded) -> None:
@@ -108,12 +109,14 @@ def _print_plan(report: Loaded) -> None:
     print(f"{len(report.sources):,} files, {size}; nothing was loaded")
 
 
-def _print(report: Loaded, seconds: float) -> None:
+def _print(report: Loaded, seconds: float, rejects: str | None) -> None:
     rate = round((report.rows + report.duplicates) / max(seconds, 1e-9))
     text = f"{report.rows:,} rows in {seconds:.2f} s ({rate:,} rows/s)"
     text += f" into {report.files:,} files, {human_bytes(report.bytes)}"
     if report.duplicates:
         text += f"; {report.duplicates:,} were there already"
+    if report.rejected:
+        text += f"; {report.rejected:,} rejected, and kept in {rejects}"
     if report.skipped:
         text += f"; {report.skipped:,} loaded before were passed over"
     print(text)

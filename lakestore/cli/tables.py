@@ -54,6 +54,9 @@ def create(
         Literal["add", "reject", "ignore"] | None,
         typer.Option(help="What an append does with a column that the table has not."),
     ] = None,
+    rejects: Annotated[
+        str | None, typer.Option(help="Table for rows that do not fit, instead of an error.")
+    ] = None,
     null: Annotated[list[str] | None, typer.Option(help="CSV text that means null.")] = None,
     cold: Annotated[
         Literal["parquet", "delta"], typer.Option(help="Format of the sealed files.")
@@ -67,6 +70,7 @@ def create(
         "sort": tuple(sort) if sort else None,
         "dedup": dedup,
         "on_new_column": on_new_column,
+        "rejects": rejects,
     }
     if (schema is None) == (like is None):
         raise typer.BadParameter("say one of --schema and --like", param_hint="--schema")
@@ -120,6 +124,8 @@ def _tiers(table: TableStatus) -> Grid:
     span = "no events published yet"
     if table.first_event is not None and table.last_event is not None:
         span = f"{_time(table.first_event)} to {_time(table.last_event)}"
+    if table.rejects is not None:
+        span += f"; what does not fit is in {table.rejects}"
     grid = Grid(title=f"{table.name}: {span}", title_justify="left", show_footer=True)
     grid.add_column("tier", "total")
     grid.add_column("rows", f"{table.rows:,}", justify="right")

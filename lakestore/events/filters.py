@@ -44,6 +44,7 @@ class Filter:
         start: Moment = None,
         end: Moment = None,
         source: Source = "all",
+        shown: Callable[[str], str] = quoting.identifier,
     ) -> Self:
         """The filter that a caller describes.
 
@@ -52,6 +53,7 @@ class Filter:
                 tuple of such pairs, which all hold.
             start: event time at or after this; naive times are UTC.
             end: event time before this.
+            shown: SQL that a column is tested by.
             source: `hot` (buffers and segments), `cold` (sealed files), or `all`.
 
         Raises:
@@ -70,7 +72,7 @@ class Filter:
         for name, wanted in (where or {}).items():
             if name not in schema.names:
                 raise NotFoundError(f"no column {name!r}; the table has {', '.join(schema.names)}")
-            column = quoting.identifier(name)
+            column = shown(name)
             tests[name] = " AND ".join(
                 _test(name, column, operator, value, bind) for operator, value in _pairs(wanted)
             )

@@ -24,6 +24,7 @@ from lakestore.files.arrow import rechunk
 from lakestore.files.mapping import Options, check_unique, targets
 from lakestore.files.rejects import Chunk, Rejects, shorten
 from lakestore.files.source import Source
+from lakestore.rowjson import drops_some, row_json, to_json
 from lakestore.schema import TableSchema
 
 _DELIMITERS = ",\t;|"
@@ -118,8 +119,15 @@ def chunks(
             value = fields[at] if at < len(fields) else ""
             return dialect.names[at], _why(value, columns[at], options.nulls)
 
-        rows_wrong = {*wrong, *refused}
-        _note(source, dialect, rows_wrong, broken, why, rejects)
+        def event(fields: Sequence[str], text: str) -> str | None:
+            if not rejects.are_kept:
+                return None
+            if len(fields) == len(dialect.names):
+                named = zip(dialect.names, fields, strict=True)
+                return row_json({taken.get(name, name): field for name, field in named}, schema)
+            return None if drops_some(schema) else to_json(text)
+
+        _note(source, dialect, {*wrong, *refused}, broken, (why, event), rejects)
 
 
 def _connect() -> duckdb.DuckDBPyConnection:
@@ -234,7 +242,10 @@ def _note(
     dialect: _Dialect,
     wrong: set[int],
     broken: dict[int, tuple[str | None, str]],
-    why: Callable[[int, Sequence[str]], tuple[str | None, str]],
+    says: tuple[
+        Callable[[int, Sequence[str]], tuple[str | None, str]],
+        Callable[[Sequence[str], str], str | None],
+    ],
     rejects: Rejects,
 ) -> None:
     """Add rejects, with the line and the text that the file has there.
@@ -245,8 +256,9 @@ def _note(
     Args:
         wrong: rows among those that DuckDB could split.
         broken: records that it could not split → made name of the column and reason.
-        why: row and fields → column and reason.
+        says: row and fields → column and reason; fields and text → the row as JSON.
     """
+    why, event = says
     row = 0
     for number, (line, text, fields) in enumerate(_records(source, dialect), 1):
         if number == 1:  # the header
@@ -254,11 +266,13 @@ def _note(
         if number in broken:
             made_name, message = broken.pop(number)
             name = dialect.names[int(made_name[1:])] if made_name else None
-            rejects.add(line, name, _said(message), shorten(text, _TEXT_BYTES))
+            shown = shorten(text, _TEXT_BYTES)
+            rejects.add(line, name, _said(message), shown, event(fields, text))
         elif fields or len(dialect.names) == 1:
             if row in wrong:
                 wrong.remove(row)
-                rejects.add(line, *why(row, fields), shorten(text, _TEXT_BYTES))
+                shown = shorten(text, _TEXT_BYTES)
+                rejects.add(line, *why(row, fields), shown, event(fields, text))
             row += 1
         if not broken and not wrong:
             return

@@ -27,6 +27,7 @@ from lakestore.files.mapping import (
 from lakestore.files.rejects import Chunk, Rejects, shorten
 from lakestore.files.source import Source
 from lakestore.naming import NewColumnsError
+from lakestore.rowjson import drops_some, row_json, to_json
 from lakestore.schema import TableSchema
 
 _BLOCK_BYTES = 4 << 20
@@ -113,6 +114,10 @@ class _Reader:
             table.validate(full=True)  # pyarrow's reader lets invalid UTF-8 through
         except pa.ArrowException:
             return self._slowly(lines, numbers)
+        except SchemaError as error:
+            if not self._rejects.are_kept or isinstance(error, NewColumnsError):
+                raise
+            return self._slowly(lines, numbers)
         if table.num_rows != len(lines):  # two objects on a line
             return self._slowly(lines, numbers)
         return Chunk(table, numbers)
@@ -163,6 +168,7 @@ class _Reader:
         if unknown and not ignores(self._schema, self._options):
             message = unknown_columns(unknown, self._schema, self._source.name)
             if self._schema.document.on_new_column != "add":
+                self._met.difference_update(unknown)  # for the next line that has them
                 raise SchemaError(message)
             found = rows()
             some = [n for n in unknown if not pa.types.is_null(found.schema.field(n).type)]
@@ -186,15 +192,22 @@ class _Reader:
                 self._reject(number, "not a JSON object", line)
                 continue
             events[number] = event
-        rows = []
-        for event in events.values():
-            taken = self._take(list(event), lambda: _table(list(events.values())))
-            rows.append({to: self._value(event[name], to) for name, to in taken.items()})
-        return Chunk(rows, list(events))
+        rows = {}
+        for number, event in events.items():
+            try:
+                taken = self._take(list(event), lambda: _table(list(events.values())))
+            except SchemaError as error:
+                if not self._rejects.are_kept or isinstance(error, NewColumnsError):
+                    raise
+                self._rejects.add(number, None, str(error), None, row_json(event, self._schema))
+                continue
+            rows[number] = {to: self._value(event[name], to) for name, to in taken.items()}
+        return Chunk(list(rows.values()), list(rows))
 
     def _reject(self, number: int, why: str, line: bytes) -> None:
         text = line.decode("utf-8", errors="replace").rstrip("\r\n")
-        self._rejects.add(number, None, why, shorten(text, 2000))
+        event = None if drops_some(self._schema) else to_json(text)
+        self._rejects.add(number, None, why, shorten(text, 2000), event)
 
     def _value(self, value: Any, name: str) -> Any:
         """A value as its column takes it: JSON in text stays JSON."""

@@ -12,7 +12,9 @@ import pyarrow as pa
 
 from lakestore.coerce import to_batches
 from lakestore.context import TableContext
+from lakestore.deadletters import Origin, sift_all
 from lakestore.errors import InvalidInputError, SchemaError
+from lakestore.files.rejects import Reject
 from lakestore.load.fresh import Fresh
 from lakestore.naming import NewColumnsError
 from lakestore.policy import to_buffered
@@ -31,6 +33,20 @@ class Target:
     table: TableContext
     evolve: Callable[[Mapping[str, str]], TableContext]
     """Adds columns, and returns the table that has them."""
+    put: Callable[[Sequence[Reject], Origin], int]
+    """Has rejects on the disk, and returns how many are new there."""
+    rejected: int = 0
+    """So many were."""
+
+    @property
+    def keeps(self) -> bool:
+        """Whether rows that do not fit are kept, and are no error."""
+        return self.schema.document.rejects is not None
+
+    def keep(self, rejects: Sequence[Reject], producer: str, file: str | None = None) -> None:
+        """Keep rows that do not fit."""
+        origin = Origin(self.table, producer or None, None, file)
+        self.rejected += self.put(rejects, origin) if rejects else 0
 
     @property
     def schema(self) -> TableSchema:
@@ -131,9 +147,11 @@ def chunks(
             fitting = _fitting(piece, target, source, row)
             row += fitting.rows
             if fitting.table is not chunk.table:
+                sent, finished = chunk.sent, chunk.finished
                 if chunk.rows:
                     yield chunk
-                chunk = Chunk(fitting.table)
+                    sent, finished = {}, []
+                chunk = Chunk(fitting.table, sent=sent, finished=finished)
             if fitting.rows:
                 chunk.take(fitting.batches, source.producer, row)
             if chunk.is_full:
@@ -159,10 +177,23 @@ def _fitting(piece: Any, target: Target, source: Source, row: int) -> Fitting:
             try:
                 batches = to_batches(piece, table.accepts)
                 piece = Fitting(table, batches, sum(batch.num_rows for batch in batches))
-            except NewColumnsError as error:
-                target.grow(error)
-                piece = error.rows
+            except SchemaError as error:
+                if target.keeps:
+                    piece = _sifted(piece, target, source, row)
+                elif not isinstance(error, NewColumnsError):
+                    raise
+                else:
+                    target.grow(error)
+                    piece = error.rows
         schema = piece.table.accepts
         return replace(piece, batches=[to_buffered(batch, schema) for batch in piece.batches])
     except SchemaError as error:
         raise SchemaError(f"{source.name}, after row {row:,}: {error}") from error
+
+
+def _sifted(piece: Any, target: Target, source: Source, row: int) -> Fitting:
+    """The rows of a piece that fit, once the others are kept."""
+    sifted = sift_all(target.table, piece, range(row, row + len(piece)), target.evolve)
+    target.table = sifted.table
+    target.keep(sifted.rejects, source.producer)
+    return Fitting(sifted.table, sifted.batches, len(piece))

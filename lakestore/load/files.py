@@ -95,11 +95,11 @@ def file_sources(paths: Sequence[Path], reading: Reading, producer: str) -> list
 
     def read(after: int) -> Iterator[Fitting]:
         """Rows of one file after the other; of those whose number is known, passed over unread."""
-        for path, count in zip(paths, counts, strict=True):
+        for at, (path, count) in enumerate(zip(paths, counts, strict=True)):
             if count is not None and after >= count:
                 after -= count
-            else:
-                after = yield from _read(path, reading, after)
+            else:  # what the file is called may be another the next time
+                after = yield from _read(path, reading, after, f"{producer}/{at}")
 
     return [Source(name, producer, read, rows, sum(sizes))]
 
@@ -112,12 +112,14 @@ def _source(path: Path, reading: Reading) -> Source:
     producer = f"load:{xxhash.xxh3_128_hexdigest(repr(what).encode())}"
     with open_source(str(path), reading.format) as file:
         rows = arrow.count(file)
-    return Source(
-        str(path), producer, lambda after: _read(path, reading, after), rows, stat.st_size
-    )
+
+    def read(after: int) -> Iterator[Fitting]:
+        return _read(path, reading, after, producer)
+
+    return Source(str(path), producer, read, rows, stat.st_size)
 
 
-def _read(path: Path, reading: Reading, after: int) -> Generator[Fitting, None, int]:
+def _read(path: Path, reading: Reading, after: int, producer: str) -> Generator[Fitting, None, int]:
     """The rows of a file after so many; returns how many more there were to pass over.
 
     Raises:
@@ -128,7 +130,7 @@ def _read(path: Path, reading: Reading, after: int) -> Generator[Fitting, None, 
         if target.grows and not options.ignore_unknown:
             target.add(infer.new_columns(file, target.schema, options))
         while True:
-            pieces = _Pieces(file, reading, after)
+            pieces = _Pieces(file, reading, after, producer)
             try:
                 yield from pieces
                 return pieces.left
@@ -140,16 +142,17 @@ def _read(path: Path, reading: Reading, after: int) -> Generator[Fitting, None, 
 class _Pieces:
     """Rows of a file, as the table is now."""
 
-    def __init__(self, file: File, reading: Reading, after: int) -> None:
+    def __init__(self, file: File, reading: Reading, after: int, producer: str) -> None:
         self._file = file
         self._reading = reading
+        self._producer = producer
         self.left = after
         """So many are yet to be passed over."""
         self.given = 0
 
     def __iter__(self) -> Iterator[Fitting]:
         file, table = self._file, self._reading.target.table
-        rejects, schema = Rejects(), table.accepts
+        rejects, schema = self._rejects(), table.accepts
         more: dict[str, int] = {"rows": _rows_of_chunk(file)}
         if file.format == "parquet":
             more["after"], self.left = self.left, 0
@@ -159,13 +162,22 @@ class _Pieces:
             line = chunk.lines[-1] if len(chunk.lines) else line
             rest = self._behind(chunk)
             batches = sift(rest, schema, rejects)
-            is_damaged = is_damaged or bool(rejects.count) or lacks
+            if rejects.are_kept and file.format != "csv":  # which knows their lines at its end
+                rejects.hand_on()
+            is_damaged = not rejects.are_kept and (is_damaged or bool(rejects.count) or lacks)
             if len(rest.lines) and not is_damaged:
                 self.given += len(rest.lines)
                 yield Fitting(table, batches, len(rest.lines))
             # Where it is damaged, to the end, so that every line is named that cannot be read.
-        if rejects.count:
+        rejects.hand_on()
+        if rejects.count and not rejects.are_kept:
             raise InvalidInputError(rejects.message(file.name, "not all of it was loaded", _HELP))
+
+    def _rejects(self) -> Rejects:
+        target, name = self._reading.target, self._file.name
+        if not target.keeps:
+            return Rejects()
+        return Rejects(keep=lambda some: target.keep(some, self._producer, name))
 
     def _behind(self, chunk: Chunk) -> Chunk:
         """A chunk without the rows that are to be passed over."""

@@ -51,6 +51,8 @@ class Loaded:
     bytes: int
     """Of the cold files."""
     chunks: int
+    rejected: int = 0
+    """That did not fit, and are where the schema says; without those of a former load."""
     sources: tuple[Part, ...] = ()
 
 
@@ -116,7 +118,7 @@ def load(
     parts = tuple(Part(s.name, s.rows, s.bytes, known.get(s.producer, 0)) for s in sources)
     skipped = sum(known.values())
     if dry_run:
-        return Loaded(0, 0, skipped, 0, 0, 0, parts)
+        return Loaded(0, 0, skipped, 0, 0, 0, sources=parts)
     track = _Track(sources, known, progress)
     track.tell()
     rows = loaded = files = size = count = 0
@@ -130,7 +132,8 @@ def load(
         files, size = files + len(made), size + sum(file.info.bytes for file in made)
         count += bool(made)
         track.take(chunk)
-    return Loaded(loaded, rows - loaded, skipped, files, size, count, parts)
+    duplicates, rejected = rows - loaded, target.rejected
+    return Loaded(loaded, duplicates, skipped, files, size, count, rejected, parts)
 
 
 def _load_chunk(

@@ -51,6 +51,11 @@ EVOLVED = ls.TableSchema.from_toml(
     SCHEMA.text.replace('note = "VARCHAR"', 'note = "VARCHAR"\nextra = "VARCHAR"')
 )
 """A column more, in the midst of the others."""
+REJECTING = ls.TableSchema.from_toml(
+    SCHEMA.text.replace("[columns]", 'rejects = "rejected"\n    [columns]', 1)
+)
+MISFITS: list[dict[str, Any]] = [{"id": None, "n": 1}, {"id": "x", "at": "never"}]
+"""Rows that end a batch of the producer `bad`, and do not fit."""
 SETTINGS = {
     "segments_max": 2,
     "segment_duckdb_rows": 20,
@@ -148,7 +153,18 @@ class Ledger:
                 continue
             answer = with_payload(lake, table).sort_by("n")
             found += self.judge(table, answer)
+        found += self.judge_rejects(lake)
         return found
+
+    def judge_rejects(self, lake: ls.Lake) -> list[str]:
+        """What is wrong with dead letters: of what was acknowledged each is there, and once."""
+        if ("events", "bad-0") not in self.submitted:
+            return []
+        found = lake.sql("SELECT batch_row, event FROM rejected ORDER BY 1").fetchall()
+        whole = [(10 + at, json.dumps(row)) for at, row in enumerate(MISFITS)]
+        if found == whole or (not found and ("events", "bad-0") not in self.acknowledged):
+            return []
+        return [f"dead letters: {found}"]
 
     def judge(self, table: str, answer: pa.Table) -> list[str]:
         """What is wrong with the rows of a table, which are sorted by `n`."""
@@ -264,10 +280,14 @@ class Life:
         numbers = list(numbers)
         producer, _, seq = batch.partition("-")
         self.ledger.note("submit", table, batch, numbers)
-        ack = self.lake[table].append(rows(numbers), producer=producer, seq=int(seq), level=level)
+        data: Any = rows(numbers)
+        if producer == "bad":
+            data = [*data.to_pylist(), *MISFITS]
+        ack = self.lake[table].append(data, producer=producer, seq=int(seq), level=level)
         self.lake.wait(ack.position)
         self.ledger.note("acknowledge", table, batch)
         assert ack.rows + ack.duplicates == len(numbers)
+        assert ack.rejected == len(data) - len(numbers)
 
     def load(self, table: str, numbers: Iterable[int]) -> None:
         """Load events in chunks of ten, each of which is a batch."""
@@ -410,6 +430,12 @@ CHAPTERS: dict[str, list[Step]] = {
         Life.open,
         _append("p-6", range(60, 70)),
         Life.purge,
+    ],
+    "reject": [  # of which two rows do not fit
+        Life.open,
+        lambda life: life.lake["events"].evolve(REJECTING),
+        _append("bad-0", range(60, 70)),
+        _append("p-7", range(65, 80)),
     ],
     "drop": [
         Life.open,
