@@ -94,7 +94,8 @@ def chunks(
         for table in rechunk(reader, rows):
             bad = table.column(_BAD)
             read = table.drop_columns([_BAD])
-            lines: Sequence[int] = range(first + 2, first + 2 + table.num_rows)
+            numbers = range(first + 2, first + 2 + table.num_rows)
+            lines: Sequence[int] = numbers
             if bad.null_count < table.num_rows:
                 good = np.asarray(bad.is_null())
                 places = (np.flatnonzero(~good) + first).tolist()
@@ -102,7 +103,7 @@ def chunks(
                 read = read.filter(pa.array(good))
                 lines = (np.flatnonzero(good) + first + 2).tolist()
             first += table.num_rows
-            yield Chunk(read, lines)
+            yield Chunk(read, lines, numbers)
         broken = _broken(con)
     except duckdb.Error as error:
         raise InvalidInputError(f"{source.name}: {_reason(error)}") from error

@@ -202,7 +202,7 @@ class _Reader:
                 self._rejects.add(number, None, str(error), None, row_json(event, self._schema))
                 continue
             rows[number] = {to: self._value(event[name], to) for name, to in taken.items()}
-        return Chunk(list(rows.values()), list(rows))
+        return Chunk(list(rows.values()), list(rows), numbers)
 
     def _reject(self, number: int, why: str, line: bytes) -> None:
         text = line.decode("utf-8", errors="replace").rstrip("\r\n")

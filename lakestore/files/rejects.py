@@ -2,6 +2,7 @@
 
 import json
 import re
+from bisect import bisect_left
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -142,6 +143,22 @@ class Chunk:
 
     rows: pa.Table | list[Any]
     lines: Sequence[int]
+    read: Sequence[int] | None = None
+    """Its lines and those that became rejects as they were read; None when there are none."""
+
+    @property
+    def count(self) -> int:
+        """How many lines were read for it."""
+        return len(self.lines if self.read is None else self.read)
+
+    def after(self, count: int) -> "Chunk":
+        """What comes after so many lines that were read."""
+        if not count:
+            return self
+        read = self.lines if self.read is None else self.read
+        rest = read[count:]
+        at = bisect_left(self.lines, rest[0]) if len(rest) else len(self.lines)
+        return Chunk(self.rows[at:], self.lines[at:], rest)
 
 
 def sift(chunk: Chunk, schema: TableSchema, rejects: Rejects) -> list[pa.RecordBatch]:

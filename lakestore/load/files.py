@@ -17,7 +17,7 @@ from lakestore.datafile import row_bytes
 from lakestore.errors import InvalidInputError, NotFoundError
 from lakestore.files import READERS, arrow, infer
 from lakestore.files.mapping import Options
-from lakestore.files.rejects import Chunk, Rejects, sift
+from lakestore.files.rejects import Chunk, Reject, Rejects, sift
 from lakestore.files.source import SUFFIXES, open_source
 from lakestore.files.source import Source as File
 from lakestore.load.chunks import Fitting, Source, Target
@@ -149,41 +149,63 @@ class _Pieces:
         self.left = after
         """So many are yet to be passed over."""
         self.given = 0
+        self._seen_to = False
+        """Whether all rejects are kept already."""
 
     def __iter__(self) -> Iterator[Fitting]:
         file, table = self._file, self._reading.target.table
         rejects, schema = self._rejects(), table.accepts
-        more: dict[str, int] = {"rows": _rows_of_chunk(file)}
+        more = {}
         if file.format == "parquet":
             more["after"], self.left = self.left, 0
         is_damaged, line = False, None
-        for chunk in READERS[file.format](file, schema, self._reading.options, rejects, **more):
+        for chunk in self._chunks(rejects, **more):
             lacks = file.format == "csv" and _lacks_lines(chunk, line)
             line = chunk.lines[-1] if len(chunk.lines) else line
             rest = self._behind(chunk)
             batches = sift(rest, schema, rejects)
-            if rejects.are_kept and file.format != "csv":  # which knows their lines at its end
-                rejects.hand_on()
-            is_damaged = not rejects.are_kept and (is_damaged or bool(rejects.count) or lacks)
-            if len(rest.lines) and not is_damaged:
-                self.given += len(rest.lines)
-                yield Fitting(table, batches, len(rest.lines))
+            is_damaged = is_damaged or bool(rejects.count) or lacks
+            if rejects.are_kept and is_damaged:
+                self._see_to(rejects, rest)
+            if rest.count and (rejects.are_kept or not is_damaged):
+                self.given += rest.count
+                yield Fitting(table, batches, rest.count)
             # Where it is damaged, to the end, so that every line is named that cannot be read.
         rejects.hand_on()
         if rejects.count and not rejects.are_kept:
             raise InvalidInputError(rejects.message(file.name, "not all of it was loaded", _HELP))
 
+    def _chunks(self, rejects: Rejects, **more: int) -> Iterator[Chunk]:
+        schema, options = self._reading.target.schema, self._reading.options
+        rows = _rows_of_chunk(self._file)
+        return READERS[self._file.format](self._file, schema, options, rejects, rows=rows, **more)
+
     def _rejects(self) -> Rejects:
-        target, name = self._reading.target, self._file.name
-        if not target.keeps:
-            return Rejects()
-        return Rejects(keep=lambda some: target.keep(some, self._producer, name))
+        return Rejects(keep=self._keep) if self._reading.target.keeps else Rejects()
+
+    def _keep(self, some: Sequence[Reject]) -> None:
+        if not self._seen_to:
+            self._reading.target.keep(some, self._producer, self._file.name)
+
+    def _see_to(self, rejects: Rejects, rest: Chunk) -> None:
+        """Have those kept that the rows to come go with: of a chunk that was loaded, they are."""
+        if self._file.format == "csv":  # which tells what its lines are when it is at its end
+            if not self._seen_to:
+                ahead = self._rejects()
+                for chunk in self._chunks(ahead):
+                    sift(chunk, self._reading.target.schema, ahead)
+                ahead.hand_on()
+                self._seen_to = True
+        elif rest.count:
+            rejects.hand_on()
+        else:
+            rejects.drain()
 
     def _behind(self, chunk: Chunk) -> Chunk:
         """A chunk without the rows that are to be passed over."""
-        passed = min(self.left, len(chunk.lines))
+        passed = min(self.left, chunk.count)
         self.left -= passed
-        return chunk if not passed else Chunk(chunk.rows[passed:], chunk.lines[passed:])
+        return chunk.after(passed)
 
 
 def _lacks_lines(chunk: Chunk, before: int | None) -> bool:
