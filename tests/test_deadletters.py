@@ -11,6 +11,7 @@ from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import polars as pl
 import pyarrow as pa
@@ -19,6 +20,7 @@ import pytest
 from conftest import FixedClock
 from deltalake import DeltaTable
 from support.commands import fails, ok, run
+from support.store import Store
 
 import lakestore as ls
 from lakestore import deadletters, failpoint
@@ -269,10 +271,10 @@ with ls.open(sys.argv[1], upkeep="manual") as lake:
 """
 
 
-def _die(root: Path, level: str, failpoints: str) -> None:
+def _die(life: str, *arguments: object, failpoints: str) -> None:
     path = os.pathsep.join([*sys.path, str(Path(__file__).parent)])
     env = {**os.environ, "PYTHONPATH": path, "LAKESTORE_FAILPOINTS": failpoints}
-    done = subprocess.run([sys.executable, "-c", LIFE, str(root), level], env=env)
+    done = subprocess.run([sys.executable, "-c", life, *map(str, arguments)], env=env)
     assert done.returncode == -signal.SIGKILL
 
 
@@ -281,7 +283,7 @@ def _die(root: Path, level: str, failpoints: str) -> None:
 def test_a_kill_between_the_two_tables(root: Path, point: str, level: str) -> None:
     with ls.open(root, upkeep="manual") as lake:
         lake.create_table("events", SCHEMA)
-    _die(root, level, f"{point}=crash")
+    _die(LIFE, root, level, failpoints=f"{point}=crash")
     with ls.open(root, upkeep="manual") as lake:
         assert len(dead(lake)) == 5
         assert ids(lake) == (["a", "e"] if (point, level) == ("reject.2", "disk") else [])
@@ -511,6 +513,52 @@ def test_a_load_goes_on_where_it_was_though_more_fits_by_now(
     assert sorted(found) == sorted(set(found))
     assert {f"e{n}" for n in range(12)} - set(found) <= {"e1", "e2"}
     assert {f"e{n}" for n in range(12)} == {*found, *dead(lake, "event->>'id'")}
+
+
+LOAD = """
+import sys, lakestore as ls
+from lakestore.load import chunks, files
+chunks.CHUNK_ROWS, files._rows_of_chunk = 2, lambda file: 3
+with ls.open(sys.argv[1], upkeep="manual") as lake:
+    lake["events"].load(sys.argv[2])
+"""
+
+
+@pytest.mark.parametrize("name", ["parquet", "csv", "ndjson"])
+@pytest.mark.parametrize("point", ["load.8=crash@2", "load.9=crash@2", "append.2=crash"])
+def test_a_load_that_is_killed_loses_and_doubles_no_dead_letters(
+    root: Path, tmp_path: Path, name: str, point: str
+) -> None:
+    """Also where it is killed while dead letters are put into their table."""
+    path = _files(tmp_path)[name]
+    with ls.open(root, upkeep="manual") as lake:
+        lake.create_table("events", SCHEMA)
+    _die(LOAD, root, path, failpoints=point)
+    with ls.open(root, upkeep="manual") as lake:
+        lake["events"].load(path)
+        assert sorted(ids(lake)) == sorted(f"e{n}" for n in range(1, 11) if n not in (4, 8))
+        assert dead(lake, "event->>'id'") == ["e4", "e8"]
+        lake.seal()
+        assert lake.verify().ok
+
+
+def test_in_a_store_that_two_hosts_share(store: Store, tmp_path: Path) -> None:
+    root = f"s3://{store.bucket}/{uuid4().hex}"
+
+    def opened(name: str) -> ls.Lake:
+        options = {"local": tmp_path / name, "storage_options": store.options}
+        return ls.open(root, upkeep="manual", **options)
+
+    with opened("a") as one, opened("b") as other:
+        one.create_table("events", SCHEMA, cold="delta").append(BATCH, producer="p", seq=1)
+        ack = other["events"].append(BATCH, producer="q", seq=1)
+        assert (ack.rows, ack.rejected) == (2, 5)
+        for lake in (one, other, one):
+            lake.seal()
+        counts = "SELECT producer, count(*) FROM dead GROUP BY 1 ORDER BY 1"
+        for lake in (one, other):
+            assert lake.sql(counts).fetchall() == [("p", 5), ("q", 5)]
+            assert ids(lake) == ["a", "e"]
 
 
 def test_streams_put_their_rejects_there(open_lake: Open, monkeypatch: pytest.MonkeyPatch) -> None:
