@@ -25,6 +25,7 @@ class Version:
     """`create`, `seal`, `compact`, …; what another engine did by the name it gives."""
     rows_added: int
     rows_removed: int
+    """0 for the oldest version of a Delta log that was cleaned up: it does not tell."""
     files_added: int
     files_removed: int
     by: str | None

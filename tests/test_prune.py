@@ -357,6 +357,35 @@ def test_of_several_prunes_one_is_chosen(open_lake, cold, clock):
     assert lake.verify().problems == ()
 
 
+def test_a_prune_after_a_purge_can_be_taken_back(open_lake, cold, clock):
+    """Of a Delta table, the versions that added its files are gone: a checkpoint has them."""
+    lake = open_lake(settings=SETTINGS | {"vacuum_grace_s": 0})
+    table = lake.create_table("events", LARGE, cold=cold)
+    fill(table)
+    assert table.purge({"id": "e000039"}).complete
+    before = answers(lake)
+    table.prune(before=START + 4 * DAY)
+    assert numbers(lake) == list(range(16, 39))
+    assert table.undo().rows == 16
+    assert answers(lake) == before
+    assert lake.verify().problems == ()
+
+
+def test_what_was_taken_back_and_pruned_again_is_the_newer_prunes(open_lake, cold):
+    lake = open_lake(settings=SETTINGS)
+    table = lake.create_table("events", LARGE, cold=cold)
+    fill(table)
+    table.prune(before=START + 2 * DAY)
+    older = table.history(1)[0].version
+    table.undo()
+    table.prune(before=START + 4 * DAY)
+    with pytest.raises(ls.NotFoundError, match=f"version {older} is no prune that can be taken"):
+        table.undo(older)
+    assert numbers(lake) == list(range(16, 40))
+    assert table.undo().rows == 16
+    assert numbers(lake) == list(range(40))
+
+
 @pytest.mark.parametrize("verb", ["compact", "prune", "seal"])
 def test_whoever_is_first_wins(open_lake, cold, verb):
     lake = open_lake()

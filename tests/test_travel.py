@@ -452,6 +452,27 @@ def test_a_log_whose_beginning_is_cleaned_up(open_lake, root, monkeypatch):
         table.at(3)
 
 
+def test_a_log_of_which_a_purge_left_the_newest_version(open_lake):
+    lake = open_lake(settings=SETTINGS)
+    table = lake.create_table("events", SCHEMA, cold="delta")
+    before = [seal(table, number, number + 10) for number in range(0, 40, 10)]
+    assert table.purge({"n": ("<", 15)}).complete
+    (newest,) = table.history()
+    assert told(newest) == ("purge", 7, 0, 2, 2)
+    assert newest.readable
+    assert table.history(1) == table.history(9) == [newest]
+    kept = sorted({*names(15, 40), *names(0, 1), *names(11, 12)})  # without a number
+    assert ids(table) == ids(table.at(newest.version)) == kept
+    with pytest.raises(ls.NotFoundError, match=f"goes from version {newest.version}"):
+        table.at(before[-1])
+    last = seal(table, 40, 50)
+    assert [(v.version, v.readable) for v in table.history()] == [
+        (last, True),
+        (newest.version, True),
+    ]
+    assert table.history(2)[1] == newest
+
+
 def test_a_version_beside_tables_as_they_are(open_lake, cold):
     lake = open_lake()
     table = lake.create_table("events", SCHEMA, cold=cold)

@@ -359,7 +359,7 @@ class DeltaCold:
         garbage = self._catalog.garbage()
         if not any(g.kind == "cold" and g.table_id == self._table.id for g in garbage):
             raise nothing_pruned(version)
-        return pruned(self._log, self._table.schema, version)
+        return pruned(self._log, version)
 
     def _settle_segments(self, state: LogState) -> None:
         through = self._through(state)

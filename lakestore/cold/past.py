@@ -1,14 +1,12 @@
 """What was done to a Delta table, as far as it matters still: its log, read backwards."""
 
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 
-from lakestore.cold.entries import cold_file
 from lakestore.delta.actions import Add, Remove
 from lakestore.delta.log import DeltaLog, LogState
+from lakestore.delta.past import files_at
 from lakestore.errors import NotFoundError
 from lakestore.replacement import Pruning, nothing_pruned
-from lakestore.schema import TableSchema
-from lakestore.snapshot import ColdFile
 
 
 def moments(state: LogState) -> Iterator[float]:
@@ -17,7 +15,7 @@ def moments(state: LogState) -> Iterator[float]:
     yield from (remove.deleted_ms / 1000 for remove in state.removed.values())
 
 
-def pruned(log: DeltaLog, schema: TableSchema, version: int | None) -> Pruning:
+def pruned(log: DeltaLog, version: int | None) -> Pruning:
     """What a prune of ours took off the table.
 
     Args:
@@ -26,30 +24,19 @@ def pruned(log: DeltaLog, schema: TableSchema, version: int | None) -> Pruning:
     Raises:
         NotFoundError: there is none, or the log does not tell any more.
     """
-    state = log.refresh()
-    for number in range(state.version, -1, -1) if version is None else (version,):
+    oldest, came_back = max(version or 0, 0), set[str]()
+    for number in range(log.refresh().version, oldest - 1, -1):
         made = log.read(number)
         if made is None:
             break
         went = {action.path for action in made.actions if isinstance(action, Remove)}
-        if made.summary.get("operation") == "prune" and not went & state.adds.keys():
-            return Pruning(number, _added_before(log, schema, number, went))
+        is_wanted = version in (None, number) and made.summary.get("operation") == "prune"
+        if is_wanted and not went & came_back:
+            files = files_at(log, number - 1) or {}
+            if not went <= files.keys():
+                raise NotFoundError(
+                    "the log has been cleaned, and does not tell any more what expired files were"
+                )
+            return Pruning(number, tuple(files[name] for name in sorted(went)))
+        came_back |= {action.path for action in made.actions if isinstance(action, Add)}
     raise nothing_pruned(version)
-
-
-def _added_before(
-    log: DeltaLog, schema: TableSchema, version: int, names: Collection[str]
-) -> tuple[ColdFile, ...]:
-    """Files that a version removed, as the versions before it say."""
-    found: dict[str, ColdFile] = {}
-    while len(found) < len(names):
-        version -= 1
-        made = log.read(version) if version >= 0 else None
-        if made is None:
-            raise NotFoundError(
-                "the log has been cleaned, and does not tell any more what expired files were"
-            )
-        for action in made.actions:
-            if isinstance(action, Add) and action.path in names and action.path not in found:
-                found[action.path] = cold_file(action, schema)
-    return tuple(found[name] for name in sorted(found))

@@ -3,6 +3,7 @@
 They are also those of other engines, by the names that these give to what they did.
 """
 
+import dataclasses
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -43,11 +44,12 @@ def past_of(log: DeltaLog, limit: int | None) -> Past:
         StorageError: the store did not answer.
     """
     newest = log.refresh().version
-    replay = _begun(log, newest - limit if limit is not None else -1)
+    wanted = newest - limit if limit is not None else -1
+    replay = _begun(log, wanted)
     if replay is None:
         return Past([], Counter(dict.fromkeys([newest], len(log.known.files))), [])
     since = dict.fromkeys(replay.files, replay.version)
-    changes: list[Version] = []
+    changes = _oldest(log, replay) if replay.version > wanted else []
     went: list[Span] = []
     for step in _steps(log, replay, newest):
         went += [Span(name, since.pop(name), step.version) for name in step.removed]
@@ -56,6 +58,21 @@ def past_of(log: DeltaLog, limit: int | None) -> Past:
     changes = changes[::-1][:limit]
     first = changes[-1].version if changes else newest
     return Past(changes, Counter(since.values()), [s for s in went if s.removed > first])
+
+
+def _oldest(log: DeltaLog, replay: Replay) -> list[Version]:
+    """The version of the checkpoint that a replay begins with, where the log still has it.
+
+    After a purge it may be the only one. What its files were that went, nothing tells.
+    """
+    commit = log.read(replay.version)
+    if commit is None:
+        return []
+    paths = {action.path for action in commit.actions if isinstance(action, Add)}
+    added = {path: replay.files[path] for path in paths & replay.files.keys()}
+    removed = sum(isinstance(action, Remove) for action in commit.actions)
+    step = _Step(replay.version, commit, added, {})
+    return [dataclasses.replace(_change_of(step, EPOCH), files_removed=removed)]
 
 
 def as_of(log: DeltaLog, wanted: int | datetime) -> AsOf | None:
@@ -71,18 +88,29 @@ def as_of(log: DeltaLog, wanted: int | datetime) -> AsOf | None:
     if commit is None:
         return None
     if version < state.version:
-        replay = _begun(log, version)
-        if replay is None or replay.version > version:
+        found = files_at(log, version)
+        if found is None:
             return None
-        for _ in _steps(log, replay, version):
-            pass
-        files = replay.files
+        files = found
     return AsOf(
         version,
         _time_of(commit) or EPOCH,
         tuple(files[name] for name in sorted(files)),
         [name for name in files if name not in state.files],
     )
+
+
+def files_at(log: DeltaLog, version: int) -> Mapping[str, ColdFile] | None:
+    """The files of a version before the newest, by name; None when the log does not tell.
+
+    Raises: as `past_of`.
+    """
+    replay = _begun(log, version)
+    if replay is None or replay.version > version:
+        return None
+    for _ in _steps(log, replay, version):
+        pass
+    return replay.files
 
 
 def _begun(log: DeltaLog, wanted: int) -> Replay | None:
