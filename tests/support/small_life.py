@@ -26,8 +26,8 @@ SCHEMA = ls.TableSchema.from_toml(
 )
 """Few columns: each costs system calls in every Parquet file, and so points to interrupt."""
 
-SETTINGS = {"vacuum_grace_s": 0, "segment_duckdb_rows": 60}
-"""The second segment gets a DuckDB file, the others do not."""
+SETTINGS = {"vacuum_grace_s": 0, "cold_grace_s": 0, "segment_duckdb_rows": 60}
+"""The second segment gets a DuckDB file, the others do not; what was replaced may go at once."""
 
 
 _START = datetime(2025, 1, 1, 22, tzinfo=UTC)
@@ -42,7 +42,8 @@ def events(start: int, stop: int) -> pa.Table:
 
 
 def live(root: str, ledger: str, mutant: str | None = None) -> None:
-    """Open, create, append, flush, seal, vacuum, close, reopen, append, flush, close.
+    """Open, create, append, seal, append, flush, load, compact, vacuum, close, reopen, append,
+    flush, close.
 
     What raises a lakestore error is left, as an application would that logs and goes on; any other
     exception ends the process. Before each close, this process's own view of the rows must be
@@ -54,14 +55,16 @@ def live(root: str, ledger: str, mutant: str | None = None) -> None:
     first.append(0, 20, producer="p", seq=1)
     first.append(20, 40, level="os")
     first.append(10, 50)  # of these, 30 are known
-    first.do("flush")
+    first.do("seal")
     first.append(50, 100, producer="p", seq=2)
     first.append(50, 100, producer="p", seq=2)  # sent again
-    first.append(100, 120, level="os")
+    first.append(100, 110, level="os")
     first.do("flush")
-    first.do("seal")
+    first.load(110, 120)  # seals first
+    first.do("compact")
     first.do("vacuum", dry_run=False)
-    first.append(5, 130)  # of these, 115 are known, and sealed
+    first.append(5, 110)  # all are known, and sealed
+    first.append(120, 130)
     first.close()
     second = _Life(root, book)
     second.append(130, 150, producer="p", seq=3)
@@ -85,6 +88,17 @@ class _Life:
         if self._table is not None:
             table, rows = self._table, events(start, stop)
             self._try(lambda: append_recorded(table, self._ledger, rows, **options))
+
+    def load(self, start: int, stop: int) -> None:
+        if self._table is not None:
+            table, rows = self._table, events(start, stop)
+
+            def step() -> None:
+                batch = self._ledger.submit(rows, level="disk")
+                table.load(rows, load_id="load")
+                self._ledger.ack(batch)
+
+            self._try(step)
 
     def do(self, verb: str, **options: Any) -> None:
         if self._table is not None:
