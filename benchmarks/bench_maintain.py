@@ -79,8 +79,9 @@ def paced(table: ls.Table, source: Iterator[pa.RecordBatch], seconds: float) -> 
     waits = []
     until = time.perf_counter() + seconds
     while time.perf_counter() < until:
+        batch = next(source)
         began = time.perf_counter()
-        table.append(next(source))
+        table.append(batch)
         waits.append(time.perf_counter() - began)
         time.sleep(max(0.0, PACE_S - waits[-1]))
     return waits
