@@ -12,7 +12,7 @@ An open only adds, and sweeps what nothing names: a crash leaves work for the ne
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -116,13 +116,14 @@ class Lake:
         Args:
             name: a letter, then at most 62 letters, digits or underscores.
             schema: the name of a shipped schema (`llm_usage`), the path of a document (`.toml`),
-                a `TableSchema`, a `pa.Schema`, or a first batch whose columns are taken. The
-                batch itself is not appended.
+                a `TableSchema`, a `pa.Schema`, types by column such as
+                `{"id": "VARCHAR not null", "time": "TIMESTAMPTZ"}`, or a first batch whose
+                columns are taken. The batch itself is not appended.
             cold: `parquet`, or `delta` for sealed files that are a Delta table, which other engines
                 read by its log, and write to.
             exist_ok: return the table of that name if there is one, whatever its schema.
-            roles: for a `pa.Schema` or a batch: `event_time=` (required), `event_id=`, and any
-                other key of a schema document, such as `sort=` or `dedup=`.
+            roles: for a `pa.Schema`, types or a batch: `event_time=` (required), `event_id=`, and
+                any other key of a schema document, such as `sort=` or `dedup=`.
 
         Raises:
             InvalidInputError: the name is taken or not allowed.
@@ -423,4 +424,6 @@ def _schema_of(source: Any, roles: dict[str, Any]) -> TableSchema:
     roles = {name: value for name, value in roles.items() if value is not None}
     if isinstance(source, TableSchema | pa.Schema | str | Path):
         return schema.load(source, roles)
+    if isinstance(source, Mapping) and schema.declares(source, roles):
+        return TableSchema.from_document({**roles, "columns": dict(source)})
     return schema.load(coerce.infer(source, roles.get("event_time")), roles)

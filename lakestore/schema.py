@@ -320,6 +320,12 @@ def _check_interval(text: str, where: str) -> None:
         raise SchemaError(f"{where}: {text!r} is not a positive interval such as '90 days'")
 
 
+def declares(source: Mapping[str, Any], roles: Mapping[str, Any]) -> bool:
+    """Whether a mapping has types of columns, and not the values of an event: as its time tells."""
+    time = source.get(roles.get("event_time", ""))
+    return isinstance(time, str) and time.strip().upper().startswith("TIMESTAMP")
+
+
 def load(source: "TableSchema | pa.Schema | str | Path", roles: Mapping[str, Any]) -> TableSchema:
     """A schema from whatever `create_table` was given.
 

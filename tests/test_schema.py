@@ -2,6 +2,7 @@
 
 import json
 import tomllib
+from decimal import Decimal
 from pathlib import Path
 
 import jsonschema
@@ -196,3 +197,18 @@ def test_a_table_without_an_id_gets_one():
 def test_a_shipped_name_that_is_not_there_lists_those_that_are():
     with pytest.raises(ls.NotFoundError, match="shipped are flights, llm_usage"):
         ls.TableSchema.shipped("nope")
+
+
+def test_types_by_column_make_a_table(open_lake):
+    types = {"id": "VARCHAR not null", "at": "TIMESTAMPTZ", "n": "DECIMAL(9,2) default 1.5"}
+    with open_lake() as lake:
+        table = lake.create_table("t", types, event_time="at", event_id="id")
+        assert dict(table.schema.document.columns) == types
+        assert table.append([{"id": "a", "at": "2025-01-01T00:00:00Z"}]).rows == 1
+        assert lake.sql("SELECT id, n FROM t").fetchall() == [("a", Decimal("1.50"))]
+        with pytest.raises(ls.SchemaError, match="NOTYPE"):
+            lake.create_table("u", {"at": "TIMESTAMP", "x": "NOTYPE"}, event_time="at")
+        # An event that has a text for a time is still an event.
+        made = lake.create_table("v", {"at": "2025-01-01", "id": "VARCHAR"}, event_time="at")
+        assert str(made.schema.column("at").arrow_type) == "timestamp[us, tz=UTC]"
+        assert str(made.schema.column("id").arrow_type) == "string"
