@@ -6,10 +6,10 @@ whose files only a catalog lists is that catalog's alone.
 
 import logging
 
-from lakestore.context import SiteContext
 from lakestore.errors import CorruptionError, NotFoundError, SchemaError
 from lakestore.lakefile import is_delta
 from lakestore.layout import TABLE_NAME, split_folder, tombstone_key
+from lakestore.opensite import SiteContext
 from lakestore.schema import TableSchema
 from lakestore.versions import document
 

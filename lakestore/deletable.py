@@ -4,7 +4,8 @@ from collections.abc import Container, Sequence
 
 from lakestore import retain
 from lakestore.catalog.records import COLD_KINDS, COLD_PAYLOAD_KINDS, ROOT_KINDS, Garbage
-from lakestore.context import SiteContext, TableContext, states
+from lakestore.context import TableContext, states
+from lakestore.opensite import SiteContext
 from lakestore.payloadview import payload_names
 from lakestore.snapshot import GenerationId
 

@@ -26,7 +26,7 @@ from lakestore import coerce, exits, schema
 from lakestore.append import Appender, Position, check_level
 from lakestore.buffer import Buffer
 from lakestore.clock import Clock
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import TableContext
 from lakestore.deadletters import check_name
 from lakestore.engine import troubles
 from lakestore.errors import InvalidInputError, NotFoundError, StorageError
@@ -34,6 +34,7 @@ from lakestore.failpoint import reach
 from lakestore.layout import SiteLayout, check_table_name
 from lakestore.maintenance import Budget, Plan
 from lakestore.opened import OpenTables
+from lakestore.opensite import SiteContext
 from lakestore.query.frames import of_caller
 from lakestore.query.parameters import Parameters
 from lakestore.query.payloads import readable

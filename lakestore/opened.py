@@ -19,7 +19,7 @@ from lakestore.adopt import adopt, drop_buried
 from lakestore.append import Appender
 from lakestore.buffer import Buffer
 from lakestore.catalog.records import TableEntry
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import TableContext
 from lakestore.duplicates import published
 from lakestore.errors import ConflictError, InvalidInputError, SchemaError, StorageError
 from lakestore.events import metrics
@@ -27,6 +27,7 @@ from lakestore.failpoint import reach
 from lakestore.lakefile import is_delta
 from lakestore.layout import check_table_name, schema_key
 from lakestore.lineage import Lineage
+from lakestore.opensite import SiteContext
 from lakestore.recover import recover, take_over, unsealed_hashes
 from lakestore.schema import TableSchema
 from lakestore.table import Table

@@ -15,8 +15,9 @@ from typing import Any
 from uuid import uuid4
 
 from lakestore import hot, shell
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import TableContext
 from lakestore.locks import ProcessLock
+from lakestore.opensite import SiteContext
 from lakestore.storage.local import LocalStorage, fsync_file, make_folder, publish_new, set_aside
 from lakestore.verify.report import REBUILD, Problem, Repair, Report
 from lakestore.verify.run import verify

@@ -18,7 +18,6 @@ from typing import Any
 
 from lakestore import hot, partialfiles
 from lakestore.catalog.records import COLD_KINDS, COLD_PAYLOAD_KINDS, ROOT_KINDS, Garbage
-from lakestore.context import SiteContext
 from lakestore.failpoint import reach
 from lakestore.layout import (
     PayloadName,
@@ -33,6 +32,7 @@ from lakestore.layout import (
     rollups_prefix,
     tombstone_key,
 )
+from lakestore.opensite import SiteContext
 from lakestore.storage.local import fsync_folder, refusals
 
 

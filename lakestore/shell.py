@@ -22,11 +22,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from lakestore import datafile, quoting, rollup
-from lakestore.context import SiteContext, TableContext, states
+from lakestore.context import TableContext, states
 from lakestore.document import Rollup
 from lakestore.errors import StorageError
 from lakestore.failpoint import reach
 from lakestore.layout import VIEWS_FILE, schema_key
+from lakestore.opensite import SiteContext
 from lakestore.payloadview import hot_paths, payload_names, select, view_name
 from lakestore.schema import TableSchema
 from lakestore.snapshot import ColdFile, Segment, TableState

@@ -10,9 +10,10 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from lakestore.catalog.records import Holding
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import TableContext
 from lakestore.errors import ConflictError, InvalidInputError, NotFoundError
 from lakestore.marks import RETIRED
+from lakestore.opensite import SiteContext
 from lakestore.watermark import moment_of
 
 _SILENT = 2

@@ -14,11 +14,12 @@ from datetime import date, datetime
 from lakestore import compact, flush, maintenance, prune, retain, seal, shell, undo
 from lakestore.catalog.records import Garbage
 from lakestore.compact import Compacted, Job
-from lakestore.context import SiteContext, TableContext, states
+from lakestore.context import TableContext, states
 from lakestore.deletable import deletable
 from lakestore.errors import ConflictError, CorruptionError, StorageError
 from lakestore.horizon import Age
 from lakestore.maintenance import Budget, Plan
+from lakestore.opensite import SiteContext
 from lakestore.prune import Pruned
 from lakestore.query.pin import FilesInUse
 from lakestore.undo import Undone

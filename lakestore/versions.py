@@ -10,12 +10,13 @@ from dataclasses import replace
 from typing import Any
 
 from lakestore.catalog.records import TableEntry
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import TableContext
 from lakestore.datafile import read_footer
 from lakestore.errors import ConflictError, CorruptionError, SchemaError
 from lakestore.filecache import Wanted
 from lakestore.layout import schema_key
 from lakestore.lineage import Lineage
+from lakestore.opensite import SiteContext
 from lakestore.schema import TableSchema
 
 

@@ -117,6 +117,7 @@ LEVELS: list[list[str]] = [
         "cold.parquet",
         "cold.logwriter",
         "cold.delta",
+        "opensite",
         "context",
         "versions",
     ],

@@ -8,10 +8,11 @@ import duckdb
 
 from lakestore import hot, quoting
 from lakestore.columns import queried_type
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import TableContext
 from lakestore.engine import buffered_source
 from lakestore.errors import StorageError
 from lakestore.filecache import Wanted
+from lakestore.opensite import SiteContext
 from lakestore.payloadview import payload_names
 from lakestore.query.payloads import make_view
 from lakestore.query.pin import FilesInUse, TablePin

@@ -14,7 +14,8 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from lakestore.buffer import Pinned
-from lakestore.context import SiteContext, TableContext, with_cold
+from lakestore.context import TableContext, with_cold
+from lakestore.opensite import SiteContext
 from lakestore.policy import to_stored
 from lakestore.snapshot import ColdFile, Segment, TableState
 from lakestore.versions import take_up

@@ -11,11 +11,12 @@ import duckdb
 import pyarrow as pa
 
 from lakestore import quoting, spill
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import TableContext
 from lakestore.engine import troubles
 from lakestore.errors import InvalidInputError, LakestoreError, NotFoundError
 from lakestore.httpfs import give_access
 from lakestore.instances import interrupts, start
+from lakestore.opensite import SiteContext
 from lakestore.query import parameters as bound
 from lakestore.query import plan
 from lakestore.query.failures import FAILURES, may_be_damage, names_a_file, translated

@@ -4,9 +4,10 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from lakestore.catalog.records import TableEntry, TableRecord
-from lakestore.context import SiteContext, cold_table
+from lakestore.context import cold_table
 from lakestore.errors import CorruptionError, FormatTooNewError
 from lakestore.layout import ColdName, log_prefix, log_version_name, parse_log_version
+from lakestore.opensite import SiteContext
 from lakestore.schema import TableSchema
 from lakestore.verify.objects import Objects
 from lakestore.verify.report import RESTORE, Problem

@@ -10,8 +10,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from uuid import uuid4
 
-from lakestore.context import SiteContext
 from lakestore.errors import NotFoundError
+from lakestore.opensite import SiteContext
 from lakestore.storage import Storage
 from lakestore.storage.local import LocalStorage, discard, make_folder
 from lakestore.storage.s3 import S3Storage

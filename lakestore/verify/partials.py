@@ -8,9 +8,9 @@ import pyarrow as pa
 
 from lakestore import rollup
 from lakestore.catalog.records import TableRecord
-from lakestore.context import SiteContext
 from lakestore.document import Rollup
 from lakestore.lineage import Lineage
+from lakestore.opensite import SiteContext
 from lakestore.partialfiles import DataFile
 from lakestore.snapshot import ColdFile
 from lakestore.storage.local import raise_refusal

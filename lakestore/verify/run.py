@@ -18,7 +18,7 @@ from lakestore.buffer import Buffer
 from lakestore.catalog import Catalog
 from lakestore.catalog.records import Inventory, TableRecord
 from lakestore.cold.keeper import records_of
-from lakestore.context import SiteContext, TableContext
+from lakestore.context import TableContext
 from lakestore.errors import (
     CorruptionError,
     FormatTooNewError,
@@ -39,6 +39,7 @@ from lakestore.layout import (
     schema_key,
 )
 from lakestore.lineage import Lineage
+from lakestore.opensite import SiteContext
 from lakestore.payloadview import view_name
 from lakestore.replacement import Record
 from lakestore.replacement import gone as replaced_files
