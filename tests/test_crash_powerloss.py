@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 MODELS = {"ordinary": False, "strict": True}
 CHUNKS = 6
-STATES = 150
+STATES = 90
 MUTANTS = {
     "skip the fsync of folders": "strict",
     "skip the fsync of files": "ordinary",
@@ -98,7 +98,7 @@ def test_a_power_loss(zygote, recorded, states, tmp_path, figure, soak, model, c
 def test_deltalake_does_not_pass(zygote, tmp_path, figure, model):
     """The checker bites: deltalake acknowledges before the disk has the rows."""
     made = record(zygote, tmp_path / "recorded", "support.delta_life:live")
-    every = evenly(powerloss.explore(made, strict=MODELS[model]), 60)
+    every = evenly(powerloss.explore(made, strict=MODELS[model]), 40)
     wrong = judge(zygote, tmp_path / "judged", every, made.folder, "support.delta_life:judge")
     figure(f"power loss, {model} file system", "states of deltalake", len(every))
     figure(f"power loss, {model} file system", "of them broken", len(wrong))

@@ -29,8 +29,8 @@ from support.strace import (
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 CHUNKS = 10
-KILLS = 120
-ERRORS = 100
+KILLS = 70
+ERRORS = 60
 MUTANTS = (
     "acknowledge before the write",
     "delete journals before the commit",
