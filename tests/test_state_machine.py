@@ -34,7 +34,7 @@ from lakestore.append import Appender
 from lakestore.catalog.commit import Commit
 from lakestore.cold.delta import DeltaCold
 from lakestore.delta.past import as_of
-from lakestore.load import commit as loads
+from lakestore.load import fresh as loads
 from lakestore.tail import JournalTails
 from lakestore.travel import TableVersion
 
