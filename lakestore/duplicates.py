@@ -31,6 +31,7 @@ def drop_duplicates(
     ask_all: bool = False,
     since: TableState | None = None,
     waits: bool = False,
+    hashes: Hashes | None = None,
 ) -> pa.Table:
     """The rows without those whose id a published file holds, or an earlier row.
 
@@ -41,6 +42,7 @@ def drop_duplicates(
         ask_all: also ask the segments whose ids the appender knew when it accepted the rows.
         since: ask only files that were not published then.
         waits: for a store that does not answer, instead of leaving its files to the seal.
+        hashes: of the rows' ids, where they are known.
 
     Raises:
         StorageError: a file cannot be read.
@@ -49,7 +51,7 @@ def drop_duplicates(
     schema = table.schema
     if schema.dedup == "none" or rows.num_rows == 0:
         return rows
-    hashes = hash_batch(rows, schema)
+    hashes = hash_batch(rows, schema) if hashes is None else hashes
     ordered = np.sort(hashes)  # sorted probes stay in the cache: a third of the time
     suspects = _rows_of(twins(ordered), hashes)
     known: set[object] = set()

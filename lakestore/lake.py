@@ -12,7 +12,7 @@ An open only adds, and sweeps what nothing names: a crash leaves work for the ne
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import replace
 from datetime import datetime
 from pathlib import Path
@@ -423,8 +423,7 @@ class Lake:
 
 def _schema_of(source: Any, roles: dict[str, Any]) -> TableSchema:
     roles = {name: value for name, value in roles.items() if value is not None}
-    if isinstance(source, TableSchema | pa.Schema | str | Path):
+    is_schema = isinstance(source, TableSchema | pa.Schema | str | Path)
+    if is_schema or schema.declares(source, roles):
         return schema.load(source, roles)
-    if isinstance(source, Mapping) and schema.declares(source, roles):
-        return TableSchema.from_document({**roles, "columns": dict(source)})
     return schema.load(coerce.infer(source, roles.get("event_time")), roles)

@@ -320,16 +320,19 @@ def _check_interval(text: str, where: str) -> None:
         raise SchemaError(f"{where}: {text!r} is not a positive interval such as '90 days'")
 
 
-def declares(source: Mapping[str, Any], roles: Mapping[str, Any]) -> bool:
-    """Whether a mapping has types of columns, and not the values of an event: as its time tells."""
-    time = source.get(roles.get("event_time", ""))
+def declares(source: Any, roles: Mapping[str, Any]) -> bool:
+    """Whether this has types of columns, and not the values of an event: as its time tells."""
+    time = source.get(roles.get("event_time")) if isinstance(source, Mapping) else None
     return isinstance(time, str) and time.strip().upper().startswith("TIMESTAMP")
 
 
-def load(source: "TableSchema | pa.Schema | str | Path", roles: Mapping[str, Any]) -> TableSchema:
+def load(
+    source: "TableSchema | pa.Schema | Mapping[str, str] | str | Path", roles: Mapping[str, Any]
+) -> TableSchema:
     """A schema from whatever `create_table` was given.
 
-    A string names a shipped schema, or is the path of a document when it ends in `.toml`.
+    A string names a shipped schema, or is the path of a document when it ends in `.toml`; a
+    mapping has the types of columns.
     """
     if isinstance(source, TableSchema | str | Path) and roles:
         raise InvalidInputError(
@@ -337,6 +340,8 @@ def load(source: "TableSchema | pa.Schema | str | Path", roles: Mapping[str, Any
         )
     if isinstance(source, TableSchema):
         return source
+    if isinstance(source, Mapping):
+        return TableSchema.from_document({**roles, "columns": dict(source)})
     if isinstance(source, pa.Schema):
         if "event_time" not in roles:
             raise SchemaError("event_time= must name the column that holds the event time")

@@ -10,7 +10,6 @@ import pyarrow as pa
 
 from lakestore.append import Ack, Appender
 from lakestore.coerce import rows_of
-from lakestore.compact import Compacted
 from lakestore.context import TableContext
 from lakestore.deadletters import Origin, Sending, append_fitting, check_name, letters
 from lakestore.engine import troubles
@@ -18,34 +17,29 @@ from lakestore.erasure import Purged, among_letters, erase
 from lakestore.errors import ClosedError, InvalidInputError, SchemaError
 from lakestore.events.counters import Counters, Running
 from lakestore.events.counters import check as check_counted
-from lakestore.events.filters import Filter, Moment, Where, moment
+from lakestore.events.filters import Filter, Moment, Where
 from lakestore.events.measures import Measure, Measures, columns_of, parse
 from lakestore.events.metrics import check as check_metrics
 from lakestore.evolution import Change, difference, edited
 from lakestore.evolve import check, evolve
 from lakestore.files.mapping import Options
 from lakestore.files.rejects import Reject
-from lakestore.horizon import Age
 from lakestore.load.chunks import Target
 from lakestore.load.files import Reading
 from lakestore.load.run import Loaded, Progress, load
 from lakestore.load.sources import sources_of
-from lakestore.maintenance import Budget
 from lakestore.naming import NewColumnsError
 from lakestore.past import Version
-from lakestore.prune import Pruned
 from lakestore.query.reader import Reader
-from lakestore.retain import Vacuumed
 from lakestore.schema import TableSchema
 from lakestore.schema import load as schema_from
 from lakestore.session import Session
-from lakestore.tablerows import TableRows
+from lakestore.tableshape import TableShape
 from lakestore.travel import TableVersion, as_of, history
-from lakestore.undo import Undone
 from lakestore.upkeep import Upkeep
 
 
-class Table(TableRows):
+class Table(TableShape):
     """A table; made by `lake.create_table` or `lake[name]`, good as long as the lake is open."""
 
     def __init__(
@@ -56,8 +50,7 @@ class Table(TableRows):
         appender: Appender | None,
         dead_letters: Callable[[str, TableContext], Table],
     ) -> None:
-        super().__init__(session)
-        self._upkeep = upkeep
+        super().__init__(session, upkeep)
         self._dead_letters = dead_letters
         self._opened = context
         self._appender = appender
@@ -192,7 +185,7 @@ class Table(TableRows):
 
         before = self._context
         made = make(before.accepts)
-        change = check(before, made)
+        change = check(before, made)  # before a table is made for what it rejects
         if dry_run:
             return change
         if made.document.rejects is not None:
@@ -200,44 +193,6 @@ class Table(TableRows):
         evolved = evolve(before, make)
         self._upkeep.publish()
         return difference(before.accepts, evolved.accepts)
-
-    @troubles("cannot flush")
-    def flush(self) -> int:
-        """Publish buffered rows as a hot segment, for every engine to read; returns the rows."""
-        self._writable()
-        return self._upkeep.flush(self._context)
-
-    @troubles("cannot seal")
-    def seal(self) -> int:
-        """Flush, then move every hot segment to cold files; returns the rows moved."""
-        self._writable()
-        return self._upkeep.seal(self._context)
-
-    @troubles("cannot compact")
-    def compact(
-        self,
-        *,
-        today: bool = False,
-        max_seconds: float | None = None,
-        max_bytes: int | None = None,
-        dry_run: bool = False,
-    ) -> Compacted:
-        """Merge small cold files of each day to files of the target size; no answer changes.
-
-        The files that are replaced stay for `cold_grace_s`, and then vacuum deletes them.
-
-        Args:
-            today: the day that has not ended too; its seals will make small files again.
-            max_seconds, max_bytes: as in `Lake.maintain`.
-            dry_run: say what would be done, and do nothing.
-
-        Raises:
-            CorruptionError: a file is not what was published.
-            StorageError: the disk refused; what was compacted before stays so.
-        """
-        self._writable()
-        budget = Budget(self._context.site.clock, max_seconds, max_bytes)
-        return self._upkeep.compact(self._context, budget, today=today, dry_run=dry_run)
 
     @troubles("cannot load")
     def load(
@@ -301,60 +256,6 @@ class Table(TableRows):
         finally:
             self._upkeep.show_sealed(self._context)
 
-    @troubles("cannot prune")
-    def prune(
-        self,
-        older_than: Age | None = None,
-        before: Moment = None,
-        *,
-        dry_run: bool = False,
-        confirm: bool = False,
-    ) -> Pruned:
-        """Take cold files off the table whose every event has expired; `undo` brings them back.
-
-        A file that has newer events too waits for them, and hot segments that have expired are
-        sealed first. The files stay for `cold_grace_s`, and then vacuum deletes them.
-
-        Args:
-            older_than: a timedelta, a number of days, or text such as `90 days`; by default the
-                retention that the schema document declares.
-            before: events before this have expired, whatever the clock says; instead of the other.
-            dry_run: only say what would go.
-            confirm: though it is more than half of the rows, or the clock may be wrong.
-
-        Raises:
-            InvalidInputError: no retention is said or declared, or it needs `confirm`.
-            CorruptionError: a file's footer says other times than the list; nothing was done.
-            StorageError: the disk refused; nothing was committed.
-        """
-        self._writable()
-        if older_than is not None and before is not None:
-            raise InvalidInputError("say one of older_than= and before=")
-        done = self._upkeep.prune(
-            self._context, older_than, moment(before), dry_run=dry_run, confirm=confirm
-        )
-        if done.refusal is not None and not dry_run:
-            raise InvalidInputError(
-                f"not pruned: {done.refusal}. Look at it with dry_run=True, and say confirm=True "
-                "if they are to go"
-            )
-        return done
-
-    @troubles("cannot undo")
-    def undo(self, version: int | None = None) -> Undone:
-        """Bring back what a prune took off the table, as long as its files are there.
-
-        Args:
-            version: of the prune; by default the newest one that was not taken back.
-
-        Raises:
-            NotFoundError: there is none, or its files are deleted.
-            ConflictError: some of its events were appended again since.
-            StorageError: the disk refused; nothing was committed.
-        """
-        self._writable()
-        return self._upkeep.undo(self._context, version)
-
     @troubles("cannot purge")
     def purge(self, where: Where, *, dry_run: bool = False) -> Purged:
         """Erase events from every tier, and every copy of them that is within reach.
@@ -378,17 +279,12 @@ class Table(TableRows):
         table, upkeep, queries = self._context, self._upkeep, self._session.queries
         done = erase(upkeep, queries, table, Filter.of(table.schema, where), dry_run=dry_run)
         name = table.accepts.document.rejects
-        if name is None:
+        listed = {entry.name.casefold() for entry in table.site.catalog.tables()}
+        if name is None or name.casefold() not in listed:  # it was dropped
             return done
         rejected = self._dead_letters(name, table)._context
         of_these = among_letters(table, where)
         return done.with_rejects(erase(upkeep, queries, rejected, of_these, dry_run=dry_run))
-
-    @troubles("cannot vacuum")
-    def vacuum(self, dry_run: bool = True) -> Vacuumed:
-        """Say which superseded files would be deleted, or (`dry_run=False`) delete them."""
-        self._writable()
-        return self._upkeep.vacuum(dry_run=dry_run, table=self._context)
 
     def counters(self, by: str, measures: Measures = None) -> Counters:
         """Exact sums by key, of every event that is acknowledged by now.

@@ -660,3 +660,26 @@ def test_a_purge_looks_through_dead_letters(
     lake.close()
     left = [p for p in root.rglob("*") if p.is_file() and b"wrong-q" in p.read_bytes()]
     assert left == []
+
+
+def test_a_purge_makes_no_table_of_dead_letters_again(open_lake: Open) -> None:
+    lake = open_lake()
+    table = lake.create_table("events", SCHEMA)
+    table.append(BATCH)
+    lake.drop_table("dead")
+    assert table.purge({"who": "ann"}, dry_run=True).rejects is None
+    assert table.purge({"who": "ann"}).rejects is None
+    assert (lake.tables(), ids(lake)) == (["events"], ["e"])
+    assert table.append(BATCH).rejected == 5  # which needs one
+    assert lake.tables() == ["dead", "events"]
+
+
+def test_a_schema_that_is_refused_makes_no_table_of_dead_letters(open_lake: Open) -> None:
+    lake = open_lake()
+    text = TEXT.replace('rejects = "dead"\n', "")
+    table = lake.create_table("events", ls.TableSchema.from_toml(text))
+    with pytest.raises(ls.SchemaError):
+        table.evolve(ls.TableSchema.from_toml(TEXT.replace('who = "VARCHAR"\n', "")))
+    assert lake.tables() == ["events"]
+    table.evolve(SCHEMA)
+    assert lake.tables() == ["dead", "events"]

@@ -543,6 +543,7 @@ def read_by_others(data: Path) -> list[list[str]]:
     return [sorted(ours), sorted(polars)]
 
 
+@pytest.mark.sqlite
 def test_a_compaction_beside_what_others_rewrite_and_delete(open_lake: Open, root, data, clock):
     lake = open_lake(settings={"cold_grace_s": 0, "vacuum_grace_s": 0})
     table = lake.create_table("events", SCHEMA, cold="delta")

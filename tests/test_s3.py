@@ -8,15 +8,17 @@ import subprocess
 import sys
 import textwrap
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from conftest import SCHEMA, FixedClock, events
+from conftest import LARGE, SCHEMA, FixedClock, events
 from deltalake import DeltaTable
 from support.commands import ok, run
 from support.faultproxy import Rule, proxied
@@ -162,6 +164,30 @@ def test_variables_of_others_are_not_the_stores(store, prefix, monkeypatch):
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:1")
     assert S3Storage(prefix, {}).endpoint == "http://127.0.0.1:1"
     assert S3Storage(prefix, store.options).endpoint == store.options["AWS_ENDPOINT_URL"]
+
+
+def test_a_vacuum_asks_once_for_many_files(open_s3: Open, store):
+    """Each file's size is asked for; they are listed, and deleted, together."""
+    with proxied(store) as (through, weather):
+        lake = open_s3(
+            storage_options=through.options, settings={"cold_grace_s": 0, "vacuum_grace_s": 0}
+        )
+        table = lake.create_table("events", LARGE)
+        for number in range(12):
+            table.append(events(number * 2, number * 2 + 2, step=timedelta(seconds=1)))
+            table.seal()
+        table.compact()
+        weather.log.clear()
+        done = table.vacuum(dry_run=False)
+        asked = Counter(seen.kind for seen in weather.log)
+        assert (len(done.cold), done.bytes > 0) == (12, True)
+        assert asked["HEAD data"] == 12
+        assert asked["POST delete"] == 2  # the files; their partials
+        assert asked["GET list"] == 1  # of the day's partials
+        files = [key for key in lake._site.storage.list("tables/events/") if "day=" in key]
+        assert sum("/data/" in key for key in files) == 1
+        assert sum("/_rollups/" in key for key in files) == 1
+        assert answer(lake)[0] == 24
 
 
 def test_appends_go_on_while_the_store_is_silent(open_s3: Open, store, tmp_path):

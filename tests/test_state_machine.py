@@ -674,7 +674,11 @@ LATER_MUTANTS = {
         lambda cold, wanted: as_of(cold._log, cold._log.refresh().version),
     ),
     "a prune stops at nothing": (prune, "_has_expired", lambda *_: True),
-    "a load does not look at what is buffered": (loads, "_without_held", lambda _, rows, __: rows),
+    "a load does not look at what is buffered": (
+        loads,
+        "_held",
+        lambda fresh, *_: np.zeros(fresh.rows.num_rows, dtype=np.bool_),
+    ),
 }
 
 

@@ -103,6 +103,7 @@ LEVELS: list[list[str]] = [
         "catalog.frozen",
         "catalog.integrity",
         "catalog.database",
+        "catalog.opening",
         "catalog.sqlite",
         "catalog.postgres",
         "catalog.restoring",
@@ -212,7 +213,7 @@ LEVELS: list[list[str]] = [
         "export",
     ],
     ["worker", "traces", "deletable", "upkeep", "erasure", "doctor"],
-    ["session", "tablerows", "travel", "table", "opened", "lake", "opening"],
+    ["session", "tablerows", "tableshape", "travel", "table", "opened", "lake", "opening"],
     ["", "demo", "cli"],
 ]
 ORDER = [module for level in LEVELS for module in level]

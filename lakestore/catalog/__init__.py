@@ -16,7 +16,7 @@ from sqlalchemy.engine import Connection
 
 from lakestore.catalog import tables as t
 from lakestore.catalog.commit import Commit
-from lakestore.catalog.database import Creation, Database, add_lake, changing, lay_out, refuse_lost
+from lakestore.catalog.database import Creation, Database, changing
 from lakestore.catalog.holdings import (
     accepted_of,
     garbage_of,
@@ -27,14 +27,13 @@ from lakestore.catalog.holdings import (
     seen,
     sent_of,
 )
-from lakestore.catalog.migrations import migrate
+from lakestore.catalog.opening import enter
 from lakestore.catalog.past import as_of, moments, past_of, pruned
 from lakestore.catalog.records import Garbage, Holding, Inventory, Sent, TableEntry, TableRecord
 from lakestore.catalog.restoring import Restoration
-from lakestore.catalog.rows import DAMAGED, cold_of, only_site, segment_of
+from lakestore.catalog.rows import DAMAGED, cold_of, segment_of
 from lakestore.catalog.strict import damage
 from lakestore.clock import Clock
-from lakestore.errors import CorruptionError, FormatTooNewError, InvalidInputError, NotFoundError
 from lakestore.past import AsOf, Past
 from lakestore.replacement import Pruning
 from lakestore.snapshot import ColdFile, GenerationId, TableState
@@ -66,84 +65,11 @@ class Catalog:
         self._states: dict[int, TableState] = {}
         self._holdings: dict[int, int] = {}
         self._cold: dict[int, dict[str, ColdFile]] = {}
-        creation = creation or Creation()
         try:
-            database.open(write=write, is_filled=creation.needs_catalog)
-            found = self._format()
-            if found is None:
-                self._make(creation, write=write)
-            elif found < t.FORMAT:
-                self._migrate(found, write=write)
-            with database.begin("read") as con:
-                self.lake = con.execute(sa.select(t.lake.c.uuid)).scalar_one()
-                sites = pairs_of(con, sa.select(t.sites.c.name, t.sites.c.joined_at))
-            self.site = database.site if database.site is not None else only_site(list(sites))
-            if database.site is not None and not sites.get(self.site):
-                self._refuse_unknown(creation, is_awaited=write and self.site in sites)
-                if write:
-                    self._join()
+            self.lake, self.site = enter(database, clock, creation or Creation(), write=write)
         except BaseException:
             self.close()
             raise
-
-    def _make(self, creation: Creation, *, write: bool) -> None:
-        if not write:
-            refuse_lost(self.database, creation.needs_catalog)
-            raise NotFoundError(f"the catalog at {self.database.name!r} is empty")
-        with self.database.begin("write") as con:
-            lay_out(self.database, con)
-            if con.execute(sa.select(t.lake.c.one)).first() is None:  # else it was made just now
-                refuse_lost(self.database, creation.needs_catalog)
-                if creation.lake is None:
-                    raise NotFoundError(f"the catalog at {self.database.name!r} is empty")
-                add_lake(con, creation.lake)
-                self._add_site(con, creation.site)
-
-    def _refuse_unknown(self, creation: Creation, *, is_awaited: bool) -> None:
-        """Never use a catalog that others have, and that lacks what this site had in an older one.
-
-        Args:
-            is_awaited: it was made again elsewhere, and this site is to write.
-        """
-        if is_awaited or creation.needs_site():
-            raise CorruptionError(
-                f"the catalog {self.database.name!r} does not know what this host has of the lake, "
-                "as after a rebuild at another host: run `lakestore rebuild` here, or correct "
-                "catalog= if it names another database"
-            )
-
-    def _join(self) -> None:
-        """Make this site known to a catalog that other sites have made."""
-        with self.database.begin("write") as con:
-            name = t.sites.c.name
-            if con.execute(sa.select(name).where(name == self.site)).first() is None:
-                self._add_site(con, self.site)
-
-    def _add_site(self, con: Connection, name: str) -> None:
-        joined = self._clock.now().timestamp()
-        con.execute(t.sites.insert(), {"name": name, "version": 0, "joined_at": joined})
-
-    def _format(self) -> int | None:
-        """The catalog's format, or None when it is empty; refuses a newer one."""
-        with self.database.begin("read") as con:
-            if not sa.inspect(con).has_table("lake"):
-                return None
-            found = con.execute(sa.select(t.lake.c.format)).scalar_one_or_none()
-        if found is not None and found > t.FORMAT:
-            raise FormatTooNewError(
-                f"catalog {self.database.name!r} has format {found}, this lakestore reads "
-                f"{t.FORMAT}: upgrade lakestore"
-            )
-        return found
-
-    def _migrate(self, found: int, *, write: bool) -> None:
-        if not write:
-            raise InvalidInputError(
-                f"the catalog {self.database.name!r} has format {found}, and a reader does not "
-                "change it: open the lake once with mode='rw'"
-            )
-        with self.database.begin("write") as con:
-            migrate(con)
 
     def close(self) -> None:
         """Let every connection go."""

@@ -89,8 +89,8 @@ def ingest(
     """Append files to a table. What was ingested before is not added again.
 
     A file with a line that cannot be read is refused whole, unless --skip-rejects, or the table's
-    schema names one for `rejects`. A table that
-    does not exist is created from the first file when --event-time names its column.
+    schema names one for `rejects`. A table that does not exist is created from the first file
+    when --event-time names its column.
     """
     options = Options(
         renamed(renames or []),

@@ -29,7 +29,7 @@ from lakestore.context import TableContext
 from lakestore.errors import ConflictError, LakestoreError
 from lakestore.failpoint import reach
 from lakestore.load.chunks import Chunk
-from lakestore.load.fresh import Fresh, without_known
+from lakestore.load.fresh import Fresh
 from lakestore.load.ordering import by_file, in_order
 from lakestore.policy import to_stored
 from lakestore.seal import seal, taken
@@ -57,7 +57,7 @@ def compare(chunk: Chunk) -> None:
     """
     with suppress(LakestoreError, OSError, duckdb.Error):
         table = _newest(chunk)
-        chunk.fresh = without_known(table, _rows(chunk, table), None)
+        chunk.fresh = Fresh.unseen(table, _rows(chunk, table)).still(table)
 
 
 def _newest(chunk: Chunk) -> TableContext:
@@ -88,11 +88,10 @@ def load_chunk(chunk: Chunk) -> list[ColdFile]:
     promised = promise(table)
     seal(table)
     reach("load.1")
-    before = chunk.fresh
-    if before is not None and before.schema_version == table.entry.schema_version:
-        fresh = without_known(table, before.rows, before.state)
-    else:
-        fresh = without_known(table, _rows(chunk, table), None)
+    fresh = chunk.fresh
+    if fresh is None or fresh.schema_version != table.entry.schema_version:
+        fresh = Fresh.unseen(table, _rows(chunk, table))
+    fresh = fresh.still(table)
     reach("load.2")
     if not fresh.rows.num_rows:
         return []
@@ -214,9 +213,10 @@ class _Examination:
     def __call__(self, cold: Sequence[ColdFile]) -> None:
         """Look again; raises `_OvertakenError`."""
         before = self._fresh
-        after = without_known(self._table, before.rows, before.state)
+        after = before.still(self._table)
         if after.rows.num_rows < before.rows.num_rows:
             raise _OvertakenError(after)
         self._fresh = after
         state = after.state
+        assert state is not None  # they were compared with it
         self._load.newest = max((s.last for s in state.segments), default=state.sealed_through)
