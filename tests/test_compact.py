@@ -146,6 +146,7 @@ def test_what_was_replaced_goes_after_its_grace(open_lake, root, cold, clock):
     assert lake.verify().problems == ()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("vacuumed", [False, True])
 def test_a_rebuild_knows_what_was_replaced(open_lake, root, cold, clock, vacuumed):
     lake = open_lake(settings=SETTINGS | {"cold_grace_s": 0 if vacuumed else 10**6})
@@ -179,6 +180,7 @@ def test_a_rebuild_knows_what_was_replaced(open_lake, root, cold, clock, vacuume
     assert again.verify().problems == ()
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("point", ["compact.5", "swap.1", "swap.2", "record.1", "record.2"])
 def test_a_rebuild_after_a_crash_at_the_commit(open_lake, root, cold, clock, point):
     """What was not committed is left out; what was, is the table, though the record is not kept."""
@@ -407,6 +409,7 @@ def test_today_is_left_alone_unless_asked(open_lake, clock):
     assert table.compact(today=True).files_before == 2
 
 
+@pytest.mark.faults
 def test_ten_thousand_tiny_appends_end_as_few_files(open_lake):
     lake = open_lake(settings={"segments_max": 10_000})
     table = lake.create_table("events", LARGE)

@@ -278,6 +278,7 @@ def _die(life: str, *arguments: object, failpoints: str) -> None:
     assert done.returncode == -signal.SIGKILL
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("level", ["memory", "disk"])
 @pytest.mark.parametrize("point", ["reject.1", "reject.2"])
 def test_a_kill_between_the_two_tables(root: Path, point: str, level: str) -> None:
@@ -524,6 +525,7 @@ with ls.open(sys.argv[1], upkeep="manual") as lake:
 """
 
 
+@pytest.mark.faults
 @pytest.mark.parametrize("name", ["parquet", "csv", "ndjson"])
 @pytest.mark.parametrize("point", ["load.8=crash@2", "load.9=crash@2", "append.2=crash"])
 def test_a_load_that_is_killed_loses_and_doubles_no_dead_letters(
