@@ -25,6 +25,7 @@ from lakestore.failpoint import at
 from lakestore.past import Past, Span, Version
 from lakestore.replacement import Replacement
 from lakestore.snapshot import ColdFile
+from lakestore.tablerows import TableRows
 
 Open = Callable[..., ls.Lake]
 SETTINGS = {"cold_grace_s": 100, "vacuum_grace_s": 0}
@@ -46,7 +47,7 @@ def told(change: Version) -> tuple[object, ...]:
     )
 
 
-def ids(rows: ls.table.TableRows) -> list[str]:
+def ids(rows: TableRows) -> list[str]:
     return sorted(rows.to_arrow(["id"]).column("id").to_pylist())
 
 
