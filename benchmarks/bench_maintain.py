@@ -31,6 +31,7 @@ PACE_S = 0.05
 def grows(folder: Path, rows: int) -> None:
     """Append all, and look at memory and files."""
     process = psutil.Process()
+    every = max(1, min(20, rows // 80_000))
     quarters: list[list[int]] = [[], [], [], []]
     most: Counter[object] = Counter()
     settings = {"cold_file_bytes": 64 << 20, "seal_bytes": 32 << 20, "cold_grace_s": 60}
@@ -39,7 +40,7 @@ def grows(folder: Path, rows: int) -> None:
         began = time.perf_counter()
         for index, batch in enumerate(batches(rows, 10_000)):
             usage.append(batch)
-            if index % 20 == 0:
+            if index % every == 0:
                 quarters[4 * index * 10_000 // rows].append(process.memory_info().rss)
                 most |= days(usage)
         took = time.perf_counter() - began
@@ -90,7 +91,8 @@ def paced(table: ls.Table, source: Iterator[pa.RecordBatch], seconds: float) -> 
 def waits(folder: Path, files: int, seconds: float) -> None:
     """Appends at rest, and beside seals and compactions."""
     source = batches(100_000_000, 1_000, seed=11)
-    with ls.open(folder / "waits", upkeep="manual") as lake:
+    room = {"buffer_bytes": 1 << 30}  # so that no append waits for a flush
+    with ls.open(folder / "waits", upkeep="manual", settings=room) as lake:
         usage = lake.create_table("usage", SCHEMA)
         old = lake.create_table("old", SCHEMA)
         for batch in islice(batches(files * 2_000, 2_000, seed=3), files):
@@ -98,6 +100,7 @@ def waits(folder: Path, files: int, seconds: float) -> None:
             old.seal()
         usage.append(next(source))
         rest = paced(usage, source, seconds)
+        usage.flush()
         done, rounds = threading.Event(), [0]
 
         def tend() -> None:

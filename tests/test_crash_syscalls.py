@@ -1,4 +1,4 @@
-"""A small life of a lake, interrupted at every system call that changes one of its files.
+"""Lives of a lake, interrupted at every system call that changes one of its files.
 
 Killed as it enters the n-th call; or the n-th call fails, once with EIO or ENOSPC, or, as on a
 disk that is full from then on, with all later ones that need room. After each, a fresh process
@@ -8,12 +8,14 @@ operation succeeds or raises a lakestore error, and its own view of the rows sta
 
 import json
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import pytest
 from support.forks import Zygote
+from support.lives import LATER, SMALL, Script
 from support.sampling import evenly
 from support.strace import (
     CHANGING,
@@ -28,9 +30,9 @@ from support.strace import (
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-CHUNKS = 10
-KILLS = 70
-ERRORS = 60
+CHUNKS = [(SMALL, 8), *((script, 3) for script in LATER)]
+KILLS, ERRORS = 7, 6
+"""A chunk, unless with --soak all points are tried."""
 MUTANTS = (
     "acknowledge before the write",
     "delete journals before the commit",
@@ -60,14 +62,21 @@ def zygote() -> Iterator[Zygote]:
 
 
 @pytest.fixture(scope="session")
-def points(zygote: Zygote, tmp_path_factory: pytest.TempPathFactory) -> list[Point]:
+def points(
+    zygote: Zygote, tmp_path_factory: pytest.TempPathFactory
+) -> Callable[[Script], list[Point]]:
     """Every call of an undisturbed life that changes a file of the lake."""
-    return record(zygote, tmp_path_factory.mktemp("undisturbed"), None)
+
+    @cache
+    def recorded(script: Script) -> list[Point]:
+        return record(zygote, tmp_path_factory.mktemp("undisturbed"), script)
+
+    return recorded
 
 
-def record(zygote: Zygote, folder: Path, mutant: str | None) -> list[Point]:
+def record(zygote: Zygote, folder: Path, script: Script, mutant: str | None = None) -> list[Point]:
     child, code, trace = run_traced(
-        zygote, "support.small_life:live", folder / "lake", folder / "ledger", mutant,
+        zygote, script.live, folder / "lake", folder / "ledger", *script.arguments, mutant,
         scratch=folder / "run", options=tracing(CHANGING),
     )  # fmt: skip
     assert (code, child.said) == (0, "")
@@ -79,7 +88,11 @@ def record(zygote: Zygote, folder: Path, mutant: str | None) -> list[Point]:
 
 
 def run(
-    zygote: Zygote, folder: Path, faults: Sequence[Fault], mutant: str | None = None
+    zygote: Zygote,
+    folder: Path,
+    script: Script,
+    faults: Sequence[Fault],
+    mutant: str | None = None,
 ) -> tuple[int, list[str]]:
     """Let each fault happen in a lake of its own: how many struck, and what they broke."""
     wrong, hit = [], 0
@@ -88,7 +101,7 @@ def run(
         home = folder / f"{number}"
         lake = home / "lake"
         child, code, trace = run_traced(
-            zygote, "support.small_life:live", lake, home / "ledger", mutant,
+            zygote, script.live, lake, home / "ledger", *script.arguments, mutant,
             scratch=home, options=fault.options(),
         )  # fmt: skip
         hit += code == -9 if fault.kind == "kill" else struck(trace, fault.point, lake)
@@ -97,35 +110,40 @@ def run(
         lakes[str(lake)] = fault
     judged = folder / "judged"
     pairs = [[lake, str(Path(lake).parent / "ledger")] for lake in lakes]
-    code = zygote.run(
-        "support.small_life:judge", pairs, "os", judged, output=folder / "judge", timeout_s=300
-    )
+    code = zygote.run(script.judge, pairs, "os", judged, output=folder / "judge", timeout_s=300)
     assert code == 0, (folder / "judge").read_text()
     broken = json.loads(judged.read_text())
     return hit, wrong + [f"{lakes[lake]}\n{why}" for lake, why in broken.items()]
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_killed_at_a_system_call(zygote, points, tmp_path, figure, soak, chunk):
-    every = [Fault(point, "kill") for point in points]
-    chosen = (every if soak else evenly(every, KILLS))[chunk::CHUNKS]
-    hit, wrong = run(zygote, tmp_path, chosen)
+chunked = pytest.mark.parametrize(
+    ("script", "chunk", "chunks"),
+    [(script, chunk, chunks) for script, chunks in CHUNKS for chunk in range(chunks)],
+    ids=str,
+)
+
+
+@chunked
+def test_killed_at_a_system_call(zygote, points, tmp_path, figure, soak, script, chunk, chunks):
+    every = [Fault(point, "kill") for point in points(script)]
+    chosen = (every if soak else evenly(every, KILLS * chunks))[chunk::chunks]
+    hit, wrong = run(zygote, tmp_path, script, chosen)
     figure("killed at a system call", "points", len(chosen))
     figure("killed at a system call", "struck", hit)
     figure("killed at a system call", "broken", len(wrong))
     assert wrong == []
     assert hit >= len(chosen) - max(1, len(chosen) // 20)  # DuckDB's threads vary from run to run
     if chunk == 0:
-        figure("killed at a system call", "points there are", len(points))
+        figure("killed at a system call", "points there are", len(every))
 
 
-@pytest.mark.parametrize("chunk", range(CHUNKS))
-def test_an_error_at_a_system_call(zygote, points, tmp_path, figure, soak, chunk):
-    faults = [Fault(point, "EIO") for point in points]
-    faults += [Fault(point, "ENOSPC") for point in points if point.name in (*SPACE, "openat")]
-    faults += [Fault(point, "full") for point in points if point.name in SPACE]
-    chosen = (faults if soak else evenly(faults, ERRORS))[chunk::CHUNKS]
-    hit, wrong = run(zygote, tmp_path, chosen)
+@chunked
+def test_an_error_at_a_system_call(zygote, points, tmp_path, figure, soak, script, chunk, chunks):
+    faults = [Fault(point, "EIO") for point in points(script)]
+    faults += [Fault(p, "ENOSPC") for p in points(script) if p.name in (*SPACE, "openat")]
+    faults += [Fault(p, "full") for p in points(script) if p.name in SPACE]
+    chosen = (faults if soak else evenly(faults, ERRORS * chunks))[chunk::chunks]
+    hit, wrong = run(zygote, tmp_path, script, chosen)
     figure("an error at a system call", "points", len(chosen))
     figure("an error at a system call", "struck", hit)
     figure("an error at a system call", "broken", len(wrong))
@@ -137,11 +155,11 @@ def test_an_error_at_a_system_call(zygote, points, tmp_path, figure, soak, chunk
 
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_planted_bug_is_caught(zygote, tmp_path, figure, mutant):
-    found = record(zygote, tmp_path / "undisturbed", mutant)
+    found = record(zygote, tmp_path / "undisturbed", SMALL, mutant)
     near = [Fault(point, "kill") for point in found if point.name in ("writev", "link", "fsync")]
     caught = 0
     for number, fault in enumerate(near):
-        _, wrong = run(zygote, tmp_path / f"{number}", [fault], mutant)
+        _, wrong = run(zygote, tmp_path / f"{number}", SMALL, [fault], mutant)
         caught += bool(wrong)
         if caught:
             break

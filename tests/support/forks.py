@@ -27,6 +27,7 @@ WARM = (
     "polars",
     "support.oracle",
     "support.small_life",
+    "support.later_life",
     "support.many_lives",
 )
 

@@ -89,6 +89,18 @@ class Ledger:
         """The append raised and promises that nothing of the batch was accepted, now or later."""
         self._write({"refuse": batch})
 
+    def leaving(self, keys: Iterable[str]) -> None:
+        """Before rows are deleted, or brought back: from now on they may be there, or not."""
+        self._write({"leaving": list(keys)})
+
+    def left(self, keys: Iterable[str]) -> None:
+        """After they were deleted: none is there."""
+        self._write({"left": list(keys)})
+
+    def returned(self, keys: Iterable[str]) -> None:
+        """After they were brought back: as if they had never left."""
+        self._write({"returned": list(keys)})
+
     def close(self) -> None:
         os.close(self._descriptor)
 
@@ -132,7 +144,7 @@ class Findings:
 
     lost: list[str]  # acknowledged at the level asked for, and not there
     doubled: list[str]  # there more than once
-    phantom: list[str]  # there, and never submitted, or refused
+    phantom: list[str]  # there, and never submitted, or refused, or deleted
     wrong: list[str]  # there with other values than any that were submitted
     torn: list[str]  # batches of which some rows are there and others are not
     disordered: list[str]  # acknowledged and gone, while a later batch of its producer is there
@@ -166,6 +178,8 @@ class Oracle:
     _batches: dict[str, _Batch] = field(default_factory=dict)
     _owners: dict[str, tuple[str, ...]] = field(default_factory=dict)  # key → its batches
     _digests: dict[str, set[int]] = field(default_factory=dict)
+    _leaving: set[str] = field(default_factory=set)  # may be there or not
+    _left: set[str] = field(default_factory=set)  # must not be there
     _schema: pa.Schema | None = None
     _key: str = "id"
 
@@ -188,7 +202,7 @@ class Oracle:
         return Findings(
             lost=sorted(required - there),
             doubled=_more_than_once(keys),
-            phantom=sorted(there - self._owners.keys()),
+            phantom=sorted((there - self._owners.keys()) | (there & self._left)),
             wrong=sorted(k for k, d in found if d not in self._digests.get(k, {d})),
             torn=self._torn(there),
             disordered=self._disordered(there),
@@ -204,14 +218,14 @@ class Oracle:
     def _required(self, level: str) -> set[str]:
         survives = LEVELS.index(level)
         acked = [batch for batch in self._batches.values() if batch.acked >= survives]
-        return {key for batch in acked for key in batch.keys}
+        return {key for batch in acked for key in batch.keys} - self._leaving - self._left
 
     def _torn(self, there: set[str]) -> list[str]:
         """Batches that cannot be there whole or not at all, as those that share rows with them.
 
         A row that is absent was in no batch that was accepted; a row that is there was in one.
         """
-        absent = self._owners.keys() - there
+        absent = self._owners.keys() - there - self._leaving - self._left
         left_out = {owner for key in absent for owner in self._owners[key]}
         torn = {self._owners[key] for key in self._owners.keys() & there}
         return sorted(" and ".join(owners) for owners in torn if left_out.issuperset(owners))
@@ -221,9 +235,10 @@ class Oracle:
         newest: dict[str, int] = {}
         gone: list[_Batch] = []
         for batch in self._batches.values():
-            if batch.producer is None or batch.seq is None or not batch.keys:
+            keys = set(batch.keys) - self._leaving - self._left
+            if batch.producer is None or batch.seq is None or not keys:
                 continue
-            if there.issuperset(batch.keys):
+            if there.issuperset(keys):
                 newest[batch.producer] = max(batch.seq, newest.get(batch.producer, -1))
             elif batch.acked >= 0:
                 gone.append(batch)
@@ -241,8 +256,18 @@ class Oracle:
                 batch = self._batches[f"{name}#{fact['ack']}"]
                 level = LEVELS.index(fact["level"]) if fact["level"] else batch.level
                 batch.acked = max(batch.acked, level)
-            else:
+            elif "refuse" in fact:
                 self._refused(f"{name}#{fact['refuse']}")
+            else:
+                self._deleted(fact)
+
+    def _deleted(self, fact: dict[str, Any]) -> None:
+        """Which of three states the keys are in now."""
+        (said,) = fact.keys() & {"leaving", "left", "returned"}
+        for state, keys in (("leaving", self._leaving), ("left", self._left)):
+            keys.difference_update(fact[said])
+            if said == state:
+                keys.update(fact[said])
 
     def _new_facts(self) -> Iterable[tuple[int, str, dict[str, Any]]]:
         for path in self.folder.glob("*.ledger"):

@@ -50,8 +50,8 @@ def live(root: str, ledger: str, mutant: str | None = None) -> None:
     right.
     """
     mutants.plant(mutant)
-    book = Ledger(Path(ledger), SCHEMA.arrow, sync=False)
-    first = _Life(root, book)
+    book = Ledger(Path(ledger), Life.schema, sync=False)
+    first = Life(root, book)
     first.append(0, 20, producer="p", seq=1)
     first.append(20, 40, level="os")
     first.append(10, 50)  # of these, 30 are known
@@ -66,15 +66,17 @@ def live(root: str, ledger: str, mutant: str | None = None) -> None:
     first.append(5, 110)  # all are known, and sealed
     first.append(120, 130)
     first.close()
-    second = _Life(root, book)
+    second = Life(root, book)
     second.append(130, 150, producer="p", seq=3)
     second.do("flush")
     second.do("vacuum", dry_run=False)
     second.close()
 
 
-class _Life:
-    """One opening of the lake."""
+class Life:
+    """One opening of the lake, whose steps may fail with a lakestore error, each by itself."""
+
+    schema = SCHEMA.arrow  # the ledger's
 
     def __init__(self, root: str, ledger: Ledger) -> None:
         self._root = root
@@ -82,16 +84,27 @@ class _Life:
         self._table: ls.Table | None = None
         self._lake: ls.Lake | None = self._try(self._open) or self._try(self._open)
         if self._lake is not None:
-            self._table = self._try(self._create) or self._try(self._create)
+            lake = self._lake
+            self._table = self._try(lambda: self.create(lake)) or self._try(
+                lambda: self.create(lake)
+            )
+
+    @staticmethod
+    def create(lake: ls.Lake) -> ls.Table:
+        return lake.create_table("events", SCHEMA, exist_ok=True)
+
+    @staticmethod
+    def events(start: int, stop: int) -> pa.Table:
+        return events(start, stop)
 
     def append(self, start: int, stop: int, **options: Any) -> None:
         if self._table is not None:
-            table, rows = self._table, events(start, stop)
+            table, rows = self._table, self.events(start, stop)
             self._try(lambda: append_recorded(table, self._ledger, rows, **options))
 
     def load(self, start: int, stop: int) -> None:
         if self._table is not None:
-            table, rows = self._table, events(start, stop)
+            table, rows = self._table, self.events(start, stop)
 
             def step() -> None:
                 batch = self._ledger.submit(rows, level="disk")
@@ -100,9 +113,11 @@ class _Life:
 
             self._try(step)
 
-    def do(self, verb: str, **options: Any) -> None:
+    def do(self, verb: str, *arguments: Any, **options: Any) -> Any:
+        """What the table's method returns; None where it failed, too."""
         if self._table is not None:
-            self._try(lambda: getattr(self._table, verb)(**options))
+            return self._try(lambda: getattr(self._table, verb)(*arguments, **options))
+        return None
 
     def close(self) -> None:
         if self._table is not None:
@@ -114,10 +129,6 @@ class _Life:
     def _open(self) -> ls.Lake:
         return ls.open(self._root, upkeep="manual", settings=SETTINGS)
 
-    def _create(self) -> ls.Table:
-        assert self._lake is not None
-        return self._lake.create_table("events", SCHEMA, exist_ok=True)
-
     def _try(self, step: Callable[[], Any]) -> Any:
         try:
             return step()
@@ -126,23 +137,23 @@ class _Life:
             return None
 
 
-def judge(lakes: list[list[str]], level: str, report: str) -> None:
+def judge(lakes: list[list[str]], level: str, report: str, life: type[Life] = Life) -> None:
     """Open each lake, as after a crash, and check it; writes what is wrong, by lake, as JSON."""
     wrong = {}
     for root, ledger in lakes:
         try:
-            _judge(Path(root), Oracle(Path(ledger)), level)
+            _judge(Path(root), Oracle(Path(ledger)), level, life)
         except Exception:
             wrong[root] = traceback.format_exc(limit=-3)
     Path(report).write_text(json.dumps(wrong))
 
 
-def _judge(root: Path, oracle: Oracle, level: str) -> None:
+def _judge(root: Path, oracle: Oracle, level: str, life: type[Life]) -> None:
     """The rows must be right, those again that are written now, and both once they are flushed."""
     with ls.open(root, upkeep="manual", settings=SETTINGS) as lake:
         _check(lake, oracle, level)
-        table = lake.create_table("events", SCHEMA, exist_ok=True)
-        ledger = Ledger(oracle.folder, SCHEMA.arrow, sync=False)
+        table = life.create(lake)
+        ledger = Ledger(oracle.folder, life.schema, sync=False)
         append_recorded(table, ledger, events(1000, 1010), producer="p", seq=1000)
         _check(lake, oracle, level)
         table.flush()
