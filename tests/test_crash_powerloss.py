@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from support import powerloss, recording
 from support.forks import Zygote
-from support.lives import DELTALAKE, LATER, SMALL, Script
+from support.lives import DELTALAKE, LATER, SMALL, Script, chunked
 from support.powerloss import State
 from support.recording import Recording
 from support.sampling import evenly
@@ -22,7 +22,7 @@ from support.strace import need_strace, run_traced
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 MODELS = {"ordinary": False, "strict": True}
-CHUNKS = [(SMALL, 5), *((script, 2) for script in LATER)]
+CHUNKS = {SMALL: 5} | dict.fromkeys(LATER, 2)
 STATES = 15
 """A chunk, unless with --soak all states are tried."""
 MUTANTS = {
@@ -83,17 +83,15 @@ def judge(
         pairs[str(lake)] = state
     report, output = folder / "report", folder / "output"
     asked = [[lake, str(Path(lake).parent / "ledger")] for lake in pairs]
-    code = zygote.run(script.judge, asked, "disk", report, output=output, timeout_s=800)
+    code = zygote.run(
+        script.judge, asked, "disk", report, *script.arguments, output=output, timeout_s=800
+    )
     assert code == 0, output.read_text()
     broken = json.loads(report.read_text())
     return [f"{pairs[lake].label}\n{why}" for lake, why in broken.items()]
 
 
-@pytest.mark.parametrize(
-    ("script", "chunk", "chunks"),
-    [(script, chunk, chunks) for script, chunks in CHUNKS for chunk in range(chunks)],
-    ids=str,
-)
+@chunked(CHUNKS)
 @pytest.mark.parametrize("model", MODELS)
 def test_a_power_loss(zygote, states, tmp_path, figure, soak, model, script, chunk, chunks):
     made, every = states(script, model)

@@ -11,11 +11,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from support.forks import Zygote
-from support.lives import LATER, SMALL, Script
+from support.lives import LATER, SMALL, Script, chunked
 from support.sampling import evenly
 from support.strace import (
     CHANGING,
@@ -30,7 +31,7 @@ from support.strace import (
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
-CHUNKS = [(SMALL, 8), *((script, 3) for script in LATER)]
+CHUNKS = {SMALL: 8} | dict.fromkeys(LATER, 3)
 KILLS, ERRORS = 7, 6
 """A chunk, unless with --soak all points are tried."""
 MUTANTS = (
@@ -110,20 +111,16 @@ def run(
         lakes[str(lake)] = fault
     judged = folder / "judged"
     pairs = [[lake, str(Path(lake).parent / "ledger")] for lake in lakes]
-    code = zygote.run(script.judge, pairs, "os", judged, output=folder / "judge", timeout_s=300)
+    code = zygote.run(
+        script.judge, pairs, "os", judged, *script.arguments,
+        output=folder / "judge", timeout_s=300,
+    )  # fmt: skip
     assert code == 0, (folder / "judge").read_text()
     broken = json.loads(judged.read_text())
     return hit, wrong + [f"{lakes[lake]}\n{why}" for lake, why in broken.items()]
 
 
-chunked = pytest.mark.parametrize(
-    ("script", "chunk", "chunks"),
-    [(script, chunk, chunks) for script, chunks in CHUNKS for chunk in range(chunks)],
-    ids=str,
-)
-
-
-@chunked
+@chunked(CHUNKS)
 def test_killed_at_a_system_call(zygote, points, tmp_path, figure, soak, script, chunk, chunks):
     every = [Fault(point, "kill") for point in points(script)]
     chosen = (every if soak else evenly(every, KILLS * chunks))[chunk::chunks]
@@ -137,7 +134,7 @@ def test_killed_at_a_system_call(zygote, points, tmp_path, figure, soak, script,
         figure("killed at a system call", "points there are", len(every))
 
 
-@chunked
+@chunked(CHUNKS)
 def test_an_error_at_a_system_call(zygote, points, tmp_path, figure, soak, script, chunk, chunks):
     faults = [Fault(point, "EIO") for point in points(script)]
     faults += [Fault(p, "ENOSPC") for p in points(script) if p.name in (*SPACE, "openat")]
@@ -156,13 +153,36 @@ def test_an_error_at_a_system_call(zygote, points, tmp_path, figure, soak, scrip
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_planted_bug_is_caught(zygote, tmp_path, figure, mutant):
     found = record(zygote, tmp_path / "undisturbed", SMALL, mutant)
-    near = [Fault(point, "kill") for point in found if point.name in ("writev", "link", "fsync")]
-    caught = 0
-    for number, fault in enumerate(near):
-        _, wrong = run(zygote, tmp_path / f"{number}", SMALL, [fault], mutant)
-        caught += bool(wrong)
-        if caught:
-            break
+    near = [point for point in found if point.name in ("writev", "link", "fsync")]
+    assert is_caught(zygote, tmp_path, figure, SMALL, near, mutant)
+
+
+@pytest.mark.parametrize("script", LATER, ids=str)
+def test_a_planted_bug_of_later_life_is_caught(zygote, tmp_path, figure, script):
+    """Killed as it goes on after it deleted a cold file that nothing has replaced yet."""
+    mutant = "delete replaced files before the commit"
+    found = record(zygote, tmp_path / "undisturbed", script, mutant)
+    near = [
+        after
+        for point, after in pairwise(found)
+        if point.name == "unlink" and "/data/day=" in point.text
+    ]
+    assert is_caught(zygote, tmp_path, figure, script, near, mutant)
+
+
+def is_caught(
+    zygote: Zygote,
+    folder: Path,
+    figure: Callable[..., None],
+    script: Script,
+    near: Sequence[Point],
+    mutant: str,
+) -> bool:
+    """Whether a kill at one of these points shows the bug."""
+    caught = any(
+        run(zygote, folder / f"{number}", script, [Fault(point, "kill")], mutant)[1]
+        for number, point in enumerate(near)
+    )
     figure("killed at a system call", "mutants planted")
-    figure("killed at a system call", "mutants caught", min(caught, 1))
-    assert caught
+    figure("killed at a system call", "mutants caught", int(caught))
+    return caught

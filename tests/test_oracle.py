@@ -92,3 +92,23 @@ def test_half_a_line_is_waited_for(ledger, oracle):
     with ledger.path.open("ab") as file:
         file.write(b'{"submit": 1, "level"')
     assert oracle.check(events(0, 10), "disk").broken == NONE
+
+
+def test_rows_that_leave_and_come_back(ledger, oracle):
+    """Of two acknowledged batches of a producer, half of the first leaves."""
+    ledger.ack(ledger.submit(events(0, 10), level="disk", producer="p", seq=1))
+    ledger.ack(ledger.submit(events(10, 20), level="disk", producer="p", seq=2))
+    some = events(0, 5).column("id").to_pylist()
+    lacks_one = NONE | {"lost": 1, "torn": 1, "disordered": 1}
+    ledger.leaving(some)
+    for rows in (events(0, 20), events(3, 20), events(5, 20)):
+        assert oracle.check(rows, "disk").broken == NONE
+    assert oracle.check(events(6, 20), "disk").broken == lacks_one
+    ledger.left(some)
+    assert oracle.check(events(5, 20), "disk").broken == NONE
+    assert oracle.check(events(4, 20), "disk").broken == NONE | {"phantom": 1}
+    ledger.leaving(some)
+    assert oracle.check(events(4, 20), "disk").broken == NONE
+    ledger.returned(some)
+    assert oracle.check(events(0, 20), "disk").broken == NONE
+    assert oracle.check(events(1, 20), "disk").broken == lacks_one

@@ -19,7 +19,21 @@ class Life(small_life.Life):
     """One opening; what leaves the table, the ledger knows."""
 
     schema = pa.schema([*SCHEMA.arrow, pa.field("note", pa.string())])  # as it is at the end
+    cold: Any = "parquet"
+    n = "INTEGER"  # widened later
     wide = False
+
+    @classmethod
+    def create(cls, lake: ls.Lake) -> ls.Table:
+        if "events" in lake:  # with more columns, perhaps
+            return lake["events"]
+        return lake.create_table(
+            "events",
+            {"id": "VARCHAR not null", "time": "TIMESTAMPTZ not null", "n": cls.n},
+            event_id="id",
+            event_time="time",
+            cold=cls.cold,
+        )
 
     def take(self, verb: str, numbers: Iterable[int], **options: Any) -> None:
         """Delete these rows, or all that are of the first day among them, or bring them back."""
@@ -31,41 +45,20 @@ class Life(small_life.Life):
     def evolve(self, **changes: Any) -> None:
         self.wide = self.do("evolve", **changes) is not None or self.wide
 
-    def events(self, start: int, stop: int) -> pa.Table:  # type: ignore[override]
+    def events(self, start: int, stop: int) -> pa.Table:
         rows = small_life.events(start, stop)
         notes = pa.array([f"note {number}" for number in range(start, stop)])
         return rows.append_column("note", notes) if self.wide else rows
 
 
-class InParquet(Life):
-    """Its `n` is an INTEGER first, and then widened."""
-
-    @staticmethod
-    def create(lake: ls.Lake) -> ls.Table:
-        return _created(lake, "INTEGER", "parquet")
-
-
 class InDelta(Life):
-    """deltalake cannot widen, so its `n` is a BIGINT from the start."""
+    """Columns of a Delta table cannot be widened."""
 
-    @staticmethod
-    def create(lake: ls.Lake) -> ls.Table:
-        return _created(lake, "BIGINT", "delta")
-
-
-LIVES: dict[str, type[Life]] = {"parquet": InParquet, "delta": InDelta}
+    cold = "delta"
+    n = "BIGINT"
 
 
-def _created(lake: ls.Lake, n: str, cold: Any) -> ls.Table:
-    if "events" in lake:  # with more columns, perhaps
-        return lake["events"]
-    return lake.create_table(
-        "events",
-        {"id": "VARCHAR not null", "time": "TIMESTAMPTZ not null", "n": n},
-        event_id="id",
-        event_time="time",
-        cold=cold,
-    )
+LIVES: dict[str, type[Life]] = {"parquet": Life, "delta": InDelta}
 
 
 def live(root: str, ledger: str, cold: str, mutant: str | None = None) -> None:
@@ -79,7 +72,7 @@ def live(root: str, ledger: str, cold: str, mutant: str | None = None) -> None:
     first.do("seal")
     first.append(30, 40)
     first.do("flush")
-    if cold == "parquet":
+    if life.n == "INTEGER":
         first.evolve(widen={"n": "BIGINT"})
     first.evolve(add={"note": "VARCHAR"})
     first.append(140, 160, producer="p", seq=2)
@@ -108,9 +101,5 @@ def _prune(life: Life, numbers: Iterable[int]) -> None:
         life.take("prune", numbers, before=TOMORROW, confirm=True)
 
 
-def judge_parquet(lakes: list[list[str]], level: str, report: str) -> None:
-    small_life.judge(lakes, level, report, InParquet)
-
-
-def judge_delta(lakes: list[list[str]], level: str, report: str) -> None:
-    small_life.judge(lakes, level, report, InDelta)
+def judge(lakes: list[list[str]], level: str, report: str, cold: str) -> None:
+    small_life.judge(lakes, level, report, LIVES[cold])

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import lakestore as ls
-from lakestore import flush, hot, payload, recover, retain
+from lakestore import coldfiles, flush, hot, payload, recover, retain
 from lakestore.layout import journal_name
 
 
@@ -94,11 +94,23 @@ def _forget_before_the_delete() -> None:
     retain.fsync_folder = lambda path: None
 
 
+def _delete_replaced_files_before_the_commit() -> None:
+    replace = coldfiles.replace
+
+    def hasty(table: Any, replacement: Any, *rest: Any) -> None:
+        for file in replacement.removed:
+            table.cold_path(file).unlink()
+        replace(table, replacement, *rest)
+
+    coldfiles.replace = hasty
+
+
 MUTANTS: dict[str, Callable[[], None]] = {
     "acknowledge before the write": _acknowledge_before_the_write,
     "delete journals before the commit": _delete_journals_before_the_commit,
     "commit before the files are published": _commit_before_the_files_are_published,
     "delete journals when they are taken over": _delete_journals_when_they_are_taken_over,
+    "delete replaced files before the commit": _delete_replaced_files_before_the_commit,
     "skip the fsync of folders": _skip_the_fsync_of_folders,
     "skip the fsync of files": _skip_the_fsync_of_files,
     "skip the fdatasync of the journal": _skip_the_fdatasync_of_the_journal,

@@ -94,11 +94,11 @@ class Ledger:
         self._write({"leaving": list(keys)})
 
     def left(self, keys: Iterable[str]) -> None:
-        """After they were deleted: none is there."""
+        """After `leaving`, once they were deleted: none is there."""
         self._write({"left": list(keys)})
 
     def returned(self, keys: Iterable[str]) -> None:
-        """After they were brought back: as if they had never left."""
+        """After `leaving`, once they were brought back: as if they had never left."""
         self._write({"returned": list(keys)})
 
     def close(self) -> None:
@@ -178,8 +178,8 @@ class Oracle:
     _batches: dict[str, _Batch] = field(default_factory=dict)
     _owners: dict[str, tuple[str, ...]] = field(default_factory=dict)  # key → its batches
     _digests: dict[str, set[int]] = field(default_factory=dict)
-    _leaving: set[str] = field(default_factory=set)  # may be there or not
-    _left: set[str] = field(default_factory=set)  # must not be there
+    _excused: set[str] = field(default_factory=set)  # need not be there
+    _left: set[str] = field(default_factory=set)  # of these: must not be there
     _schema: pa.Schema | None = None
     _key: str = "id"
 
@@ -218,14 +218,14 @@ class Oracle:
     def _required(self, level: str) -> set[str]:
         survives = LEVELS.index(level)
         acked = [batch for batch in self._batches.values() if batch.acked >= survives]
-        return {key for batch in acked for key in batch.keys} - self._leaving - self._left
+        return {key for batch in acked for key in batch.keys} - self._excused
 
     def _torn(self, there: set[str]) -> list[str]:
         """Batches that cannot be there whole or not at all, as those that share rows with them.
 
         A row that is absent was in no batch that was accepted; a row that is there was in one.
         """
-        absent = self._owners.keys() - there - self._leaving - self._left
+        absent = self._owners.keys() - there - self._excused
         left_out = {owner for key in absent for owner in self._owners[key]}
         torn = {self._owners[key] for key in self._owners.keys() & there}
         return sorted(" and ".join(owners) for owners in torn if left_out.issuperset(owners))
@@ -235,7 +235,7 @@ class Oracle:
         newest: dict[str, int] = {}
         gone: list[_Batch] = []
         for batch in self._batches.values():
-            keys = set(batch.keys) - self._leaving - self._left
+            keys = set(batch.keys) - self._excused
             if batch.producer is None or batch.seq is None or not keys:
                 continue
             if there.issuperset(keys):
@@ -258,16 +258,13 @@ class Oracle:
                 batch.acked = max(batch.acked, level)
             elif "refuse" in fact:
                 self._refused(f"{name}#{fact['refuse']}")
+            elif "leaving" in fact:
+                self._excused.update(fact["leaving"])
+                self._left.difference_update(fact["leaving"])
+            elif "left" in fact:
+                self._left.update(fact["left"])
             else:
-                self._deleted(fact)
-
-    def _deleted(self, fact: dict[str, Any]) -> None:
-        """Which of three states the keys are in now."""
-        (said,) = fact.keys() & {"leaving", "left", "returned"}
-        for state, keys in (("leaving", self._leaving), ("left", self._left)):
-            keys.difference_update(fact[said])
-            if said == state:
-                keys.update(fact[said])
+                self._excused.difference_update(fact["returned"])
 
     def _new_facts(self) -> Iterable[tuple[int, str, dict[str, Any]]]:
         for path in self.folder.glob("*.ledger"):

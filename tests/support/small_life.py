@@ -4,6 +4,7 @@ import json
 import traceback
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -84,17 +85,14 @@ class Life:
         self._table: ls.Table | None = None
         self._lake: ls.Lake | None = self._try(self._open) or self._try(self._open)
         if self._lake is not None:
-            lake = self._lake
-            self._table = self._try(lambda: self.create(lake)) or self._try(
-                lambda: self.create(lake)
-            )
+            create = partial(self.create, self._lake)
+            self._table = self._try(create) or self._try(create)
 
-    @staticmethod
-    def create(lake: ls.Lake) -> ls.Table:
+    @classmethod
+    def create(cls, lake: ls.Lake) -> ls.Table:
         return lake.create_table("events", SCHEMA, exist_ok=True)
 
-    @staticmethod
-    def events(start: int, stop: int) -> pa.Table:
+    def events(self, start: int, stop: int) -> pa.Table:
         return events(start, stop)
 
     def append(self, start: int, stop: int, **options: Any) -> None:
