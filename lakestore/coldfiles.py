@@ -22,6 +22,7 @@ from lakestore.clock import EPOCH
 from lakestore.context import TableContext
 from lakestore.engine import SORT_BYTES, sorter
 from lakestore.errors import ConflictError, LakestoreError, StorageError
+from lakestore.failpoint import reach
 from lakestore.idhash import NO_HASHES, Hashes, days
 from lakestore.layout import ColdName
 from lakestore.lineage import Lineage
@@ -229,36 +230,41 @@ def write_parts(
     folder: Path,
     schema: TableSchema,
     footer: Mapping[str, Any],
-    parts: Sequence[tuple[int, pa.Table]],
+    parts: Sequence[tuple[int, pa.Table, Hashes]],
     ending: Mapping[str, Any],
 ) -> list[Written]:
-    """Write rows that are in memory to files in `folder`, some at a time.
+    """Write rows that are in memory to files in `folder`, some at a time, the long ones first.
 
     Args:
-        parts: of each file the number of its day, and its rows in order.
+        parts: of each file the number of its day, its rows in order, and the hashes of their ids.
         footer, ending: as in `write`.
 
     Raises: as `write`.
     """
 
     def write_one(part: int) -> Written:
-        day, rows = parts[part]
+        day, rows, hashes = parts[part]
         path = folder / f"{uuid4().hex}.parquet"
         more = {"parts": len(parts), **ending} if part == len(parts) - 1 else {}
         writer = datafile.DataFileWriter(path, schema, footer, bloom=True)
         try:
-            hashes = [writer.write(batch) for batch in rows.to_batches()]
+            at = 0
+            for batch in rows.to_batches():
+                writer.write(batch, hashes[at : at + batch.num_rows])
+                at += batch.num_rows
             info = writer.close(part=part, **more)
         except BaseException:
             writer.abandon()
             raise
-        return Written(EPOCH.date() + timedelta(days=day), path, info, np.concatenate(hashes))
+        return Written(EPOCH.date() + timedelta(days=day), path, info, hashes)
 
+    longest_first = sorted(range(len(parts)), key=lambda part: -parts[part][1].num_rows)
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         try:
-            return list(pool.map(write_one, range(len(parts))))
+            written = dict(zip(longest_first, pool.map(write_one, longest_first), strict=True))
         except OSError as error:
             raise storage_error("cannot write cold files", error) from error
+    return [written[part] for part in range(len(parts))]
 
 
 def named(table: TableContext, written: Written, first: int, last: int, part: int) -> ColdFile:
@@ -270,17 +276,36 @@ def named(table: TableContext, written: Written, first: int, last: int, part: in
 
 
 def publish(
-    table: TableContext, file: ColdFile, written: Written, folder: Path, parts: Parts
+    table: TableContext,
+    files: Sequence[tuple[ColdFile, Written]],
+    folder: Path,
+    parts: Parts,
+    step: str,
 ) -> None:
-    """Give a file its name, its partials before it, and a copy of it to the cache.
+    """Give files their names, some at a time, for a disk and a store make one wait.
 
     Args:
         folder: to stage in.
-        parts: partials of what it was made from.
+        parts: partials of what they were made from.
+        step: the failpoint that is reached after each.
 
     Raises:
-        StorageError: it was not published.
+        StorageError: one was not published.
     """
+
+    def publish_one(named: tuple[ColdFile, Written]) -> None:
+        _publish(table, *named, folder, parts)
+        reach(step)
+
+    with ThreadPoolExecutor(_AT_A_TIME) as pool:
+        for _ in pool.map(publish_one, files):  # after a failure none is begun
+            pass
+
+
+def _publish(
+    table: TableContext, file: ColdFile, written: Written, folder: Path, parts: Parts
+) -> None:
+    """Give a file its name, its partials before it, and a copy of it to the cache."""
     table.site.files.put(table.wanted(file), written.path)
     table.partials.files.put(file, written.path, folder, parts)
     key = table.cold_key(file)

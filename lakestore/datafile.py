@@ -124,8 +124,8 @@ class DataFileWriter:
             write_batch_size=min(_BATCH_ROWS, max(1, _BATCH_BYTES * rows // max(1, first.nbytes))),
         )
 
-    def write(self, batch: pa.RecordBatch) -> Hashes:
-        """Add rows, in file order; returns the hashes of their ids."""
+    def write(self, batch: pa.RecordBatch, hashes: Hashes | None = None) -> Hashes:
+        """Add rows, in file order; returns the hashes of their ids, which may be known already."""
         if batch.num_rows == 0:
             return NO_HASHES
         schema = self._schema
@@ -134,7 +134,8 @@ class DataFileWriter:
         low, high = _utc(span["min"]), _utc(span["max"])
         self._min = low if self._min is None else min(self._min, low)
         self._max = high if self._max is None else max(self._max, high)
-        hashes = hash_ids(batch.column(schema.event_id), times, schema.dedup)
+        if hashes is None:
+            hashes = hash_ids(batch.column(schema.event_id), times, schema.dedup)
         self.id_sum = (self.id_sum + id_sum(hashes)) % 2**64
         if schema.has_references:
             self._payload |= files_referred_to(batch.column(REFERENCE))
@@ -239,7 +240,8 @@ def check(path: Path, schema: TableSchema, rows: int, expected_id_sum: int | Non
             path, metadata=metadata, read_dictionary=repeated, page_checksum_verification=True
         ) as file:
             groups = (metadata.row_group(g).num_rows for g in range(metadata.num_row_groups))
-            for batch in file.iter_batches(batch_size=max(groups, default=1)):
+            # Threads would take a third more of the processors, which others have a use for.
+            for batch in file.iter_batches(batch_size=max(groups, default=1), use_threads=False):
                 found += batch.num_rows
                 if expected_id_sum is not None:
                     times = batch.column(schema.event_time)

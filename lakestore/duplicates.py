@@ -15,7 +15,16 @@ from lakestore import hot, quoting
 from lakestore.context import TableContext
 from lakestore.engine import duckdb_error
 from lakestore.errors import ConflictError, CorruptionError, StorageError
-from lakestore.idhash import Hashes, days_of, hash_batch, identities, in_sorted, twins
+from lakestore.idhash import (
+    NO_HASHES,
+    Hashes,
+    Sought,
+    days_of,
+    hash_batch,
+    identities,
+    in_sorted,
+    twins,
+)
 from lakestore.layout import ColdName
 from lakestore.snapshot import ColdFile, TableState
 
@@ -40,7 +49,8 @@ def drop_duplicates(
 
     Args:
         ask_all: also ask the segments whose ids the appender knew when it accepted the rows.
-        since: ask only files that were not published then.
+        since: ask only files that were not published then; the rows were compared with the others,
+            and with each other.
         waits: for a store that does not answer, instead of leaving its files to the seal.
         hashes: of the rows' ids, where they are known.
 
@@ -52,16 +62,16 @@ def drop_duplicates(
     if schema.dedup == "none" or rows.num_rows == 0:
         return rows
     hashes = hash_batch(rows, schema) if hashes is None else hashes
-    ordered = np.sort(hashes)  # sorted probes stay in the cache: a third of the time
-    suspects = _rows_of(twins(ordered), hashes)
+    sought = Sought(hashes)
+    suspects = _rows_of(twins(sought.ordered) if since is None else NO_HASHES, hashes)
     known: set[object] = set()
-    asked = _files_to_ask(table, rows, since, ask_all=ask_all) if since is not None else {}
+    asked = {s.name for s in since.hot} | {f.name for f in since.cold} if since else set()
     sources = _files_to_ask(table, rows, state, ask_all=ask_all, waits=waits)
     for name, source in sources.items():
         if name in asked:
             continue
         try:
-            there = ordered[table.file_ids.contains(name, source, ordered)]
+            there = table.file_ids.common(name, source, sought)
             hit = _rows_of(there, hashes)
             if len(there):
                 known |= _published(table, source(), rows.filter(pa.array(hit)))

@@ -19,7 +19,7 @@ import pyarrow.parquet as pq
 import xxhash
 
 from lakestore.errors import StorageError
-from lakestore.idhash import HASH_VERSION, Hashes, hash_batch, in_sorted
+from lakestore.idhash import HASH_VERSION, Hashes, Sought, hash_batch, in_sorted
 from lakestore.layout import ids_name
 from lakestore.schema import TableSchema
 from lakestore.settings import MIB
@@ -52,6 +52,10 @@ class FileIds:
         """
         run = self._load(name, source)
         return in_sorted(run, hashes) if len(run) else np.zeros(len(hashes), dtype=np.bool_)
+
+    def common(self, name: str, source: Callable[[], Path], sought: Sought) -> Hashes:
+        """Those of the hashes that the file may hold, sorted; as `contains`."""
+        return sought.found_in(self._load(name, source))
 
     def of(self, name: str, path: Path) -> Hashes:
         """The sorted hashes of a file that is at `path`."""

@@ -211,9 +211,8 @@ class _Purge:
             self._put(made)
             reach("purge.5")
         files = [coldfiles.named(table, one, 0, 0, part) for part, one in enumerate(written)]
-        for file, one in zip(files, written, strict=True):
-            coldfiles.publish(table, file, one, self.folder, {})
-            reach("purge.6")
+        named = list(zip(files, written, strict=True))
+        coldfiles.publish(table, named, self.folder, {}, "purge.6")
         reach("purge.7")
         came = [made.name for made in thinned]
         replacement = Replacement("purge", job.files, files, footers, job.payload)

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lakestore import idhash
-from lakestore.idhash import IdIndex, hash_ids
+from lakestore.idhash import IdIndex, Sought, hash_ids
 
 RANDOM = np.random.Generator(np.random.PCG64(3))
 
@@ -66,3 +66,15 @@ def test_the_filter_is_good_for_ids_that_count_up():
     index.add(known)
     others = np.array(text_hashes([f"e{i:07d}" for i in range(200_000, 300_000)]), np.uint64)
     assert index._bloom.may_hold(others).mean() < 0.02
+
+
+@pytest.mark.parametrize("size", [0, 1, 31, 5_000, 300_000])
+@pytest.mark.parametrize("known", [0, 1, 5_000, 300_000])
+def test_what_is_sought_is_found_in_a_run_however_long_both_are(size, known):
+    hashes = RANDOM.integers(0, 2**64, size, dtype=np.uint64)
+    both = hashes[: min(size, known) // 2]
+    others = RANDOM.integers(0, 2**64, known - len(both), dtype=np.uint64)
+    run = np.sort(np.concatenate((both, others)))
+    assert np.array_equal(Sought(hashes).found_in(run), np.intersect1d(hashes, run))
+    extremes = np.array([0, 2**64 - 1], dtype=np.uint64)
+    assert np.array_equal(Sought(extremes).found_in(np.sort(np.append(run, extremes))), extremes)

@@ -198,7 +198,7 @@ def test_what_fails_half_way_goes_on_where_it_was(lake: ls.Lake, cold: str, poin
     table = lake.create_table("events", PLAIN, cold=cold)
     with failpoint.at(point, "ENOSPC", hit=2) as trap, pytest.raises(ls.StorageError):
         table.load(reader(events(0, 350)), load_id="l")
-    assert trap.seen == 2
+    assert trap.seen >= 2, "files are published some at a time"
     done = len(numbers(table))
     assert done in (0, 120, 240)
     report = table.load(reader(events(0, 350)), load_id="l")

@@ -20,6 +20,7 @@ from pathlib import Path
 from uuid import uuid4
 
 import duckdb
+import numpy as np
 import pyarrow as pa
 
 from lakestore import coldfiles, hot, payload
@@ -30,7 +31,7 @@ from lakestore.errors import ConflictError, LakestoreError
 from lakestore.failpoint import reach
 from lakestore.load.chunks import Chunk
 from lakestore.load.fresh import Fresh
-from lakestore.load.ordering import by_file, in_order
+from lakestore.load.ordering import by_file, order
 from lakestore.policy import to_stored
 from lakestore.seal import seal, taken
 from lakestore.snapshot import ColdFile, Segment
@@ -149,7 +150,7 @@ def _publish(
     first, last = segments[0].first, segments[-1].last
     staged = payload.StagedPayload()
     try:
-        written = _write(folder, table, fresh.rows, segments, staged, chunk)
+        written = _write(folder, table, fresh, segments, staged, chunk)
         reach("load.5")
         load = Load(chunk.sent)
         examine = _Examination(table, fresh, load)
@@ -162,9 +163,7 @@ def _publish(
         staged.discard()
     reach("load.6")
     named = [(coldfiles.named(table, w, first, last, part), w) for part, w in enumerate(written)]
-    for file, one in named:
-        coldfiles.publish(table, file, one, folder, {})
-        reach("load.7")
+    coldfiles.publish(table, named, folder, {}, "load.7")
     reach("load.8")
     files = [file for file, _ in named]
     complete = promised.moment if last >= promised.last else None
@@ -181,24 +180,26 @@ def _publish(
 def _write(
     folder: Path,
     table: TableContext,
-    rows: pa.Table,
+    fresh: Fresh,
     segments: Sequence[Segment],
     staged: payload.StagedPayload,
     chunk: Chunk,
 ) -> list[Written]:
     """Write the files, and those of payloads; their footers say what they took."""
-    first, last = segments[0].first, segments[-1].last
+    first, last, rows = segments[0].first, segments[-1].last, fresh.rows
     references = None
     if table.schema.has_references:
         # Whose number it is, and so a name that no other payload file gets.
         facts = table.footer(generations=[], chunk=last)
         made, references = payload.stage(table.site.staging, table.accepts, rows, facts)
         staged.files.update(made.files)
-    stored = in_order(to_stored(rows, table.accepts, references), table.schema)
+    stored, hashes = to_stored(rows, table.accepts, references), fresh.hashes
+    if (numbers := order(stored, table.schema)) is not None:
+        stored, hashes = stored.combine_chunks().take(numbers), hashes[np.asarray(numbers)]
     footer = table.footer(tier="cold", seal=uuid4().hex, first=first, last=last)
     took = taken(table, segments)
     took["producers"] = hot.highest([*took["producers"].items(), *chunk.sent.items()])
-    parts = list(by_file(stored, table.schema, _FILES))
+    parts = list(by_file(stored, table.schema, hashes, _FILES))
     return coldfiles.write_parts(folder, table.schema, footer, parts, took)
 
 

@@ -9,7 +9,7 @@ import pyarrow as pa
 from lakestore import duplicates
 from lakestore.context import TableContext
 from lakestore.errors import ConflictError
-from lakestore.idhash import NO_HASHES, Hashes, hash_batch, identities, in_sorted
+from lakestore.idhash import Hashes, hash_batch, identities, in_sorted
 from lakestore.query.pin import pin
 from lakestore.snapshot import TableState
 
@@ -20,7 +20,7 @@ class Fresh:
 
     rows: pa.Table
     hashes: Hashes
-    """Of their ids, where duplicates are dropped."""
+    """Of their ids."""
     state: TableState | None
     """What was published then; None: they were compared with nothing yet."""
     schema_version: int
@@ -29,9 +29,7 @@ class Fresh:
     @classmethod
     def unseen(cls, table: TableContext, rows: pa.Table) -> "Fresh":
         """Rows as the table has them, compared with nothing yet."""
-        is_asked = table.schema.dedup != "none"
-        hashes = hash_batch(rows, table.schema) if is_asked else NO_HASHES
-        return cls(rows, hashes, None, table.entry.schema_version)
+        return cls(rows, hash_batch(rows, table.schema), None, table.entry.schema_version)
 
     def still(self, table: TableContext) -> "Fresh":
         """Those that are new still: what is durable wins, be it buffered here or elsewhere.

@@ -8,21 +8,22 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from lakestore.datafile import ROW_GROUP_ROWS
-from lakestore.idhash import days
+from lakestore.idhash import Hashes, days
 from lakestore.schema import TableSchema
 
 _DAY = "lakestore_day"
+_ROWS_MIN = ROW_GROUP_ROWS
+"""Fewer are not worth two files."""
 
 
-def in_order(rows: pa.Table, schema: TableSchema) -> pa.Table:
-    """The rows by day, then in the table's sort order; the same table when they are."""
+def order(rows: pa.Table, schema: TableSchema) -> pa.Array | None:
+    """The numbers of the rows by day, then in the table's sort order; None when they are in it."""
     keys: dict[str, pa.ChunkedArray | pa.Array] = {n: rows.column(n) for n in schema.sort}
     if schema.sort[0] != schema.event_time:
         keys = {_DAY: pa.array(days(rows.column(schema.event_time)))} | keys
     if _is_in_order(list(keys.values())):
-        return rows
-    order = pc.sort_indices(pa.table(keys), sort_keys=[(name, "ascending") for name in keys])
-    return rows.combine_chunks().take(order)
+        return None
+    return pc.sort_indices(pa.table(keys), sort_keys=[(name, "ascending") for name in keys])
 
 
 def _is_in_order(keys: Sequence[pa.ChunkedArray | pa.Array]) -> bool:
@@ -45,16 +46,19 @@ def _is_in_order(keys: Sequence[pa.ChunkedArray | pa.Array]) -> bool:
     return True
 
 
-def by_file(rows: pa.Table, schema: TableSchema, files: int) -> Iterator[tuple[int, pa.Table]]:
-    """Rows in order, cut into those of each file: (day number, rows of that day alone).
+def by_file(
+    rows: pa.Table, schema: TableSchema, hashes: Hashes, files: int
+) -> Iterator[tuple[int, pa.Table, Hashes]]:
+    """Rows in order, cut into those of each file: (day number, rows of that day, their hashes).
 
     Args:
-        files: about so many, of whole row groups, where the rows are of one day.
+        files: at least so many, so that as many can be written at a time; none has more than its
+            share of the rows.
     """
     numbers = days(rows.column(schema.event_time))
-    groups = -(-rows.num_rows // (files * ROW_GROUP_ROWS))
-    step = max(1, groups) * ROW_GROUP_ROWS
+    step = max(_ROWS_MIN, -(-rows.num_rows // files))
     borders = [0, *(np.flatnonzero(np.diff(numbers)) + 1).tolist(), rows.num_rows]
     for start, end in itertools.pairwise(borders):
         for at in range(start, end, step):
-            yield int(numbers[start]), rows.slice(at, min(step, end - at))
+            to = min(at + step, end)
+            yield int(numbers[start]), rows.slice(at, to - at), hashes[at:to]
