@@ -17,7 +17,7 @@ from support.forks import Child, Zygote
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(3000)]
 
 SEEDS = (1, 2)
-KILLS = 75
+KILLS = 50
 KILLS_OF_A_SOAK = 5_000
 KILLS_BETWEEN_CHECKS = 25
 MUTANTS = ("acknowledge before the write", "delete journals before the commit")

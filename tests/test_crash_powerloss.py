@@ -23,7 +23,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 MODELS = {"ordinary": False, "strict": True}
 CHUNKS = {SMALL: 5} | dict.fromkeys(LATER, 2)
-STATES = 15
+STATES = 6
 """A chunk, unless with --soak all states are tried."""
 MUTANTS = {
     "skip the fsync of folders": "strict",
@@ -110,7 +110,7 @@ def test_a_power_loss(zygote, states, tmp_path, figure, soak, model, script, chu
 def test_deltalake_does_not_pass(zygote, tmp_path, figure, model):
     """The checker bites: deltalake acknowledges before the disk has the rows."""
     made = record(zygote, tmp_path / "recorded", DELTALAKE)
-    every = evenly(powerloss.explore(made, strict=MODELS[model]), 40)
+    every = evenly(powerloss.explore(made, strict=MODELS[model]), 20)
     wrong = judge(zygote, tmp_path / "judged", every, made.folder, DELTALAKE)
     figure(f"power loss, {model} file system", "states of deltalake", len(every))
     figure(f"power loss, {model} file system", "of them broken", len(wrong))

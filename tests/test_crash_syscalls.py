@@ -32,7 +32,7 @@ from support.strace import (
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 CHUNKS = {SMALL: 8} | dict.fromkeys(LATER, 3)
-KILLS, ERRORS = 7, 6
+KILLS, ERRORS = 3, 3
 """A chunk, unless with --soak all points are tried."""
 MUTANTS = (
     "acknowledge before the write",

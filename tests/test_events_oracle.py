@@ -323,7 +323,7 @@ def one_case(seed: int, state: str, count: int) -> None:
 
 
 def test_every_answer_is_that_of_one_table(figure):
-    @settings(max_examples=60, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
+    @settings(max_examples=30, phases=[Phase.generate], suppress_health_check=list(HealthCheck))
     @given(
         seed=st.integers(0, 2**32),
         state=st.sampled_from(STATES),

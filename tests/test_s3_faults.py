@@ -61,7 +61,7 @@ _AT_STAKE = (
     "PUT log version", "PUT data", "PUT record", "PUT schema", "POST delete", "GET data",
     "GET record",
 )  # fmt: skip
-FEW = ("503", "reset after", "flipped", "spurious 412")
+FEW = ("503", "reset after")
 
 
 def is_usual(life: str, cold: str, kind: str, fault: str) -> bool:

@@ -29,11 +29,12 @@ from hypothesis.stateful import (
 from support.model import SHAPES, START, Event, Held, Model, Prune, Row, Then, at, row, rows, schema
 
 import lakestore as ls
-from lakestore import prune
+from lakestore import erasure, lineage, prune, undo
 from lakestore.append import Appender
 from lakestore.catalog.commit import Commit
 from lakestore.cold.delta import DeltaCold
 from lakestore.delta.past import as_of
+from lakestore.lineage import _expression
 from lakestore.load import fresh as loads
 from lakestore.tail import JournalTails
 from lakestore.travel import TableVersion
@@ -646,6 +647,16 @@ def test_a_planted_bug_is_caught(monkeypatch, figure, mutant):
     figure("state machine", "mutants caught")
 
 
+class Given:
+    """Draws what it was given."""
+
+    def __init__(self, value: object) -> None:
+        self._value = value
+
+    def draw(self, _: object) -> object:
+        return self._value
+
+
 def by_hand() -> None:
     """A few of the steps, in a fixed order."""
     machine = LakeMachine()
@@ -659,6 +670,18 @@ def by_hand() -> None:
         machine.seal("first")
         machine.every_answer_is_right()
         machine.go_back("one")
+        machine.evolve("first", "one", "add")
+        machine.append([(22, 1)], "disk", "first", "one", 1)
+        machine.every_answer_is_right()
+        machine.append([(0, 0)], "disk", "first", "one", 1)  # which was pruned
+        machine.flush("first")
+        machine.undo("first", "one", data=Given(None))
+        machine.every_answer_is_right()
+        machine.seal("first")
+        machine.undo("first", "one", data=Given(None))
+        machine.every_answer_is_right()
+        machine.purge("first", "one", width=1, data=Given(20))
+        machine.every_answer_is_right()
     finally:
         machine.teardown()
 
@@ -678,6 +701,14 @@ LATER_MUTANTS = {
         loads,
         "_held",
         lambda fresh, *_: np.zeros(fresh.rows.num_rows, dtype=np.bool_),
+    ),
+    "an undo does not look at what is hot": (undo, "_check_hot", lambda *_: None),
+    "an undo does not look at what is sealed": (undo, "_Examination", lambda *_: lambda _: None),
+    "a purge leaves what is sealed": (erasure, "choose", lambda *_: None),
+    "a column that is added is full in old files": (
+        lineage,
+        "_expression",
+        lambda column, origin: _expression(column, origin).replace("NULL", "7"),
     ),
 }
 
