@@ -22,7 +22,6 @@ from lakestore.clock import EPOCH
 from lakestore.context import TableContext
 from lakestore.engine import SORT_BYTES, sorter
 from lakestore.errors import ConflictError, LakestoreError, StorageError
-from lakestore.failpoint import reach
 from lakestore.idhash import NO_HASHES, Hashes, days
 from lakestore.layout import ColdName
 from lakestore.lineage import Lineage
@@ -280,14 +279,14 @@ def publish(
     files: Sequence[tuple[ColdFile, Written]],
     folder: Path,
     parts: Parts,
-    step: str,
+    then: Callable[[], None],
 ) -> None:
     """Give files their names, some at a time, for a disk and a store make one wait.
 
     Args:
         folder: to stage in.
         parts: partials of what they were made from.
-        step: the failpoint that is reached after each.
+        then: called after each.
 
     Raises:
         StorageError: one was not published.
@@ -295,7 +294,7 @@ def publish(
 
     def publish_one(named: tuple[ColdFile, Written]) -> None:
         _publish(table, *named, folder, parts)
-        reach(step)
+        then()
 
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
         for _ in pool.map(publish_one, files):  # after a failure none is begun

@@ -191,7 +191,7 @@ def _compact_in(folder: Path, table: TableContext, job: Job, memory_bytes: int) 
     files = [coldfiles.named(table, one, 0, 0, part) for part, one in enumerate(written)]
     parts = table.partials.files.of_files(job.files)
     named = list(zip(files, written, strict=True))
-    coldfiles.publish(table, named, folder, parts, "compact.4")
+    coldfiles.publish(table, named, folder, parts, lambda: reach("compact.4"))
     reach("compact.5")
     replacement = Replacement("compact", job.files, files, footers)
     coldfiles.replace(table, replacement, written, {"cold": [file.name for file in files]})

@@ -212,7 +212,7 @@ class _Purge:
             reach("purge.5")
         files = [coldfiles.named(table, one, 0, 0, part) for part, one in enumerate(written)]
         named = list(zip(files, written, strict=True))
-        coldfiles.publish(table, named, self.folder, {}, "purge.6")
+        coldfiles.publish(table, named, self.folder, {}, lambda: reach("purge.6"))
         reach("purge.7")
         came = [made.name for made in thinned]
         replacement = Replacement("purge", job.files, files, footers, job.payload)

@@ -169,7 +169,7 @@ def _seal_in(
         key = table.payload_key(name)
         payload.put(site.storage, key, name, table.payload_folder, site.staging)
     parts = table.partials.files.of_files(segments)
-    coldfiles.publish(table, named, folder, parts, "seal.4")
+    coldfiles.publish(table, named, folder, parts, lambda: reach("seal.4"))
     reach("seal.5")
     files = [file for file, _ in named]
     complete = promised.moment if last >= promised.last else None

@@ -163,7 +163,7 @@ def _publish(
         staged.discard()
     reach("load.6")
     named = [(coldfiles.named(table, w, first, last, part), w) for part, w in enumerate(written)]
-    coldfiles.publish(table, named, folder, {}, "load.7")
+    coldfiles.publish(table, named, folder, {}, lambda: reach("load.7"))
     reach("load.8")
     files = [file for file, _ in named]
     complete = promised.moment if last >= promised.last else None
