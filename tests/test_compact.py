@@ -345,7 +345,7 @@ def test_residual_duplicates_go(open_lake):
         )
         (one,) = written
         twice = coldfiles.named(context, one, 0, 0, 0)
-        coldfiles.publish(context, twice, one, folder, {})
+        coldfiles.publish(context, [(twice, one)], folder, {}, lambda: None)
     with lake._site.catalog.commit() as commit:
         commit.cold(context.entry.id).add([twice])
     assert lake.sql("SELECT count(*) FROM events").fetchall() == [(150,)]
