@@ -297,7 +297,7 @@ def publish(
         then()
 
     with ThreadPoolExecutor(_AT_A_TIME) as pool:
-        for _ in pool.map(publish_one, files):  # after a failure none is begun
+        for _ in pool.map(publish_one, files):  # what is not begun when a failure is met is left
             pass
 
 

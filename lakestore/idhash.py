@@ -38,6 +38,7 @@ def _three_bits() -> Hashes:
 
 _PATTERNS = _three_bits()
 _PREFIX_BITS = 25
+"""A byte for each prefix: 32 MiB at most."""
 _FEW = 16
 """Hashes so many times fewer than those of a run are better searched for one by one."""
 
